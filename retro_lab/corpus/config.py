@@ -1,0 +1,114 @@
+"""Where text comes from and how it becomes tokens: the `corpus` and `tokenizer` configuration groups."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass(kw_only=True)
+class CorpusConfig:
+    """What every corpus has; each kind of source adds its own fields below."""
+
+    _target_: str = MISSING
+    """Class of the document source."""
+    validation_fraction: float = 0.05
+    """Share of the documents held out, chosen by a hash of their ids, where the source has no validation split."""
+    max_bytes: float | None = None
+    """UTF-8 bytes of text to take, whole documents, train and validation together; all of it when null."""
+
+
+@dataclass(kw_only=True)
+class PythonSourceConfig(CorpusConfig):
+    """Python source files of installed packages."""
+
+    _target_: str = "retro_lab.corpus.python_source.PythonSource"
+    packages: list[str] = MISSING
+    """Import names of installed packages."""
+    include: list[str] = field(default_factory=lambda: ["**/*.py"])
+    """Glob patterns of the files to read, relative to each package."""
+    exclude: list[str] = field(default_factory=list)
+    """Glob patterns of files to leave out."""
+    max_file_bytes: float = 1e6
+    """Files larger than this are left out."""
+
+
+@dataclass(kw_only=True)
+class LocalConfig(CorpusConfig):
+    """Files of the user's own: json, jsonl, parquet, text or arrow, compressed or not."""
+
+    _target_: str = "retro_lab.corpus.local.LocalSource"
+    path: str = MISSING
+    """A file, a folder or a glob pattern."""
+    validation_path: str | None = None
+    """File, folder or glob pattern of the held-out documents; null holds out `validation_fraction` instead."""
+    format: str | None = None
+    """`json` (and jsonl), `parquet`, `text` or `arrow`; null tells it from the file names."""
+    text_field: str = "text"
+    """Name of the field that holds a document's text."""
+    id_field: str | None = None
+    """Name of the field that identifies a document; null numbers them by file and row."""
+
+
+@dataclass(kw_only=True)
+class HubConfig(CorpusConfig):
+    """A dataset of the Hugging Face hub, or a folder in the same layout."""
+
+    _target_: str = "retro_lab.corpus.hub.HubSource"
+    dataset: str = MISSING
+    """Name of the dataset, or a folder."""
+    subset: str | None = None
+    """Configuration of the dataset, such as a language or a version."""
+    revision: str | None = None
+    """Commit or tag of the dataset; pin it to make builds repeatable."""
+    data_files: dict[str, Any] | None = None
+    """Files by split name, for datasets without their own layout."""
+    train_split: str = "train"
+    """Name of the split to train on."""
+    validation_split: str | None = None
+    """Name of the held-out split; null holds out `validation_fraction` of the training split instead."""
+    text_field: str = "text"
+    """Name of the field that holds a document's text."""
+    id_field: str | None = None
+    """Name of the field that identifies a document; null numbers them by split and row."""
+
+
+@dataclass(kw_only=True)
+class MixtureConfig(CorpusConfig):
+    """Several corpora, each with a share of the text (Borgeaud et al. 2022, Table 1)."""
+
+    _target_: str = "retro_lab.corpus.mixture.MixtureSource"
+    sources: dict[str, Any] = MISSING
+    """Corpora by name, each a `corpus` configuration of its own."""
+    weights: dict[str, float] = MISSING
+    """Share of `max_bytes` that each source contributes; they need not sum to one."""
+
+
+@dataclass(kw_only=True)
+class TokenizerConfig:
+    """What every tokenizer has."""
+
+    _target_: str = MISSING
+    """Class of the tokenizer's recipe."""
+
+
+@dataclass(kw_only=True)
+class ByteBPEConfig(TokenizerConfig):
+    """A byte-level byte-pair encoding trained on the corpus."""
+
+    _target_: str = "retro_lab.corpus.tokenizer.ByteBPE"
+    vocabulary_size: int = 4096
+    """Number of token ids, the 256 bytes and the document marker among them."""
+    training_bytes: float = 1e8
+    """UTF-8 bytes of the training split to learn merges from."""
+
+
+@dataclass(kw_only=True)
+class PretrainedTokenizerConfig(TokenizerConfig):
+    """Any tokenizer of the Hugging Face hub, or of a folder or `tokenizer.json` on disk."""
+
+    _target_: str = "retro_lab.corpus.tokenizer.PretrainedTokenizer"
+    name: str = MISSING
+    """Name on the hub, or a folder."""
+    revision: str | None = None
+    """Commit or tag on the hub."""

@@ -1,0 +1,124 @@
+"""Documents and where they come from.
+
+A `DocumentSource` yields raw documents in independent parts; what cannot be used is told by `rejection` and dropped
+by whoever reads. This module imports nothing heavy: the readers of files and of the hub live in their own modules.
+"""
+
+import copy
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from retro_lab.errors import ConfigurationError
+
+Split = Literal["train", "validation"]
+
+UNREADABLE = "\udfff"
+"""Text of a record that could not be read at all; no file's text can be this (it is not valid Unicode)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text; `source` and `id` together identify it, `id` alone may occur in two sources."""
+
+    id: str
+    source: str
+    """Name of the corpus, or of the part of a mixture, that the document came from."""
+    text: str
+
+
+class DocumentSource(ABC):
+    """Raw documents in independent parts, each read in a fixed order."""
+
+    def __init__(self, validation_fraction: float = 0.05, max_bytes: float | None = None) -> None:
+        """Hold out `validation_fraction` of the documents, and take `max_bytes` of text; all of it when None.
+
+        Raises:
+            ConfigurationError: The fraction is not in [0, 1), or the limit is not positive.
+        """
+        if not 0 <= validation_fraction < 1:
+            raise ConfigurationError(f"corpus.validation_fraction={validation_fraction} must be in [0, 1).")
+        if max_bytes is not None and not max_bytes > 0:
+            raise ConfigurationError(f"corpus.max_bytes={max_bytes} must be positive; null takes all of the text.")
+        self.validation_fraction = validation_fraction
+        self.max_bytes = max_bytes
+
+    def limited(self, validation_fraction: float, max_bytes: float) -> Self:
+        """Return the same source as a part of a larger corpus: with its held-out fraction, and its limit if smaller."""
+        limited = copy.copy(self)
+        limited.validation_fraction = validation_fraction
+        limited.max_bytes = max_bytes if self.max_bytes is None else min(max_bytes, self.max_bytes)
+        return limited
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return all that the documents depend on, as JSON-able values without paths of this machine."""
+
+    @abstractmethod
+    def parts(self) -> int:
+        """Return the number of independent units of work (groups of files, shards of a dataset); at least 1."""
+
+    @abstractmethod
+    def read(self, part: int) -> Iterator[tuple[Split, Document]]:
+        """Yield the raw documents of one part in a fixed order, each with the split it belongs to.
+
+        The text may be anything: empty, with NULs, with lone surrogates where bytes were not UTF-8 (see `rejection`).
+        """
+
+    def _split(self, document: Document) -> Split:
+        """Split of a document, for sources that have no validation split of their own."""
+        return "validation" if held_out(document.id, self.validation_fraction) else "train"
+
+
+def rejection(text: str) -> str | None:
+    """Say why a document of this text cannot be used; None when it can."""
+    if text == UNREADABLE:
+        return "unreadable record"
+    if not text.strip():
+        return "empty"
+    if "\0" in text:
+        return "NUL character"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "not UTF-8"
+    return None
+
+
+def held_out(document_id: str, fraction: float) -> bool:
+    """Whether a document is held out: a hash of its id, so the same on any machine, in any order, at any time.
+
+    A larger fraction holds out all that a smaller one does.
+    """
+    digest = hashlib.blake2b(document_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
+def valid_unicode(name: str) -> str:
+    r"""Return `name` with lone surrogates (bytes that were not UTF-8) written out as `\udcff`, so that it has bytes."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def text_bytes(text: str) -> int:
+    """Length of the text in UTF-8 bytes."""
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def take_bytes(documents: Iterable[Document], max_bytes: float | None) -> Iterator[Document]:
+    """Yield whole documents until their text comes to `max_bytes`; the last one may go beyond it."""
+    taken = 0
+    for document in documents:
+        if max_bytes is not None and taken >= max_bytes:
+            return
+        yield document
+        taken += text_bytes(document.text)
+
+
+def byte_shares(sizes: Sequence[int], max_bytes: float | None) -> list[float | None]:
+    """Divide `max_bytes` in proportion to `sizes`; evenly where all are zero, no limit where there is none."""
+    if max_bytes is None:
+        return [None] * len(sizes)
+    total = sum(sizes)
+    return [max_bytes * size / total if total else max_bytes / len(sizes) for size in sizes]

@@ -1,0 +1,137 @@
+"""The user's own files as a corpus."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+from retro_lab.corpus.documents import Document, DocumentSource, Split, byte_shares, take_bytes
+from retro_lab.corpus.local_files import LocalFile, checked_format, find_files
+from retro_lab.corpus.local_rows import read_rows
+from retro_lab.corpus.records import RecordFields
+from retro_lab.errors import ConfigurationError, CorpusError
+
+SOURCE_NAME = "local"
+FILES_IN_PART = 256
+BYTES_IN_PART = 64 * 2**20
+
+
+class LocalSource(DocumentSource):
+    """Files in JSON, JSON lines, Parquet, Arrow or plain text; JSON and text may be gz, zst, bz2 or xz compressed.
+
+    A document is one record, or one whole text file. Its id is the id field or `file name:row`, rows counted from 1.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        validation_path: str | None = None,
+        format: str | None = None,
+        text_field: str = "text",
+        id_field: str | None = None,
+        validation_fraction: float = 0.05,
+        max_bytes: float | None = None,
+    ) -> None:
+        """Read `path`, each a file, a folder or a glob pattern, and hold out the documents of `validation_path`.
+
+        Without `validation_path`, `validation_fraction` of the documents are held out by their ids; with it, its files
+        are never trained on, even where `path` names them too.
+
+        `max_bytes` is divided among the parts in proportion to the size of their files, and each part gives its first
+        documents until its share is reached, at most one document beyond it. With `validation_path`,
+        `validation_fraction` of `max_bytes` goes to the held-out files.
+
+        Raises:
+            ConfigurationError: An id field is named for text files, which have no fields.
+            CorpusError: There is no such format.
+        """
+        super().__init__(validation_fraction, max_bytes)
+        self.path = path
+        self.validation_path = validation_path
+        self.format = checked_format(format)
+        self.fields = RecordFields(text_field, id_field)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings, and name, size and SHA-256 of every file."""
+        return {
+            "kind": "local",
+            "text_field": self.fields.text,
+            "id_field": self.fields.id,
+            "validation_fraction": self.validation_fraction,
+            "max_bytes": self.max_bytes,
+            "train": self._facts["train"],
+            "validation": self._facts["validation"],
+        }
+
+    @cached_property
+    def _facts(self) -> dict[Split, dict[str, dict[str, str | int]]]:
+        """Size and checksum of the files of each split; computed once, as it reads every byte."""
+        return {split: {file.name: file.facts() for file in files} for split, files in self._files.items()}
+
+    def parts(self) -> int:
+        """Return the number of groups of files: up to 256 files or 64 MiB each.
+
+        Raises:
+            CorpusError: A path names nothing, nothing but empty files, or files whose format cannot be told.
+        """
+        return len(self._groups)
+
+    def read(self, part: int) -> Iterator[tuple[Split, Document]]:
+        """Yield the documents of one group of files.
+
+        Raises:
+            CorpusError: A file is damaged, lacks a field, or holds something else than text in it.
+        """
+        split, files = self._groups[part]
+        for document in take_bytes(self._documents(files), self._limits()[part]):
+            yield split if self.validation_path else self._split(document), document
+
+    def _documents(self, files: list[LocalFile]) -> Iterator[Document]:
+        for file in files:
+            fields = RecordFields("text") if file.format == "text" else self.fields
+            for row, record in read_rows(file):
+                yield fields.document(record, f"{file.name}:{row}", SOURCE_NAME)
+
+    def _limits(self) -> list[float | None]:
+        """Bytes of text to take from each part."""
+        budgets: dict[Split, float | None] = {"train": self.max_bytes, "validation": None}
+        if self.max_bytes is not None and self.validation_path:
+            held = self.validation_fraction * self.max_bytes
+            budgets = {"train": self.max_bytes - held, "validation": held}
+        limits: list[float | None] = []
+        for split, budget in budgets.items():
+            sizes = [sum(file.size for file in files) for owner, files in self._groups if owner == split]
+            limits += byte_shares(sizes, budget)
+        return limits
+
+    @cached_property
+    def _groups(self) -> list[tuple[Split, list[LocalFile]]]:
+        """Files of each part: first all of the training split, then all that are held out."""
+        return [(split, group) for split, files in self._files.items() for group in _grouped(files)]
+
+    @cached_property
+    def _files(self) -> dict[Split, list[LocalFile]]:
+        held = []
+        if self.validation_path:
+            held = find_files(self.validation_path, self.format, "corpus.validation_path")
+        held_paths = {file.path.resolve() for file in held}
+        files = find_files(self.path, self.format, "corpus.path")
+        train = [file for file in files if file.path.resolve() not in held_paths]
+        if not train:
+            raise CorpusError(f"corpus.validation_path names every file of corpus.path={self.path}; leave some.")
+        if self.fields.id and any(file.format == "text" for file in train + held):
+            raise ConfigurationError(f"corpus.id_field={self.fields.id} needs records, but text files have no fields.")
+        return {"train": train, "validation": held}
+
+
+def _grouped(files: list[LocalFile]) -> Iterator[list[LocalFile]]:
+    """Divide files, in order, into groups small enough to be one piece of work."""
+    group: list[LocalFile] = []
+    size = 0
+    for file in files:
+        if group and (len(group) == FILES_IN_PART or size + file.size > BYTES_IN_PART):
+            yield group
+            group, size = [], 0
+        group.append(file)
+        size += file.size
+    if group:
+        yield group

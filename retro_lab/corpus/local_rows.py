@@ -1,0 +1,142 @@
+"""Reading one file row by row.
+
+Parquet and Arrow go through `datasets`. JSON and text do not: its JSON reader ends the file at one bad line, one byte
+that is not UTF-8 or one lone surrogate, turns text that looks like a date into a date, and forces the first file's
+columns on all others; its text reader decodes compressed files strictly, whatever `encoding_errors` says. What is used
+instead is what lies below it: fsspec's decompression and the standard JSON parser, one line at a time.
+"""
+
+import codecs
+import glob
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO, TypeVar
+
+import fsspec.compression
+
+from retro_lab.corpus.local_files import LocalFile
+from retro_lab.errors import CorpusError
+
+Row = Mapping[str, Any] | None
+"""A record; None for one that cannot be read."""
+PARQUET_ROWS = 256
+"""Rows decoded at a time; the reader's own choice is a whole row group."""
+Item = TypeVar("Item")
+
+
+def read_rows(file: LocalFile) -> Iterator[tuple[int, Row]]:
+    """Yield the records of a file with their row, counted from 1 (for JSON lines, the line).
+
+    A text file is one record, whose text is in the field `text`.
+
+    Raises:
+        CorpusError: The file is damaged, or is not what its format says.
+    """
+    readers: dict[str, Callable[[LocalFile], Iterator[tuple[int, Row]]]] = {
+        "json": _json_rows,
+        "text": _text_rows,
+        "parquet": _table_rows,
+        "arrow": _table_rows,
+    }
+    return readers[file.format](file)
+
+
+def numbered(items: Iterable[Item], name: str) -> Iterator[tuple[int, Item]]:
+    """Count `items` from 1, and say where in the file `name` their reader failed.
+
+    Raises:
+        CorpusError: The reader raised anything.
+    """
+    number = 0
+    iterator = iter(items)
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:  # every codec and every format raises a type of its own for damaged data
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise CorpusError(f"{name} cannot be read after row {number}: {lines[0]}; replace or repair it.") from error
+        number += 1
+        yield number, item
+
+
+def _text_rows(file: LocalFile) -> Iterator[tuple[int, Row]]:
+    with _opened(file) as stream:
+        for number, content in numbered(_whole(stream), file.name):
+            yield number, {"text": _decoded(content.removeprefix(codecs.BOM_UTF8))}
+
+
+def _whole(stream: BinaryIO) -> Iterator[bytes]:
+    yield stream.read()
+
+
+def _json_rows(file: LocalFile) -> Iterator[tuple[int, Row]]:
+    """Yield the objects of a file of JSON lines, or of one array; anything else is an unreadable record."""
+    objects, first_problem = 0, None
+    with _opened(file) as stream:
+        for number, line in numbered(stream, file.name):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+                if line.lstrip().startswith(b"["):
+                    rest = next(numbered(_whole(stream), file.name))[1]
+                    yield from _array_rows(line + rest, file.name)
+                    return
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(_decoded(line))
+            except (ValueError, RecursionError) as error:
+                value = error
+            if isinstance(value, dict):
+                objects += 1
+                yield number, value
+            else:
+                first_problem = first_problem or f"line {number} is {_describe(value)}"
+                yield number, None
+    if first_problem and not objects:
+        raise CorpusError(f"{file.name}: {first_problem}; write one JSON object a line, or one array of them.")
+
+
+def _array_rows(content: bytes, name: str) -> Iterator[tuple[int, Row]]:
+    try:
+        values = json.loads(_decoded(content))
+    except (ValueError, RecursionError) as error:
+        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "its array"
+        raise CorpusError(f"{name}: {where} is {_describe(error)}; write one JSON object a line.") from error
+    for number, value in enumerate(values, start=1):
+        yield number, value if isinstance(value, dict) else None
+
+
+def _describe(value: Any) -> str:
+    return f"not JSON ({value})" if isinstance(value, Exception) else f"a {type(value).__name__}, not an object"
+
+
+def _table_rows(file: LocalFile) -> Iterator[tuple[int, Row]]:
+    options = {"batch_size": PARQUET_ROWS} if file.format == "parquet" else {}
+    # A name with * or [ in it is a name here, not a pattern.
+    data_files = {"train": [glob.escape(str(file.path.absolute()))]}
+
+    import datasets  # takes seconds, and only these formats need it
+
+    def rows() -> Iterator[Mapping[str, Any]]:
+        yield from datasets.load_dataset(file.format, data_files=data_files, split="train", streaming=True, **options)
+
+    return numbered(rows(), file.name)
+
+
+def _decoded(content: bytes) -> str:
+    """Decode UTF-8; bytes that are not become lone surrogates, by which the document is rejected later."""
+    return content.decode("utf-8", "surrogateescape")
+
+
+@contextmanager
+def _opened(file: LocalFile) -> Iterator[BinaryIO]:
+    """Open a file for reading its decompressed bytes."""
+    if file.compression not in fsspec.compression.compr:
+        raise CorpusError(f"{file.name}: {file.compression} cannot be read here; run `pip install zstandard`.")
+    with file.path.open("rb") as raw, fsspec.compression.compr[file.compression](raw, mode="rb") as stream:
+        # zstandard's reader has no lines of its own.
+        yield stream if file.compression is None else io.BufferedReader(stream)

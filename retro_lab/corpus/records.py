@@ -1,0 +1,58 @@
+"""From a record of a file or a dataset to a document."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from retro_lab.corpus.documents import UNREADABLE, Document, valid_unicode
+from retro_lab.errors import CorpusError
+
+NAMED_FIELDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class RecordFields:
+    """Names of the fields that hold a record's text and, if it has one, its id."""
+
+    text: str
+    id: str | None = None
+
+    def document(self, record: Mapping[str, Any] | None, place: str, source: str) -> Document:
+        """Make a document of `record`, or of None for one that could not be read.
+
+        `place` is where the record is, as `file name:row`; it is the id of a document that has no other.
+
+        Raises:
+            CorpusError: A field is missing, or holds something that is neither text nor null.
+        """
+        if record is None:
+            return Document(place, source, UNREADABLE)
+        text = _field(record, self.text, "text_field", place)
+        if text is None:
+            text = ""
+        if not isinstance(text, str):
+            raise CorpusError(
+                f"{place}: the field {self.text!r} holds a value of type {type(text).__name__}, not text; "
+                "set corpus.text_field to a field that holds text."
+            )
+        identifier = None if self.id is None else _field(record, self.id, "id_field", place)
+        if identifier is None:
+            return Document(place, source, text)
+        if not isinstance(identifier, str | int):
+            raise CorpusError(
+                f"{place}: the field {self.id!r} holds a value of type {type(identifier).__name__}; "
+                "set corpus.id_field to a field that holds text or whole numbers, or to null."
+            )
+        return Document(valid_unicode(str(identifier)), source, text)
+
+
+def _field(record: Mapping[str, Any], name: str, option: str, place: str) -> Any:
+    try:
+        return record[name]
+    except KeyError:
+        fields = [valid_unicode(str(field)) for field in record]
+        close = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+        listed = ", ".join(fields[:NAMED_FIELDS]) + (", ..." if len(fields) > NAMED_FIELDS else "")
+        hint = f"did you mean {close[0]!r}?" if close else f"set corpus.{option} to one of them."
+        raise CorpusError(f"{place} has no field {name!r} but {listed or 'no field at all'}; {hint}") from None

@@ -1,0 +1,65 @@
+"""The token store: one flat array of token ids in which every document starts on a chunk boundary.
+
+    document 0            document 1                 document 2
+    |c0      |c1      |c2 ....|c3      |c4      |c5 .......|c6 ...          (. = padding)
+
+So a chunk id is a position divided by m, a training sequence is l consecutive chunk ids, its neighbors are one slice
+of the neighbor table, and a neighbor with its continuation is two consecutive chunks cut at the document's end.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from retro_lab.artifacts.stage import Artifact
+from retro_lab.corpus.tokenizer import DocumentTokenizer
+
+
+class TokenStore:
+    """Read-only view of a `tokens` artifact. m is the chunk length, C the number of chunks."""
+
+    def __init__(self, tokens: Artifact, tokenizer: Artifact) -> None:
+        """Open the memory maps of `tokens` and the tokenizer they were made with."""
+        self.artifact = tokens
+        self.tokenizer = DocumentTokenizer.load(tokenizer.folder / "00000")
+        self.chunk_length: int = tokens.manifest.recipe["settings"]["chunk_length"]
+        self.chunks: int = tokens.facts["chunks"]
+        self.document_start = tokens.array("document_start.npy")
+        """First chunk of each document, and C at the end, [documents + 1]."""
+        self.document_length = tokens.array("document_length.npy")
+        """Tokens of each document, its marker among them, [documents]."""
+        self.document_bytes = tokens.array("document_bytes.npy")
+        """UTF-8 bytes of each document's text, [documents]."""
+        self._rows = tokens.array("tokens.npy").reshape(-1, self.chunk_length)
+
+    @property
+    def documents(self) -> int:
+        """Number of documents."""
+        return len(self.document_length)
+
+    @property
+    def documents_table(self) -> Path:
+        """Parquet file with the `id` and `source` of each document, in the store's order."""
+        return self.artifact.folder / "documents.parquet"
+
+    def read(self, chunks: np.ndarray, count: int = 1) -> np.ndarray:
+        """Read `count` consecutive chunks from each of `chunks`, [..., count x m]; what follows chunk C is padding."""
+        offsets = np.arange(count)
+        rows = np.minimum(chunks[..., None] + offsets, self.chunks)
+        return self._rows[rows].reshape(*chunks.shape, count * self.chunk_length)
+
+    def document_of(self, chunks: np.ndarray) -> np.ndarray:
+        """Return the document that each chunk belongs to."""
+        return np.searchsorted(self.document_start, chunks, side="right") - 1
+
+    def real_tokens(self, chunks: np.ndarray, count: int = 1) -> np.ndarray:
+        """Return how many tokens from each chunk's first are of its own document, at most `count` x m."""
+        document = self.document_of(chunks)
+        left = self.document_length[document] - (chunks - self.document_start[document]) * self.chunk_length
+        return np.clip(left, 0, count * self.chunk_length)
+
+    def texts(self, chunks: np.ndarray, count: int = 1) -> list[str]:
+        """Decode each chunk (with `count` - 1 that follow it in its document) to text."""
+        tokens = self.read(chunks, count)
+        lengths = self.real_tokens(chunks, count)
+        return self.tokenizer.decode(row[:length] for row, length in zip(tokens, lengths, strict=True))

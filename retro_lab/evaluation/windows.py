@@ -1,0 +1,86 @@
+"""Sliding windows over whole documents (Borgeaud et al. 2022, Sec. 4; App. C.2 "overlapping").
+
+    document     |--------------------------------------|
+    window 0     [=================]                        scores everything it predicts
+    window 1             [.........========]                scores only what window 0 did not reach
+    window 2                       [.......========.....
+
+Windows start on chunk boundaries, so each uses the same precomputed neighbors.
+"""
+
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from retro_lab.errors import ConfigurationError
+from retro_lab.retrieval.sequences import Batch, Sequences
+
+
+class WindowBatch(TypedDict):
+    """Windows to score, and how much text is complete with them."""
+
+    batch: Batch
+    bytes: Tensor
+    """int64 []: UTF-8 bytes of the documents whose first window is in this batch."""
+    documents: Tensor
+    """int64 []: how many such documents there are."""
+
+
+class Windows(Dataset[WindowBatch]):
+    """Every window of a set of documents, in batches; item i is the i-th batch."""
+
+    def __init__(self, sequences: Sequences, stride: int, batch_size: int, k: int, max_tokens: float) -> None:
+        """Cut the store's documents, in order, into windows until `max_tokens` tokens are covered.
+
+        Args:
+            sequences: Where windows are read; their length is the sequences'.
+            stride: Tokens between windows, a multiple of the chunk length.
+            batch_size: Windows in a batch.
+            k: Neighbors read for each chunk; the largest that will be asked for.
+            max_tokens: Stop at the first document that ends beyond this; at least one document is taken.
+
+        Raises:
+            ConfigurationError: The stride is not a multiple of the chunk length, or longer than a window.
+        """
+        store, length = sequences.store, sequences.length
+        if stride % store.chunk_length or not 0 < stride <= length:
+            raise ConfigurationError(
+                f"evaluation.stride={stride} must be a multiple of model.chunk_length={store.chunk_length} and at most "
+                f"data.sequence_length={length}."
+            )
+        self.sequences, self.stride, self.batch_size, self.k = sequences, stride, batch_size, k
+        covered = np.cumsum(store.document_length)
+        self.documents = max(1, int(np.searchsorted(covered, max_tokens, side="right")))
+        # A document of T tokens has T - 1 to predict (its first is the marker); each window after the first adds
+        # `stride` of them.
+        predicted = store.document_length[: self.documents] - 1
+        counts = 1 + np.maximum(0, -(-(predicted - length) // stride))
+        self._document = np.repeat(np.arange(self.documents), counts)
+        ordinal = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        self._offset = ordinal * stride
+        self._scored_from = np.where(ordinal == 0, 1, self._offset - stride + length + 1)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-len(self._document) // self.batch_size)
+
+    def __getitem__(self, index: int) -> WindowBatch:
+        """Read a batch of windows whose mask covers exactly the targets that no earlier window scored."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        document, offset, scored_from = self._document[rows], self._offset[rows], self._scored_from[rows]
+        store = self.sequences.store
+        batch = self.sequences.read(store.document_start[document] + offset // store.chunk_length, self.k)
+        target = offset[:, None] + np.arange(1, self.sequences.length + 1)  # places in the document, the marker's is 0
+        scored = (target >= scored_from[:, None]) & (target < store.document_length[document][:, None])
+        batch["mask"] = torch.from_numpy(scored)
+        complete = document[offset == 0]
+        return WindowBatch(
+            batch=batch,
+            bytes=torch.tensor(int(store.document_bytes[complete].sum())),
+            documents=torch.tensor(len(complete)),
+        )

@@ -1,0 +1,57 @@
+"""What surrounds every attention: the residual connection with its norm, and the feed-forward network.
+
+Norms come before each block ("pre-norm"); the paper names RMSNorm but not its place. Linear layers have no bias.
+
+Shapes: D width, F inner width of the feed-forward network.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
+
+
+class Residual(nn.Module):
+    """x + dropout(block(norm(x)))."""
+
+    def __init__(self, block: nn.Module, width: int, norm_eps: float, dropout: float) -> None:
+        """Wrap a block.
+
+        Args:
+            block: module that maps [..., D] and further arguments to [..., D].
+            width: D.
+            norm_eps: epsilon of RMSNorm.
+            dropout: probability with which an entry of the block's output is dropped while training.
+        """
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=norm_eps)
+        self.block = block
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden: Tensor, *arguments: Tensor | None) -> Tensor:
+        """Map [..., D] to [..., D]; `arguments` go to the block."""
+        return hidden + self.dropout(self.block(self.norm(hidden), *arguments))
+
+
+class FeedForward(nn.Module):
+    """FFW of the paper: two linear layers with a non-linearity between them.
+
+    A gated variant, with its third matrix, would not give the parameter counts of Table 2.
+    """
+
+    def __init__(self, width: int, inner_width: int, activation: str) -> None:
+        """Create the two layers.
+
+        Args:
+            width: D.
+            inner_width: F.
+            activation: key of `ACTIVATIONS`.
+        """
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.input = nn.Linear(width, inner_width, bias=False)
+        self.output = nn.Linear(inner_width, width, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map [..., D] to [..., D]."""
+        return self.output(self.activation(self.input(hidden)))

@@ -1,0 +1,68 @@
+"""Chunked cross-attention, CCA (Borgeaud et al. 2022, section 2.4 and Listing 1): where neighbors enter the decoder.
+
+The neighbors of chunk u may be used only once the whole of chunk u is known. Its last token knows it, and is the
+first to predict beyond it, so the chunk that attends to RET(C_u) is shifted left by one token against C_{u+1}.
+With M = 4:
+
+    token            1  2  3  4   5  6  7  8   9  10 11 12
+    chunk           [   C_1    ] [   C_2    ] [   C_3     ]
+    attends to       -  -  - [ RET(C_1) ] [ RET(C_2) ]  [ RET(C_3) ...
+                     unchanged   4 5 6 7      8 9 10 11     12
+
+Token 4 is the last of C_1; what it computes predicts token 5. The last attending chunk has as many tokens as the
+sequence has left, from 1 (N a multiple of M) to M.
+
+Shapes: B batch, N sequence length, L complete chunks, M chunk length, K neighbors, R neighbor tokens, D width of the
+decoder, E width of the encoder.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retro_lab.model.attention import CrossAttention
+
+
+class ChunkedCrossAttention(nn.Module):
+    """CCA without its residual: zeros where a token has no neighbors to attend to."""
+
+    def __init__(
+        self, width: int, encoder_width: int, heads: int, head_size: int, chunk_length: int, *, use_positions: bool
+    ) -> None:
+        """Create the projections.
+
+        Args:
+            width: D.
+            encoder_width: E.
+            heads: heads of the decoder.
+            head_size: their size.
+            chunk_length: M.
+            use_positions: False for the ablation "No CA positional encodings" of Table 13.
+        """
+        super().__init__()
+        self.chunk_length = chunk_length
+        self.attention = CrossAttention(width, encoder_width, heads, head_size, use_positions=use_positions)
+
+    def forward(self, hidden: Tensor, encoded: Tensor, encodings: Tensor, present: Tensor | None) -> Tensor:
+        """Let each attending chunk attend to all tokens of all its neighbors jointly.
+
+        Args:
+            hidden: [B, N, D] with N >= M.
+            encoded: [B, L, K, R, E], encoded neighbors of the L = floor(N / M) complete chunks.
+            encodings: sinusoids [M + R, D] of the distances i - i' + M - 1.
+            present: bool [B, L, K, R], False where a neighbor's token is padding; None without padding.
+
+        Returns:
+            [B, N, D], zero for the first M - 1 tokens and for the tokens whose neighbors are all missing.
+        """
+        batch, length, width = hidden.shape
+        chunks, first = encoded.shape[1], self.chunk_length - 1
+        missing_tail = first + chunks * self.chunk_length - length  # 0 to M - 1 tokens
+        attending = F.pad(hidden[:, first:], (0, 0, 0, missing_tail))
+        attending = attending.reshape(batch * chunks, 1, self.chunk_length, width)
+        present = None if present is None else present.flatten(0, 1)
+        attended = self.attention(attending, encoded.flatten(0, 1), encodings, present)  # [BL, 1, M, D]
+        if present is not None:
+            # A chunk without a single neighbor token has attended to padding: it gets nothing instead.
+            attended = attended * present.flatten(1).any(dim=1)[:, None, None, None]
+        attended = attended.reshape(batch, chunks * self.chunk_length, width)
+        return F.pad(attended[:, : length - first], (0, 0, first, 0))

@@ -1,0 +1,65 @@
+"""Shapes and choices of the model: the `size` and `model` configuration groups.
+
+`SizeConfig` is what Table 2 and Table 10 of Borgeaud et al. 2022 vary; `ModelConfig` is everything else that
+defines the network, the switches of the ablation table (Table 13) among it.
+"""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+
+@dataclass(kw_only=True)
+class SizeConfig:
+    """One row of the size table (Borgeaud et al. 2022, Tables 2 and 10)."""
+
+    name: str = MISSING
+    """Name of the size, as in `size=NAME`."""
+    width: int = MISSING
+    """Hidden width d of the decoder."""
+    ffw_width: int = MISSING
+    """Inner width of the decoder's feed-forward blocks (4d in the paper)."""
+    heads: int = MISSING
+    """Attention heads of the decoder."""
+    head_size: int = MISSING
+    """Width of one decoder head; heads x head_size need not equal `width` (1,024 against 896 in the smallest model)."""
+    layers: int = MISSING
+    """Decoder layers L."""
+    cca_layers: list[int] = MISSING
+    """Decoder layers with chunked cross-attention, counted from 1: the paper's P (every third from 6)."""
+    encoder_width: int = 896
+    """Hidden width d' of the neighbor encoder."""
+    encoder_ffw_width: int = 3584
+    """Inner width of the encoder's feed-forward blocks."""
+    encoder_heads: int = 16
+    """Attention heads of the encoder."""
+    encoder_head_size: int = 64
+    """Width of one encoder head."""
+    encoder_layers: int = 2
+    """Encoder layers L_enc."""
+    encoder_ca_layers: list[int] = field(default_factory=lambda: [1])
+    """Encoder layers that cross-attend to the decoder's chunk H_u, counted from 1: the paper's P_enc."""
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Architecture choices that do not depend on the size."""
+
+    chunk_length: int = 64
+    """Tokens in a chunk: the paper's m. A retrieved value is one chunk and its continuation, 2m tokens."""
+    query_conditioning: bool = True
+    """Let the encoder cross-attend to the decoder's activations H_u (Table 13: 'No query conditioning')."""
+    cca_positions: bool = True
+    """Relative positions in chunked cross-attention (Table 13: 'No CA positional encodings')."""
+    shared_embeddings: bool = False
+    """One embedding table for decoder and encoder (Table 13: 'Shared embeddings')."""
+    tied_readout: bool = True
+    """Read logits out through the decoder's embedding table. The paper counts embeddings once and does not say."""
+    activation: str = "gelu"
+    """Non-linearity of the feed-forward blocks, `gelu` or `relu`. Not stated in the paper."""
+    norm_eps: float = 1e-6
+    """Epsilon of RMSNorm. Not stated in the paper. Norms come before each block (pre-norm), also not stated."""
+    dropout: float = 0.0
+    """Dropout on the output of every block while training. Not stated for MassiveText; 0.25 on WikiText-103."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights. Not stated in the paper."""

@@ -1,0 +1,92 @@
+"""The neighbor encoder (Borgeaud et al. 2022, Algorithm 1): RET(C_u)^j, conditioned on the chunk that retrieved it.
+
+    for each neighbor j of each chunk u, with shared weights:
+        E = EMB_enc(RET(C_u)^j)
+        for p' in 1 .. L_enc:
+            E = ATTN_enc(E)                       bidirectional
+            if p' in P_enc: E = CA_enc(E, H_u)    queries: neighbor tokens; keys, values: the chunk's activations
+            E = FFW_enc(E)
+
+Two norms are not in the paper. The residual stream H_u is normalized before it becomes keys and values, and so is
+the encoder's result: both are read by projections that would otherwise see an unnormalized, growing stream.
+
+Shapes: B batch, L chunks, M chunk length, K neighbors, R neighbor tokens, D width of the decoder, E width of the
+encoder, G = BL.
+"""
+
+from torch import Tensor, nn
+
+from retro_lab.model.attention import CrossAttention, SelfAttention
+from retro_lab.model.blocks import FeedForward, Residual
+from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.model.positions import descending_distances, sinusoids
+
+
+class EncoderLayer(nn.Module):
+    """One layer of the encoder; `cross_attention` is None outside P_enc."""
+
+    def __init__(self, size: SizeConfig, model: ModelConfig, *, conditioned: bool) -> None:
+        """Create the blocks.
+
+        Args:
+            size: widths and heads.
+            model: activation, norm and dropout.
+            conditioned: whether this layer attends to H_u.
+        """
+        super().__init__()
+        width, heads, head_size = size.encoder_width, size.encoder_heads, size.encoder_head_size
+        residual = (width, model.norm_eps, model.dropout)
+        self.attention = Residual(SelfAttention(width, heads, head_size), *residual)
+        self.cross_attention = (
+            Residual(CrossAttention(width, size.width, heads, head_size), *residual) if conditioned else None
+        )
+        self.feed_forward = Residual(FeedForward(width, size.encoder_ffw_width, model.activation), *residual)
+
+
+class NeighborEncoder(nn.Module):
+    """ENCODER of Algorithm 1. Every neighbor is encoded on its own, given the chunk that retrieved it."""
+
+    def __init__(self, size: SizeConfig, model: ModelConfig, vocabulary_size: int) -> None:
+        """Create the embedding, unless it is the decoder's, and the layers.
+
+        Args:
+            size: widths, heads, layers, P_enc.
+            model: query conditioning, shared embeddings, and what the layers need.
+            vocabulary_size: entries of the embedding table.
+        """
+        super().__init__()
+        self.width = size.encoder_width
+        self.embedding = None if model.shared_embeddings else nn.Embedding(vocabulary_size, self.width)
+        conditioned = set(size.encoder_ca_layers) if model.query_conditioning else set()
+        self.chunk_norm = nn.RMSNorm(size.width, eps=model.norm_eps) if conditioned else None
+        self.layers = nn.ModuleList(
+            EncoderLayer(size, model, conditioned=number in conditioned)
+            for number in range(1, size.encoder_layers + 1)
+        )
+        self.norm = nn.RMSNorm(self.width, eps=model.norm_eps)
+
+    def forward(self, embedded: Tensor, chunk_states: Tensor, present: Tensor | None) -> Tensor:
+        """Encode all neighbors of all chunks at once.
+
+        Args:
+            embedded: [B, L, K, R, E], embedded neighbor tokens.
+            chunk_states: [B, L, M, D], the H_u: the decoder's activations after the attention of layer min(P).
+            present: bool [B, L, K, R], False where a token is padding; None without padding.
+
+        Returns:
+            [B, L, K, R, E]. Padding tokens get arbitrary finite vectors.
+        """
+        neighbor_length, chunk_length = embedded.shape[3], chunk_states.shape[2]
+        hidden, chunk_states = embedded.flatten(0, 1), chunk_states.flatten(0, 1)
+        present = None if present is None else present.flatten(0, 1)
+        device, dtype = embedded.device, embedded.dtype
+        within = sinusoids(descending_distances(neighbor_length, neighbor_length, 0, device), self.width, dtype)
+        if self.chunk_norm is not None:
+            to_chunk = sinusoids(descending_distances(neighbor_length, chunk_length, 0, device), self.width, dtype)
+            chunk_states = self.chunk_norm(chunk_states).unsqueeze(1)  # [G, 1, M, D]: one chunk for its K neighbors
+        for layer in self.layers:
+            hidden = layer.attention(hidden, within, present)
+            if layer.cross_attention is not None:
+                hidden = layer.cross_attention(hidden, chunk_states, to_chunk)
+            hidden = layer.feed_forward(hidden)
+        return self.norm(hidden).view(embedded.shape)

@@ -1,0 +1,98 @@
+"""Cross-entropy over a large vocabulary without the logits of all tokens in memory.
+
+128,000 logits for each of 8 x 2,048 tokens are 8.4 GB in float32, and their gradient as much again. Here a few tokens
+at a time form their logits, their loss *and* their gradients, and the logits are forgotten.
+
+Shapes: T tokens, D width, V vocabulary.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+
+def token_slices(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
+    """Cut the tokens of `hidden` [T, D] so that one slice has about 2^24 logits (2^27 on an accelerator)."""
+    logits = 2**24 if hidden.device.type == "cpu" else 2**27
+    step = max(1, logits // weight.shape[0])
+    return (slice(start, start + step) for start in range(0, hidden.shape[0], step))
+
+
+def token_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each token.
+
+    Differentiable, but then it keeps all logits: to train, use `summed_cross_entropy`.
+
+    Args:
+        hidden: [T, D].
+        weight: read-out [V, D].
+        targets: int64 [T].
+
+    Returns:
+        [T] nats, float32 or better.
+    """
+    losses = [
+        F.cross_entropy(at_least_float32(F.linear(hidden[tokens], weight)), targets[tokens], reduction="none")
+        for tokens in token_slices(hidden, weight)
+    ]
+    return torch.cat(losses)
+
+
+def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Sum of the cross-entropy over the tokens that count.
+
+    Args:
+        hidden: [T, D].
+        weight: read-out [V, D].
+        targets: int64 [T]; anything where the mask is False.
+        mask: bool [T], True where a token counts.
+
+    Returns:
+        Scalar, nats, float32 or better.
+    """
+    targets = targets.masked_fill(~mask, 0)
+    if torch.is_grad_enabled():
+        loss: Tensor = _SummedCrossEntropy.apply(hidden, weight, targets, mask)
+        return loss
+    return token_cross_entropy(hidden, weight, targets)[mask].sum()
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Widen half precision: a softmax over a large vocabulary needs float32."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """The sum and its gradients in one pass; backward only multiplies them by the incoming gradient."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        hidden_gradient = torch.empty_like(hidden)
+        weight_gradient = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        cast_weight, total = weight.to(dtype), at_least_float32(hidden.new_zeros(()))
+        for tokens in token_slices(hidden, weight):
+            states = hidden[tokens].to(dtype)
+            logits = at_least_float32(states @ cast_weight.t())
+            normalizer = logits.logsumexp(dim=-1, keepdim=True)
+            losses = normalizer - logits.gather(1, targets[tokens, None])
+            total += losses[mask[tokens]].sum()
+            # d loss / d logits = softmax - one-hot, in the memory of the logits.
+            gradient = logits.sub_(normalizer).exp_()
+            gradient.scatter_add_(1, targets[tokens, None], gradient.new_full((len(states), 1), -1.0))
+            gradient = gradient.mul_(mask[tokens, None]).to(dtype)
+            hidden_gradient[tokens] = gradient @ cast_weight
+            if weight_gradient is not None:
+                weight_gradient += gradient.t() @ states
+        ctx.save_for_backward(hidden_gradient, weight_gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, outer: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        hidden_gradient, weight_gradient = ctx.saved_tensors
+        return hidden_gradient * outer, None if weight_gradient is None else weight_gradient * outer, None, None

@@ -1,0 +1,92 @@
+"""Relative positions of Transformer-XL (Dai et al. 2019, section 3.3), as RETRO uses them in every attention.
+
+The logit of query token i and key token j is, before the scale 1/sqrt(A),
+
+    (q_i + u) . k_j   +   (q_i + v) . R s(d(i, j))
+
+with learned u, v (one vector per head), a learned projection R and sinusoids s of the distance d:
+
+    decoder self-attention       d = i - j          j <= i (causal)
+    encoder self-attention       d = i - j          both directions
+    chunked cross-attention      d = i - i' + M - 1  (Borgeaud et al. 2022, appendix B.1.2)
+    encoder cross-attention      d = i' - i          (the neighbor token i' asks, the chunk token i answers)
+
+R reads sinusoids as wide as the stream that asks, so it has width x (heads x head size) entries: with these entries,
+and only with them, the eight parameter counts of Table 2 come out.
+
+Shapes: G groups (batch, chunks, ...), Q query tokens, J key tokens, T distances, D width, H heads, A head size.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoids(distances: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """Embed distances as sines and cosines of wavelengths from 2 pi to 10,000 x 2 pi (Vaswani et al. 2017).
+
+    Args:
+        distances: integers [T], negative ones too.
+        width: D, even.
+        dtype: type of the result.
+
+    Returns:
+        [T, D], the sines in the first half and the cosines in the second, as in the code of Dai et al.
+    """
+    exact = torch.float64 if dtype == torch.float64 else torch.float32  # bfloat16 holds integers only up to 256
+    exponents = torch.arange(0, width, 2, device=distances.device, dtype=exact) / width
+    angles = distances.to(exact)[:, None] * 10_000.0**-exponents
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(dtype)
+
+
+def descending_distances(queries: int, keys: int, offset: int, device: torch.device) -> Tensor:
+    """All distances `query - key + offset` of 0-indexed queries and keys, largest first, and one filler.
+
+    Returns:
+        [T] with T = Q + J, from Q - 1 + offset down to offset - J. The last is never used by a pair; it makes the
+        rows long enough for `align_distances`.
+    """
+    return torch.arange(queries - 1 + offset, offset - keys - 1, -1, device=device)
+
+
+def align_distances(logits: Tensor, keys: int) -> Tensor:
+    """Turn columns that stand for distances into columns that stand for keys ("relative shift" of Dai et al.).
+
+    Row a of `logits` holds the logits of query a for the descending distances; key j of query a stands in column
+    Q - 1 - a + j. Each row thus starts one column further left than the row above it. Read as one long row, that is
+    a matrix with rows one entry shorter:
+
+        a=0   . . 0 1 2          . . [0 1 2 .
+        a=1   . 0 1 2 .    ->    0 1  2 . 0 1      with "." = not needed, Q = 3, J = 3, T = 6
+        a=2   0 1 2 . .          2 .  . .]
+
+    Args:
+        logits: [..., Q, T] with T >= J + 1.
+        keys: J.
+
+    Returns:
+        [..., Q, J], a view of a contiguous tensor. Entries whose distance is beyond the last column are arbitrary.
+    """
+    queries, distances = logits.shape[-2:]
+    flat = logits.flatten(-2).narrow(-1, queries - 1, queries * (distances - 1))
+    return flat.unflatten(-1, (queries, distances - 1))[..., :keys]
+
+
+class RelativePositions(nn.Module):
+    """The parameters R, u and v of one attention."""
+
+    def __init__(self, width: int, heads: int, head_size: int) -> None:
+        """Create the parameters; `RetroModel.reset_parameters` fills them.
+
+        Args:
+            width: D, width of the stream that asks, and of the sinusoids.
+            heads: H.
+            head_size: A.
+        """
+        super().__init__()
+        self.projection = nn.Linear(width, heads * head_size, bias=False)  # R
+        self.content_bias = nn.Parameter(torch.empty(heads, head_size))  # u
+        self.position_bias = nn.Parameter(torch.empty(heads, head_size))  # v
+
+    def project(self, encodings: Tensor) -> Tensor:
+        """Project sinusoids [T, D] to one vector per head and distance, [H, A, T], ready to be a right factor."""
+        return self.projection(encodings).unflatten(-1, self.content_bias.shape).permute(1, 2, 0)

@@ -1,0 +1,265 @@
+"""RETRO, the whole model (Borgeaud et al. 2022, Algorithm 1), and the baseline transformer, which is RETRO without P.
+
+    H = EMB(X)
+    for p in 1 .. L:
+        H = ATTN(H)                              causal
+        if p = min(P): E = ENCODER(RET, H)       H after this layer's attention, before CCA and FFW
+        if p in P: H = CCA(H, E)
+        H = FFW(H)
+    O = READ(H)
+
+Retrieval off (no neighbors given) leaves out the two `if` lines, and is the baseline with the same weights bit for bit.
+
+Shapes: B batch, N sequence length, L = floor(N / M) complete chunks, M chunk length, K neighbors, R neighbor tokens,
+D width of the decoder, E width of the encoder, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retro_lab.model.blocks import FeedForward, Residual
+from retro_lab.model.causal_attention import CausalSelfAttention
+from retro_lab.model.chunked_cross_attention import ChunkedCrossAttention
+from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.model.encoder import NeighborEncoder
+from retro_lab.model.loss import summed_cross_entropy, token_cross_entropy
+from retro_lab.model.positions import descending_distances, sinusoids
+from retro_lab.model.validation import check_model
+
+
+class DecoderLayer(nn.Module):
+    """The blocks of one decoder layer; `cca` is None outside P.
+
+    The layer has no `forward` of its own: the encoder runs between two of its blocks, so the model calls them.
+    """
+
+    def __init__(self, size: SizeConfig, model: ModelConfig, *, retrieval: bool) -> None:
+        """Create the blocks.
+
+        Args:
+            size: widths and heads.
+            model: chunk length, positions, activation, norm and dropout.
+            retrieval: whether this layer is in P.
+        """
+        super().__init__()
+        width, heads, head_size = size.width, size.heads, size.head_size
+        residual = (width, model.norm_eps, model.dropout)
+        self.attention = Residual(CausalSelfAttention(width, heads, head_size), *residual)
+        self.cca: Residual | None = None
+        if retrieval:
+            cca = ChunkedCrossAttention(
+                width, size.encoder_width, heads, head_size, model.chunk_length, use_positions=model.cca_positions
+            )
+            self.cca = Residual(cca, *residual)
+        self.feed_forward = Residual(FeedForward(width, size.ffw_width, model.activation), *residual)
+
+
+class RetroModel(nn.Module):
+    """RETRO of any size; the baseline transformer where `size.cca_layers` is empty."""
+
+    def __init__(self, size: SizeConfig, model: ModelConfig, vocabulary_size: int) -> None:
+        """Create and initialize the model.
+
+        Args:
+            size: widths, heads, layers, P and P_enc.
+            model: the choices that do not depend on the size.
+            vocabulary_size: V.
+
+        Raises:
+            ConfigurationError: a value, or a combination of values, that cannot work.
+        """
+        check_model(size, model, vocabulary_size)
+        super().__init__()
+        self.width, self.chunk_length = size.width, model.chunk_length
+        self.layer_counts = {"decoder": size.layers, "encoder": size.encoder_layers}
+        self.init_std = model.init_std
+        retrieval_layers = set(size.cca_layers)
+        self.embedding = nn.Embedding(vocabulary_size, size.width)
+        self.layers = nn.ModuleList(
+            DecoderLayer(size, model, retrieval=number in retrieval_layers) for number in range(1, size.layers + 1)
+        )
+        self.norm = nn.RMSNorm(size.width, eps=model.norm_eps)
+        self.readout = None if model.tied_readout else nn.Linear(size.width, vocabulary_size, bias=False)
+        self.encoder = NeighborEncoder(size, model, vocabulary_size) if retrieval_layers else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw all weights anew; also the way to fill a model built on the meta device after `to_empty`.
+
+        Normal with standard deviation `init_std`; projections that end a residual block divided by sqrt(2 layers), as
+        in GPT-2. The paper states no initialization. Retrieval parameters are drawn last: with one seed, a RETRO and
+        a baseline of the same size start from the same decoder.
+        """
+        retrieval = dict(self.retrieval_parameters())
+        others = {name: parameter for name, parameter in self.named_parameters() if name not in retrieval}
+        for name, parameter in (others | retrieval).items():
+            if name.endswith("norm.weight"):
+                nn.init.ones_(parameter)
+            elif name.endswith("output.weight"):
+                layers = self.layer_counts["encoder" if name.startswith("encoder.") else "decoder"]
+                nn.init.normal_(parameter, std=self.init_std / math.sqrt(2 * layers))
+            else:
+                nn.init.normal_(parameter, std=self.init_std)
+
+    def forward(self, tokens: Tensor, neighbors: Tensor | None = None, neighbor_lengths: Tensor | None = None) -> Tensor:
+        """Compute the final hidden states.
+
+        Args:
+            tokens: int64 [B, N], any N >= 1.
+            neighbors: integers [B, L', K, R] with L' >= L; what is given beyond the complete chunks is not used.
+                None turns retrieval off.
+            neighbor_lengths: integers [B, L', K], real tokens of each neighbor, 0 if the neighbor is missing. What
+                follows them is padding, which nothing attends to. None if all neighbors are full.
+
+        Returns:
+            [B, N, D], normalized.
+
+        Raises:
+            ValueError: neighbors for a baseline, or shapes that do not belong together.
+        """
+        _, length = tokens.shape
+        device, dtype = tokens.device, self.embedding.weight.dtype
+        neighbors, present = self._complete_chunks(tokens, neighbors, neighbor_lengths)
+        causal = sinusoids(torch.arange(length - 1, -2, -1, device=device), self.width, dtype)
+        if neighbors is not None:
+            to_neighbor = descending_distances(
+                self.chunk_length, neighbors.shape[-1], self.chunk_length - 1, device
+            )
+            to_neighbor = sinusoids(to_neighbor, self.width, dtype)
+        hidden, encoded = self.embedding(tokens), None
+        for layer in self.layers:
+            hidden = layer.attention(hidden, causal)
+            if layer.cca is not None and neighbors is not None:
+                if encoded is None:  # this is layer min(P)
+                    encoded = self._encode(neighbors, hidden, present)
+                hidden = layer.cca(hidden, encoded, to_neighbor, present)
+            hidden = layer.feed_forward(hidden)
+        return self.norm(hidden)
+
+    def _complete_chunks(
+        self, tokens: Tensor, neighbors: Tensor | None, neighbor_lengths: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Check the neighbors and cut them to the complete chunks.
+
+        Returns:
+            Neighbors [B, L, K, R] or None if there is nothing to attend to, and which of their tokens are real, bool
+            [B, L, K, R], or None if all are.
+        """
+        if neighbors is None:
+            return None, None
+        if self.encoder is None:
+            raise ValueError("This model has no chunked cross-attention (size.cca_layers is empty), so it takes no neighbors.")
+        (batch, length), chunks = tokens.shape, tokens.shape[1] // self.chunk_length
+        if neighbors.dim() != 4 or neighbors.shape[0] != batch or neighbors.shape[1] < chunks:
+            raise ValueError(
+                f"Tokens [{batch}, {length}] need neighbors [{batch}, {chunks} or more, k, r] at chunk length "
+                f"{self.chunk_length}, not {list(neighbors.shape)}."
+            )
+        if neighbor_lengths is not None and neighbor_lengths.shape != neighbors.shape[:3]:
+            raise ValueError(
+                f"neighbor_lengths must be {list(neighbors.shape[:3])} for neighbors {list(neighbors.shape)}, "
+                f"not {list(neighbor_lengths.shape)}."
+            )
+        if chunks == 0 or neighbors.shape[2] == 0:
+            return None, None
+        neighbors = neighbors[:, :chunks]
+        if neighbor_lengths is None:
+            return neighbors, None
+        place = torch.arange(neighbors.shape[3], device=neighbors.device)
+        return neighbors, place < neighbor_lengths[:, :chunks, :, None]
+
+    def _encode(self, neighbors: Tensor, hidden: Tensor, present: Tensor | None) -> Tensor:
+        """Encode neighbors [B, L, K, R], given the decoder's H [B, N, D], to [B, L, K, R, E]."""
+        assert self.encoder is not None
+        chunks = neighbors.shape[1]
+        chunk_states = hidden[:, : chunks * self.chunk_length].unflatten(1, (chunks, self.chunk_length))
+        embedding = self.encoder.embedding or self.embedding
+        tokens = neighbors.long()
+        if present is not None:
+            tokens = tokens.masked_fill(~present, 0)  # padding may be any number, -1 too
+        return self.encoder(embedding(tokens), chunk_states, present)
+
+    @property
+    def readout_weight(self) -> Tensor:
+        """Weight [V, D] of READ: the embedding table where it is tied."""
+        return self.embedding.weight if self.readout is None else self.readout.weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Read out final hidden states [B, N, D] as logits [B, N, V]."""
+        return F.linear(hidden, self.readout_weight)
+
+    def token_losses(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        neighbors: Tensor | None = None,
+        neighbor_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Cross-entropy of each target token.
+
+        Args:
+            tokens: as in `forward`.
+            targets: int64 [B, N], the token that follows each token.
+            neighbors: as in `forward`.
+            neighbor_lengths: as in `forward`.
+
+        Returns:
+            [B, N] nats, float32 (float64 for a float64 model).
+        """
+        hidden = self(tokens, neighbors, neighbor_lengths)
+        return token_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten()).view(targets.shape)
+
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        neighbors: Tensor | None = None,
+        neighbor_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Sum of the cross-entropy over the targets that count; the caller normalizes.
+
+        Args:
+            tokens: as in `forward`.
+            targets: int64 [B, N]; anything where the mask is False.
+            mask: bool [B, N], True where a target counts.
+            neighbors: as in `forward`.
+            neighbor_lengths: as in `forward`.
+
+        Returns:
+            Scalar, nats, float32 (float64 for a float64 model).
+        """
+        hidden = self(tokens, neighbors, neighbor_lengths)
+        return summed_cross_entropy(
+            hidden.flatten(0, 1), self.readout_weight, targets.flatten(), mask.flatten().bool()
+        )
+
+    def retrieval_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters a baseline of the same size does not have: CCA and encoder. RETROfit trains these alone."""
+        for name, parameter in self.named_parameters():
+            if name.startswith("encoder.") or ".cca." in name:
+                yield name, parameter
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Count parameters by part; works on the meta device.
+
+        Returns:
+            `decoder`, `chunked_cross_attention`, `encoder`, `embeddings` (all tables of V rows, an untied read-out too),
+            which add up to `total`; and `non_embedding`, the count of Table 2.
+        """
+        counts = dict.fromkeys(("decoder", "chunked_cross_attention", "encoder", "embeddings"), 0)
+        for name, parameter in self.named_parameters():
+            if name.endswith("embedding.weight") or name == "readout.weight":
+                part = "embeddings"
+            elif name.startswith("encoder."):
+                part = "encoder"
+            else:
+                part = "chunked_cross_attention" if ".cca." in name else "decoder"
+            counts[part] += parameter.numel()
+        total = sum(counts.values())
+        return counts | {"total": total, "non_embedding": total - counts["embeddings"]}

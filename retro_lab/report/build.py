@@ -1,0 +1,126 @@
+"""Writes a report beside the results it is made from: page, figures and tables, from the folder alone.
+
+Layout, in the run's or the sweep's folder:
+
+    report/index.html                      written last
+    report/figures/NAME.svg, NAME.png
+    report/tables/comparison.csv, comparison.md
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from retro_lab.errors import ArtifactError
+from retro_lab.report.comparison import run_table, sweep_table
+from retro_lab.report.figures import curve_figure, neighbors_figure, sweep_figure
+from retro_lab.report.files import write_file
+from retro_lab.report.pages import Picture, cell_link, run_page, sweep_page
+from retro_lab.report.records import RESULT_NAME, RunRecord, load_run
+from retro_lab.report.style import save
+from retro_lab.report.sweeps import load_sweep
+from retro_lab.report.tables import Table
+
+REPORT_FOLDER = "report"
+TABLE_NAME = "comparison"
+
+CURVE = Picture(
+    "curve",
+    "Lines of held-out bits per byte against training tokens, one for each model.",
+    "Measured while training, on a sample of the held-out text; the table uses all of it.",
+)
+NEIGHBORS = Picture(
+    "neighbors",
+    "Held-out bits per byte against the number of neighbors retrieved for each chunk.",
+    "One trained RETRO, evaluated with several numbers of neighbors.",
+)
+AXIS = Picture(
+    "sweep",
+    "Held-out bits per byte against the value that the sweep varies.",
+    "Each point is a model of its own, scored on all held-out text; numbers at the right are those of the last points.",
+)
+
+
+@dataclass(frozen=True)
+class WrittenReport:
+    """Where a report is and what it says; `failures` are the errors of a sweep's failed cells by cell name."""
+
+    page: Path
+    paths: tuple[Path, ...]
+    table: Table
+    failures: Mapping[str, str]
+
+
+def write_run_report(run_folder: Path) -> WrittenReport:
+    """Write the report of the run in `run_folder`.
+
+    Raises:
+        ArtifactError: Nothing is finished there, a result is damaged, or the report cannot be written.
+    """
+    run = load_run(run_folder)
+    if not run.models:
+        raise ArtifactError(f"{run_folder} holds no finished model: no {RESULT_NAME} in its retro or baseline folder.")
+    return _write_run(run)
+
+
+def write_sweep_report(sweep_folder: Path) -> WrittenReport:
+    """Write the report of the sweep in `sweep_folder`, and of each of its cells that has results.
+
+    Raises:
+        ArtifactError: There is no sweep, or the report cannot be written.
+    """
+    sweep = load_sweep(sweep_folder)
+    links: list[str | None] = []
+    for cell in sweep.cells:
+        has_page = cell.run is not None and bool(cell.run.models)
+        if has_page and cell.run:
+            _write_run(cell.run)
+        links.append(cell_link(cell) if has_page else None)
+    table = sweep_table(sweep)
+    figures = _present({AXIS: sweep_figure(sweep)})
+    page = sweep_page(sweep, table, list(figures), links)
+    failures = {cell.name: cell.error or "" for cell in sweep.with_status("failed")}
+    return _write(sweep_folder / REPORT_FOLDER, page, table, figures, failures)
+
+
+def _write_run(run: RunRecord) -> WrittenReport:
+    table = run_table(run)
+    figures = _present({CURVE: curve_figure(run), NEIGHBORS: neighbors_figure(run)})
+    page = run_page(run, table, list(figures))
+    return _write(run.folder / REPORT_FOLDER, page, table, figures, {})
+
+
+def _present(figures: Mapping[Picture, Figure | None]) -> dict[Picture, Figure]:
+    return {picture: figure for picture, figure in figures.items() if figure is not None}
+
+
+def _write(
+    folder: Path, page: str, table: Table, figures: Mapping[Picture, Figure], failures: Mapping[str, str]
+) -> WrittenReport:
+    contents: dict[str, bytes] = {
+        f"tables/{TABLE_NAME}.csv": _encode(table.to_csv()),
+        f"tables/{TABLE_NAME}.md": _encode(table.to_markdown()),
+    }
+    for picture, figure in figures.items():
+        contents[f"figures/{picture.name}.svg"] = save(figure, "svg")
+        contents[f"figures/{picture.name}.png"] = save(figure, "png")
+    # The page comes last: what it shows is there before it says so.
+    contents["index.html"] = _encode(page)
+    paths = tuple(write_file(folder / name, content) for name, content in contents.items())
+    _remove_stale(folder, paths)
+    return WrittenReport(paths[-1], paths, table, failures)
+
+
+def _encode(text: str) -> bytes:
+    # Command lines and file names can hold bytes that are no text; Python keeps them as lone surrogates.
+    return text.encode("utf-8", errors="backslashreplace")
+
+
+def _remove_stale(folder: Path, paths: tuple[Path, ...]) -> None:
+    """Delete figures of an earlier report that this one no longer has."""
+    for name in ("figures/*.svg", "figures/*.png"):
+        for path in folder.glob(name):
+            if path not in paths:
+                path.unlink(missing_ok=True)

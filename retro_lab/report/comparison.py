@@ -1,0 +1,121 @@
+"""The tables of a report: RETRO against its baseline in one run, and cell against cell in a sweep."""
+
+from dataclasses import dataclass
+
+from retro_lab.report import formats
+from retro_lab.report.records import Evaluation, ModelRecord, RunRecord
+from retro_lab.report.sweeps import Cell, SweepRecord
+from retro_lab.report.tables import Column, Table, Value
+
+BASELINE, OFF, ON = "Baseline", "RETRO[Off]", "RETRO[On]"
+STATUS_COLORS = {"done": "green", "failed": "bold red", "missing": "yellow"}
+
+GAIN_NOTE = "Gain: bits per byte below the baseline, and as a share of the baseline's. Above zero is better."
+RUN_NOTE = "Tokens: seen in training. k: neighbors each chunk retrieves while it is scored. Perplexity is per token."
+SWEEP_NOTE = "Baseline: the score that the gain of the row is measured from."
+
+PARAMETERS = Column("parameters", "Parameters", formats.count)
+NON_EMBEDDING = Column("non_embedding_parameters", "Without embeddings", formats.count)
+TOKENS = Column("training_tokens", "Tokens", formats.count)
+GAIN = Column("gain_bits_per_byte", "Gain", formats.signed_score)
+GAIN_PERCENT = Column("gain_percent", "Gain %", formats.signed_percent)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How far a score lies below the baseline's, in bits per byte and in percent of the baseline's."""
+
+    bits_per_byte: float
+    percent: float
+
+
+def gain(evaluation: Evaluation | None, baseline: Evaluation | None) -> Gain | None:
+    """Compare two scores; None where one is missing or they were not measured on the same text."""
+    if evaluation is None or baseline is None or not baseline.bits_per_byte > 0:
+        return None
+    if (evaluation.bytes, evaluation.documents) != (baseline.bytes, baseline.documents):
+        return None
+    saved = baseline.bits_per_byte - evaluation.bits_per_byte
+    return Gain(saved, 100 * saved / baseline.bits_per_byte)
+
+
+def run_table(run: RunRecord) -> Table:
+    """Compare the baseline, RETRO[Off] and RETRO[On] of one run, and RETRO at each other k it was evaluated with."""
+    reference = run.baseline.evaluation(0) if run.baseline else None
+    rows = []
+    if run.baseline:
+        rows.append(_run_row(BASELINE, run.baseline, 0, None))
+    if run.retro:
+        others = sorted({entry.neighbors for entry in run.retro.evaluations} - {0, run.retro.k})
+        names = {0: OFF, run.retro.k: ON} | {k: f"{ON}, k={k}" for k in others}
+        rows += [_run_row(name, run.retro, k, reference) for k, name in names.items()]
+    columns = (
+        Column("model", "Model", numeric=False),
+        PARAMETERS,
+        NON_EMBEDDING,
+        TOKENS,
+        Column("k", "k"),
+        Column("bits_per_byte", "Bits per byte", formats.score),
+        Column("perplexity", "Perplexity", formats.perplexity),
+        GAIN,
+        GAIN_PERCENT,
+    )
+    return Table(run.name, columns, tuple(rows), (GAIN_NOTE, RUN_NOTE))
+
+
+def sweep_table(sweep: SweepRecord) -> Table:
+    """Put every cell of a sweep in a row: what it varies, how far it is, and what it measured."""
+    axes = [Column(axis, axis, numeric=False) for axis in sweep.axes] or [Column("cell", "Cell", numeric=False)]
+    columns = (
+        *axes,
+        Column("status", "Status", numeric=False, colors=STATUS_COLORS),
+        PARAMETERS,
+        TOKENS,
+        Column("baseline_bits_per_byte", BASELINE, formats.score),
+        Column("off_bits_per_byte", OFF, formats.score),
+        Column("on_bits_per_byte", ON, formats.score),
+        GAIN,
+        GAIN_PERCENT,
+    )
+    rows = tuple(_sweep_row(sweep, cell) for cell in sweep.cells)
+    return Table(sweep.name, columns, rows, (f"{BASELINE}, {OFF}, {ON}: bits per byte. {SWEEP_NOTE}", GAIN_NOTE))
+
+
+def cell_baseline(sweep: SweepRecord, cell: Cell) -> ModelRecord | None:
+    """Return the baseline that a cell's RETRO is compared with.
+
+    It is the cell's own where it has one; else that of a cell which differs in one axis alone (such as
+    `retrieval.k=0`) and trained a model of the same size on the same corpus; else None.
+    """
+    if cell.run is None or cell.run.baseline or cell.run.retro is None:
+        return cell.run.baseline if cell.run else None
+    retro = cell.run.retro
+    for other in sweep.cells:
+        baseline = other.run.baseline if other.run else None
+        changed = sum(other.overrides.get(axis) != cell.overrides.get(axis) for axis in sweep.axes)
+        if baseline and changed <= 1 and (baseline.size, baseline.corpus) == (retro.size, retro.corpus):
+            return baseline
+    return None
+
+
+def _run_row(name: str, model: ModelRecord, k: int, reference: Evaluation | None) -> tuple[Value, ...]:
+    evaluation = model.evaluation(k)
+    scores = (evaluation.bits_per_byte, evaluation.perplexity) if evaluation else (None, None)
+    size = (model.parameters.total, model.parameters.non_embedding, model.tokens)
+    return (name, *size, k, *scores, *_gain_values(gain(evaluation, reference)))
+
+
+def _sweep_row(sweep: SweepRecord, cell: Cell) -> tuple[Value, ...]:
+    labels = [cell.overrides.get(axis) for axis in sweep.axes] or [cell.name]
+    retro = cell.run.retro if cell.run else None
+    baseline = cell_baseline(sweep, cell)
+    model = retro or baseline
+    reference = baseline.evaluation(0) if baseline else None
+    off, on = (retro.evaluation(0), retro.evaluation(retro.k)) if retro else (None, None)
+    scores = (entry.bits_per_byte if entry else None for entry in (reference, off, on))
+    size = (model.parameters.total, model.tokens) if model else (None, None)
+    return (*labels, cell.status, *size, *scores, *_gain_values(gain(on, reference)))
+
+
+def _gain_values(difference: Gain | None) -> tuple[Value, ...]:
+    return (difference.bits_per_byte, difference.percent) if difference else (None, None)

@@ -1,0 +1,88 @@
+"""Tables of facts about the models of a run: what they were trained on, their parts, and where they come from."""
+
+from collections.abc import Callable
+
+from retro_lab.report import formats
+from retro_lab.report.records import ModelRecord, RunRecord
+from retro_lab.report.tables import Column, Table, Value
+
+NAMES = {"baseline": "Baseline", "retro": "RETRO"}
+Fact = Callable[[ModelRecord], Value]
+
+TRAINING: dict[str, Fact] = {
+    "Size": lambda model: model.size,
+    "Corpus": lambda model: model.corpus.source,
+    "Training split": lambda model: _text(model.corpus.train_tokens, model.corpus.train_documents),
+    "Held-out split": lambda model: _text(model.corpus.validation_tokens, model.corpus.validation_documents),
+    "Trained on": lambda model: f"{formats.count(model.tokens)} tokens in {model.steps:,} steps",
+    "Passes over the training split": lambda model: _passes(model),
+    "Neighbors per chunk (k)": lambda model: str(model.k),
+    "Retrieval database": lambda model: _database(model),
+    "Index": lambda model: model.database.index if model.database else None,
+    "Chunks with neighbors": lambda model: (
+        formats.share(model.database.chunks_with_neighbors) if model.database else None
+    ),
+    "Scored text": lambda model: _scored(model),
+}
+PARAMETERS: dict[str, Fact] = {
+    "Decoder": lambda model: f"{model.parameters.decoder:,}",
+    "Chunked cross-attention": lambda model: f"{model.parameters.chunked_cross_attention:,}",
+    "Neighbor encoder": lambda model: f"{model.parameters.encoder:,}",
+    "Embeddings": lambda model: f"{model.parameters.embeddings:,}",
+    "All but embeddings": lambda model: f"{model.parameters.non_embedding:,}",
+    "Total": lambda model: f"{model.parameters.total:,}",
+}
+PROVENANCE: dict[str, Fact] = {
+    "Command": lambda model: model.provenance.command,
+    "Date": lambda model: model.provenance.date,
+    "Hardware": lambda model: model.provenance.hardware,
+    "Commit": lambda model: model.provenance.commit,
+    "Training time": lambda model: formats.duration(model.seconds),
+    "Seed": lambda model: str(model.seed),
+    "Versions": lambda model: ", ".join(f"{name} {version}" for name, version in model.provenance.versions.items()),
+}
+
+
+def training_table(run: RunRecord) -> Table:
+    """Say what was trained on what."""
+    return _facts("What was trained on what", run, TRAINING, numeric=False)
+
+
+def parameter_table(run: RunRecord) -> Table:
+    """Split the parameters by part."""
+    return _facts("Parameters", run, PARAMETERS, numeric=True)
+
+
+def provenance_table(run: RunRecord) -> Table:
+    """Say how the results came about."""
+    return _facts("Provenance", run, PROVENANCE, numeric=False)
+
+
+def _facts(title: str, run: RunRecord, facts: dict[str, Fact], *, numeric: bool) -> Table:
+    models = {name: model for name, model in (("baseline", run.baseline), ("retro", run.retro)) if model}
+    columns = [Column("fact", "", numeric=False)]
+    columns += [Column(name, NAMES[name], numeric=numeric) for name in models]
+    rows = tuple((name, *(fact(model) for model in models.values())) for name, fact in facts.items())
+    return Table(title, tuple(columns), rows)
+
+
+def _text(tokens: int, documents: int) -> str:
+    return f"{formats.count(tokens)} tokens, {documents:,} documents"
+
+
+def _passes(model: ModelRecord) -> Value:
+    return f"{model.tokens / model.corpus.train_tokens:.2g}" if model.corpus.train_tokens else None
+
+
+def _database(model: ModelRecord) -> Value:
+    if model.database is None:
+        return None
+    size = f"{formats.count(model.database.chunks)} chunks, {formats.count(model.database.tokens)} tokens"
+    return f"{size} ({formats.share(model.database.fraction)} of the training split)"
+
+
+def _scored(model: ModelRecord) -> Value:
+    if not model.evaluations:
+        return None
+    entry = model.evaluations[0]
+    return f"{formats.count(entry.tokens)} tokens, {entry.bytes:,} bytes, {entry.documents:,} documents"

@@ -1,0 +1,81 @@
+"""The figures of a report: learning curves, and bits per byte against what a sweep varies."""
+
+from matplotlib.figure import Figure
+
+from retro_lab.report.comparison import BASELINE, OFF, ON, cell_baseline
+from retro_lab.report.records import ModelRecord, RunRecord
+from retro_lab.report.style import BASELINE_LOOK, OFF_LOOK, ON_LOOK, Line, Look, draw
+from retro_lab.report.sweeps import Cell, SweepRecord, number
+
+FEWEST_NEIGHBOR_COUNTS = 2
+"""Values of k above zero that a RETRO must be evaluated with to be worth a figure."""
+
+
+def curve_figure(run: RunRecord) -> Figure | None:
+    """Draw held-out bits per byte against training tokens; None if no curve was recorded."""
+    lines = []
+    if run.baseline:
+        lines.append(_curve(BASELINE, run.baseline, 0, BASELINE_LOOK))
+    if run.retro:
+        lines.append(_curve(OFF, run.retro, 0, OFF_LOOK))
+        lines.append(_curve(f"{ON}, k={run.retro.k}", run.retro, run.retro.k, ON_LOOK))
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return None
+    return draw("Held-out text while training", "Training tokens", lines, swept=False)
+
+
+def neighbors_figure(run: RunRecord) -> Figure | None:
+    """Draw bits per byte of one RETRO against the k it is evaluated with; None if fewer than two were."""
+    if run.retro is None:
+        return None
+    on = [(entry.neighbors, entry.bits_per_byte) for entry in run.retro.evaluations if entry.neighbors > 0]
+    if len(on) < FEWEST_NEIGHBOR_COUNTS:
+        return None
+    xs = [0, *sorted(k for k, _ in on)]
+    lines = [Line(ON, tuple(sorted(on)), ON_LOOK)]
+    for label, model, look in ((OFF, run.retro, OFF_LOOK), (BASELINE, run.baseline, BASELINE_LOOK)):
+        level = model.evaluation(0) if model else None
+        if level:
+            # Neither retrieves anything, so one measurement at k = 0 is a level that all k are compared with.
+            lines.append(Line(label, tuple((x, level.bits_per_byte) for x in xs), look, measured=(0,)))
+    title = f"One RETRO, trained with k={run.retro.k}, evaluated with others"
+    return draw(title, "Neighbors retrieved for each chunk", lines, swept=True)
+
+
+def sweep_figure(sweep: SweepRecord) -> Figure | None:
+    """Draw bits per byte against the one axis of a sweep; None if it has several, or its values are no numbers.
+
+    An axis `size` is drawn as the non-embedding parameters of each model.
+    """
+    if len(sweep.axes) != 1:
+        return None
+    (axis,) = sweep.axes
+    off, on, reference, own = [], [], [], []
+    for cell in sweep.cells:
+        retro, baseline = (cell.run.retro, cell_baseline(sweep, cell)) if cell.run else (None, None)
+        if baseline and (x := _position(axis, cell, baseline)) is not None and (entry := baseline.evaluation(0)):
+            own += [x] if cell.run and cell.run.baseline else []
+            reference.append((x, entry.bits_per_byte))
+        if retro and (x := _position(axis, cell, retro)) is not None:
+            off += [(x, entry.bits_per_byte) for entry in [retro.evaluation(0)] if entry]
+            on += [(x, entry.bits_per_byte) for entry in [retro.evaluation(retro.k)] if entry]
+    lines = [
+        Line(BASELINE, tuple(reference), BASELINE_LOOK, measured=tuple(own)),
+        Line(OFF, tuple(off), OFF_LOOK),
+        Line(ON, tuple(on), ON_LOOK),
+    ]
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return None
+    x_title = "Non-embedding parameters" if axis == "size" else axis
+    return draw(f"Held-out text against {axis}", x_title, lines, swept=True)
+
+
+def _curve(label: str, model: ModelRecord, neighbors: int, look: Look) -> Line:
+    points = sorted((point.tokens, point.bits_per_byte) for point in model.curve if point.neighbors == neighbors)
+    return Line(label, tuple(points), look)
+
+
+def _position(axis: str, cell: Cell, model: ModelRecord) -> float | None:
+    return model.parameters.non_embedding if axis == "size" else number(cell.overrides.get(axis))

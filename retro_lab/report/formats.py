@@ -1,0 +1,49 @@
+"""Numbers as people read them, one way in every table, figure and page."""
+
+NO_VALUE = "\N{EN DASH}"
+
+
+def count(value: float) -> str:
+    """Shorten a count to three digits and a suffix: 172000000 becomes `172M`."""
+    rounded = float(f"{value:.3g}")
+    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(rounded) >= scale:
+            return f"{rounded / scale:.3g}{suffix}"
+    return f"{rounded:g}"
+
+
+def score(value: float) -> str:
+    """Show bits per byte with the three decimals of the paper's tables."""
+    return f"{value:.3f}"
+
+
+def perplexity(value: float) -> str:
+    """Show a perplexity with the two decimals of the paper's tables."""
+    return f"{value:.2f}"
+
+
+def signed_score(value: float) -> str:
+    """Show a difference in bits per byte, its sign always."""
+    return f"{value:+.3f}"
+
+
+def signed_percent(value: float) -> str:
+    """Show a difference in percent, its sign always."""
+    return f"{value:+.1f}%"
+
+
+def share(value: float) -> str:
+    """Show a share of one as percent; what is not quite everything never rounds up to 100%."""
+    return f"{value:.0%}" if value in (0, 1) else f"{min(value, 0.999):.1%}"
+
+
+def duration(seconds: float) -> str:
+    """Show a time in its two largest units."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"

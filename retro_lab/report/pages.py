@@ -1,0 +1,92 @@
+"""HTML pages of a report: static, without scripts or anything from elsewhere, everything from outside escaped."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from retro_lab.report import formats
+from retro_lab.report.caveats import run_caveats, sweep_caveats
+from retro_lab.report.facts import parameter_table, provenance_table, training_table
+from retro_lab.report.records import RunRecord
+from retro_lab.report.sweeps import Cell, SweepRecord
+from retro_lab.report.tables import Table
+
+TEMPLATES = Path(__file__).parent / "templates"
+ENVIRONMENT_RESOLVER = "${oc.env:"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on a page: file name without its ending, text for those who cannot see it, and caption."""
+
+    name: str
+    alternative: str
+    caption: str
+
+
+def run_page(run: RunRecord, table: Table, pictures: list[Picture]) -> str:
+    """Return the page of a run."""
+    return _render(
+        "run.html.j2",
+        title=run.name,
+        table=table,
+        pictures=pictures,
+        details=[training_table(run), parameter_table(run), provenance_table(run)],
+        caveats=run_caveats(run),
+        error=run.error,
+        settings=_settings(run.folder / ".hydra" / "config.yaml"),
+    )
+
+
+def sweep_page(sweep: SweepRecord, table: Table, pictures: list[Picture], links: list[str | None]) -> str:
+    """Return the page of a sweep; `links` are the addresses of the cells' own pages, None where there is none."""
+    finished = next((cell.run for cell in sweep.cells if cell.run and cell.run.models), None)
+    return _render(
+        "sweep.html.j2",
+        title=sweep.name,
+        table=table,
+        links=links,
+        pictures=pictures,
+        details=[provenance_table(finished)] if finished else [],
+        caveats=sweep_caveats(sweep),
+        counts={status: len(sweep.with_status(status)) for status in ("done", "failed", "missing")},
+        failures=[(cell.name, cell.error) for cell in sweep.with_status("failed")],
+    )
+
+
+def cell_link(cell: Cell) -> str:
+    """Return the address of a cell's page, seen from the sweep's; folder names hold quotes, spaces and commas."""
+    return f"../{quote(cell.name, errors='surrogateescape')}/report/index.html"
+
+
+def _render(template: str, **values: object) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        # Always: the endings that jinja2 escapes for by itself do not include .html.j2.
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(no_value=formats.NO_VALUE, **values)
+
+
+def _settings(path: Path) -> str | None:
+    """Return the configuration with its interpolations resolved, as written where they cannot be; None if not there."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    # Values of environment variables can be secrets, and a page is made to be passed on.
+    if ENVIRONMENT_RESOLVER in text.replace(" ", ""):
+        return text
+    try:
+        return OmegaConf.to_yaml(OmegaConf.create(text), resolve=True)
+    except (YAMLError, OmegaConfBaseException, ValueError):
+        return text

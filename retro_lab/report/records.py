@@ -1,0 +1,199 @@
+"""What one training run leaves behind: the record of each trained model, and the run folder that holds them.
+
+Layout of a run folder:
+
+    baseline/result.json    written once the model is trained and evaluated
+    retro/result.json
+    failed.json             {"error": ...}, there if the last attempt failed
+    .hydra/config.yaml      the composed configuration
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from retro_lab.errors import ArtifactError
+from retro_lab.report.decoding import decode
+from retro_lab.report.files import write_file
+
+RESULT_NAME = "result.json"
+FAILURE_NAME = "failed.json"
+MODELS = ("baseline", "retro")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """Trained and frozen parameters by part; `non_embedding` is the count of the paper's Table 2."""
+
+    decoder: int
+    chunked_cross_attention: int
+    encoder: int
+    embeddings: int
+    non_embedding: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSummary:
+    """The corpus a model was trained and evaluated on."""
+
+    source: str
+    train_tokens: int
+    train_documents: int
+    validation_tokens: int
+    validation_documents: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatabaseSummary:
+    """The retrieval database; `fraction` is its share of the training split, `index` the FAISS factory string."""
+
+    chunks: int
+    tokens: int
+    fraction: float
+    index: str
+    chunks_with_neighbors: float
+    """Share of the training chunks that have at least one neighbor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores on the held-out documents with `neighbors` neighbors per chunk; 0 is RETRO[Off], or the baseline."""
+
+    neighbors: int
+    bits_per_byte: float
+    perplexity: float
+    """Per token, so comparable between models of one tokenizer only."""
+    tokens: int
+    bytes: int
+    documents: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """Held-out bits per byte after `tokens` training tokens, on a sample of the held-out text."""
+
+    tokens: int
+    neighbors: int
+    bits_per_byte: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """How a result came about, enough to make it again; `date` is ISO 8601, `versions` maps library to version."""
+
+    command: str
+    date: str
+    hardware: str
+    commit: str | None = None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """One trained model: what it is, what it was trained on, and how it scored."""
+
+    model: str
+    """`retro` or `baseline`."""
+    size: str
+    k: int
+    """Neighbors per chunk while training; 0 for the baseline."""
+    parameters: Parameters
+    tokens: int
+    """Training tokens seen."""
+    steps: int
+    seconds: float
+    """Wall time of the training."""
+    seed: int
+    corpus: CorpusSummary
+    database: DatabaseSummary | None = None
+    evaluations: tuple[Evaluation, ...]
+    curve: tuple[CurvePoint, ...]
+    provenance: Provenance
+
+    def evaluation(self, neighbors: int) -> Evaluation | None:
+        """Return the scores with `neighbors` neighbors, or None if they were not measured."""
+        return next((entry for entry in self.evaluations if entry.neighbors == neighbors), None)
+
+    def to_json(self) -> str:
+        """Return the record as JSON text."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelRecord":
+        """Read a record back from JSON text.
+
+        Raises:
+            ValueError: The text is not JSON, or a field is missing or of another type.
+        """
+        record: ModelRecord = decode(cls, json.loads(text), "")
+        return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """Everything a run folder says."""
+
+    name: str
+    folder: Path
+    baseline: ModelRecord | None = None
+    retro: ModelRecord | None = None
+    unfinished: tuple[str, ...] = ()
+    """Models whose folder is there but not their result: being trained, or killed."""
+    error: str | None = None
+    """Why the run failed, from `failed.json`."""
+
+    @property
+    def models(self) -> tuple[ModelRecord, ...]:
+        """Return the finished models, the baseline first."""
+        return tuple(model for model in (self.baseline, self.retro) if model is not None)
+
+
+def write_result(path: Path, record: ModelRecord) -> None:
+    """Write `record` to `path` so that it is there whole or not at all.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
+    write_file(path, record.to_json().encode("utf-8"))
+
+
+def load_result(path: Path) -> ModelRecord:
+    """Read the record at `path`.
+
+    Raises:
+        ArtifactError: The file cannot be read, is cut short, or is not a record.
+    """
+    try:
+        return ModelRecord.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} is not a whole result ({error}); delete it and run the command that made it again."
+        ) from error
+
+
+def load_run(folder: Path) -> RunRecord:
+    """Read the run in `folder`; models that are not finished are left out.
+
+    Raises:
+        ArtifactError: A result is damaged.
+    """
+    found = {name: folder / name / RESULT_NAME for name in MODELS if (folder / name).is_dir()}
+    records = {name: load_result(path) for name, path in found.items() if path.is_file()}
+    return RunRecord(
+        name=folder.resolve().name,
+        folder=folder,
+        baseline=records.get("baseline"),
+        retro=records.get("retro"),
+        unfinished=tuple(name for name in found if name not in records),
+        error=_load_error(folder / FAILURE_NAME),
+    )
+
+
+def _load_error(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["error"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"failed, and {path} cannot be read ({error})"

@@ -1,0 +1,167 @@
+"""How every figure looks. Colors are Okabe and Ito's, told apart by color-blind readers; dashes and markers help."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from retro_lab.report import formats
+
+Format = Literal["png", "svg"]
+Point = tuple[float, float]
+
+SETTINGS: Any = {
+    "font.size": 11,
+    "font.family": "DejaVu Sans",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 12,
+    "grid.color": "#e4e4e4",
+    "lines.linewidth": 2,
+    "lines.markersize": 5,
+    # Names of configuration keys and values are no formulas, whatever dollar signs they hold.
+    "text.parse_math": False,
+    "svg.hashsalt": "retro_lab",
+}
+# Dates and versions would make two reports of the same results differ.
+METADATA: Mapping[Format, Mapping[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+Y_TITLE = "Bits per byte (lower is better)"
+SIZE_INCHES = (8.0, 4.4)
+PIXELS_PER_INCH = 160
+LABEL_GAP_POINTS = 17.0
+WIDE_RANGE = 30
+"""Largest over smallest value from which an axis is logarithmic."""
+MANY_TICKS = 10
+"""Measured values up to which each gets its own tick."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Color, dashes and marker of one kind of model."""
+
+    color: str
+    dashes: str
+    marker: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a figure; only points whose x is in `measured` get a marker, all of them if it is None."""
+
+    label: str
+    points: tuple[Point, ...]
+    look: Look
+    measured: tuple[float, ...] | None = None
+
+
+BASELINE_LOOK = Look("#4d4d4d", ":", "s")
+OFF_LOOK = Look("#d55e00", "--", "o")
+ON_LOOK = Look("#0072b2", "-", "D")
+
+
+def draw(title: str, x_title: str, lines: Sequence[Line], *, swept: bool) -> Figure:
+    """Draw lines that carry their names and last values at their right ends.
+
+    Points that are not finite, such as those of a diverged model, are left out.
+
+    Args:
+        title: Title of the figure.
+        x_title: What the x axis shows.
+        lines: The lines; their y values are bits per byte.
+        swept: The x values are few and chosen by someone: tick each, and use a logarithmic axis for a wide range.
+    """
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(SETTINGS)
+        figure = Figure(figsize=SIZE_INCHES)
+        axes = figure.add_axes((0.09, 0.14, 0.60, 0.76))
+        for line in lines:
+            _draw_line(axes, line)
+        axes.set(title=title, xlabel=x_title, ylabel=Y_TITLE)
+        axes.margins(x=0.02, y=0.08)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.count(value)))
+        if swept:
+            _fit_scale(axes, sorted({x for line in lines for x, _ in line.points}))
+        _label_ends(figure, axes, [line for line in lines if _finite(line)])
+    return figure
+
+
+def save(figure: Figure, kind: Format) -> bytes:
+    """Return the figure as a file's bytes, the same each time."""
+    buffer = io.BytesIO()
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(SETTINGS)
+        figure.savefig(buffer, format=kind, dpi=PIXELS_PER_INCH, metadata=dict(METADATA[kind]))
+    return buffer.getvalue()
+
+
+def _finite(line: Line) -> list[Point]:
+    return [point for point in line.points if math.isfinite(point[1])]
+
+
+def _draw_line(axes: Axes, line: Line) -> None:
+    points = _finite(line)
+    marked = [i for i, (x, _) in enumerate(points) if line.measured is None or x in line.measured]
+    axes.plot(
+        [x for x, _ in points],
+        [y for _, y in points],
+        label=line.label,
+        color=line.look.color,
+        linestyle=line.look.dashes,
+        marker=line.look.marker,
+        markevery=marked,
+    )
+
+
+def _fit_scale(axes: Axes, values: Sequence[float]) -> None:
+    """Choose the scale and the ticks of the x axis for the values that were measured, which are sorted."""
+    formatter = axes.xaxis.get_major_formatter()
+    positive = [value for value in values if value > 0]
+    if values[0] >= 0 and positive and positive[-1] / positive[0] >= WIDE_RANGE:
+        if values[0] == 0:
+            axes.set_xscale("symlog", linthresh=positive[0])
+        else:
+            axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(formatter)
+    if len(values) <= MANY_TICKS:
+        axes.xaxis.set_major_locator(FixedLocator(values))
+
+
+def _label_ends(figure: Figure, axes: Axes, lines: Sequence[Line]) -> None:
+    """Write each line's name and last value to the right of the axes, at its height but never over another."""
+    axes.autoscale_view()
+    points_per_pixel = 72 / figure.dpi
+    ends = [(_finite(line)[-1][1], line) for line in lines]
+    heights = [axes.transData.transform((0, value))[1] * points_per_pixel for value, _ in ends]
+    for (value, line), height, target in zip(ends, heights, _spread(heights, LABEL_GAP_POINTS), strict=True):
+        axes.annotate(
+            f"{line.label}  {formats.score(value)}",
+            xy=(1, value),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(10, target - height),
+            textcoords="offset points",
+            color=line.look.color,
+            fontweight="bold",
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Move heights apart until neighbors are `gap` apart, the group staying centered where it was."""
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    placed = [0.0] * len(heights)
+    for below, i in zip([None, *order], order, strict=False):
+        placed[i] = heights[i] if below is None else max(heights[i], placed[below] + gap)
+    shift = sum(heights) / len(heights) - sum(placed) / len(placed) if heights else 0.0
+    return [height + shift for height in placed]

@@ -1,0 +1,74 @@
+"""The `embeddings` stage: one vector for each chunk of a token store."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retro_lab.artifacts.stage import Advance, Artifact, Stage
+from retro_lab.corpus.tokens import TokenStore
+from retro_lab.retrieval.embedder import Embedder
+
+PROGRESS_CHUNKS = 512
+
+
+class EmbeddingsStage(Stage):
+    """Decode every chunk to text and embed it; shards of consecutive chunks."""
+
+    name = "embeddings"
+    unit = "chunks"
+
+    def __init__(self, store: TokenStore, embedder: Embedder, shard_size: int) -> None:
+        """Embed all chunks of `store`, `shard_size` to a shard."""
+        self.store = store
+        self.embedder = embedder
+        self.shard_size = shard_size
+
+    def settings(self) -> Mapping[str, Any]:
+        """The embedder's identity and the shard size."""
+        return {"embedder": self.embedder.identity(), "shard_size": self.shard_size}
+
+    def inputs(self) -> Mapping[str, Artifact]:
+        """The tokens."""
+        return {"tokens": self.store.artifact}
+
+    def shard_sizes(self) -> Sequence[int]:
+        """Chunks in each shard."""
+        return [
+            min(self.shard_size, self.store.chunks - start) for start in range(0, self.store.chunks, self.shard_size)
+        ]
+
+    def prepare(self) -> AbstractContextManager[Any]:
+        """Load the encoder before the first shard."""
+        self.embedder.load()
+        return nullcontext()
+
+    def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
+        """Write `embeddings.npy`, float16 [chunks of the shard, d]."""
+        start = shard * self.shard_size
+        stop = min(start + self.shard_size, self.store.chunks)
+        rows = []
+        for first in range(start, stop, PROGRESS_CHUNKS):
+            chunks = np.arange(first, min(first + PROGRESS_CHUNKS, stop))
+            rows.append(self.embedder.embed(self.store.texts(chunks)))
+            advance(len(chunks))
+        np.save(folder / "embeddings.npy", np.concatenate(rows), allow_pickle=False)
+        return {}
+
+    def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
+        """Record the number of chunks and the width of an embedding."""
+        width = int(np.load(shards[0] / "embeddings.npy", mmap_mode="r", allow_pickle=False).shape[1])
+        return {"chunks": self.store.chunks, "width": width, "shard_size": self.shard_size}
+
+
+def read_embeddings(embeddings: Artifact, start: int, stop: int) -> np.ndarray:
+    """Read the embeddings of chunks `start` up to `stop`, float32 [stop - start, d]."""
+    size = embeddings.facts["shard_size"]
+    result = np.empty((stop - start, embeddings.facts["width"]), np.float32)
+    for shard in range(start // size, -(-stop // size)):
+        first, last = max(start, shard * size), min(stop, (shard + 1) * size)
+        rows = embeddings.array(f"{shard:05}/embeddings.npy")
+        result[first - start : last - start] = rows[first - shard * size : last - shard * size]
+    return result

@@ -1,0 +1,186 @@
+"""The `search` and `neighbors` stages: which database chunks each chunk retrieves.
+
+    embeddings of a split ─► search, once for each database shard ─► neighbors: merge over the shards in use
+
+Both hold, for every chunk, ids and squared L2 distances sorted by distance, and -1 where there are fewer neighbors
+than places. Merging sorted lists gives the neighbors in any set of shards, so databases of many sizes cost one search.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from retro_lab.artifacts.stage import Advance, Artifact, Stage
+from retro_lab.corpus.tokens import TokenStore
+from retro_lab.retrieval.embeddings import read_embeddings
+from retro_lab.retrieval.index import open_index
+
+MISSING = -1
+"""Id of a neighbor that does not exist; its distance is infinite."""
+SHARD_QUERIES = 65_536
+FILTER_MARGIN = 16
+"""Neighbors fetched over what is stored, in the hope that dropping those of the query's document leaves enough."""
+
+
+class SearchStage(Stage):
+    """Search one database shard for the neighbors of every chunk of a split.
+
+    Where queries and database are the same token store, neighbors of the query's own document are dropped: they may
+    hold the very text that is to be predicted (Borgeaud et al. 2022, Sec. 2.1). A continuation is cut at its
+    document's end, so what a neighbor brings never comes from another document than the one that is compared here.
+    """
+
+    name = "search"
+    unit = "queries"
+
+    def __init__(
+        self,
+        queries: Artifact,
+        query_store: TokenStore,
+        index: Artifact,
+        database_store: TokenStore,
+        stored: int,
+        query_batch: int,
+    ) -> None:
+        """Find `stored` neighbors in `index` for each row of `queries` (an embeddings artifact)."""
+        self.queries = queries
+        self.query_store = query_store
+        self.index = index
+        self.database_store = database_store
+        self.stored = stored
+        self.query_batch = query_batch
+        self.same_store = query_store.artifact.fingerprint == database_store.artifact.fingerprint
+        self._opened: faiss.Index | None = None
+
+    def settings(self) -> Mapping[str, Any]:
+        """Neighbors stored, and whether those of the query's own document are dropped."""
+        return {"stored": self.stored, "same_document_dropped": self.same_store}
+
+    def inputs(self) -> Mapping[str, Artifact]:
+        """Query embeddings and index."""
+        return {"queries": self.queries, "index": self.index}
+
+    def shard_sizes(self) -> Sequence[int]:
+        """Queries in each shard."""
+        count = self.queries.facts["chunks"]
+        return [min(SHARD_QUERIES, count - start) for start in range(0, count, SHARD_QUERIES)]
+
+    def prepare(self) -> AbstractContextManager[Any]:
+        """Read the index into memory before the first shard."""
+        self._opened = open_index(self.index)
+        return nullcontext()
+
+    def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
+        """Write `ids.npy`, int64 [queries, stored], and `distances.npy`, float32 of the same shape."""
+        first = shard * SHARD_QUERIES
+        count = self.shard_sizes()[shard]
+        ids = np.full((count, self.stored), MISSING, np.int64)
+        distances = np.full((count, self.stored), np.inf, np.float32)
+        for start in range(0, count, self.query_batch):
+            rows = np.arange(start, min(start + self.query_batch, count))
+            ids[rows], distances[rows] = self._search(rows + first)
+            advance(len(rows))
+        np.save(folder / "ids.npy", ids, allow_pickle=False)
+        np.save(folder / "distances.npy", distances, allow_pickle=False)
+        return {}
+
+    def _search(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Search for the neighbors of consecutive query chunks, fetching more until enough survive the filter."""
+        assert self._opened is not None
+        index, offset = self._opened, self.index.manifest.recipe["settings"]["start"]
+        vectors = read_embeddings(self.queries, int(chunks[0]), int(chunks[-1]) + 1)
+        ids = np.full((len(chunks), self.stored), MISSING, np.int64)
+        distances = np.full((len(chunks), self.stored), np.inf, np.float32)
+        pending = np.arange(len(chunks))
+        fetch = self.stored + (FILTER_MARGIN if self.same_store else 0)
+        while len(pending):
+            fetch = min(fetch, index.ntotal)
+            found_distances, found = index.search(vectors[pending], fetch)
+            found = np.where(found >= 0, found + offset, MISSING)
+            keep = found != MISSING
+            if self.same_store:
+                own = self.query_store.document_of(chunks[pending])
+                keep &= self.database_store.document_of(found) != own[:, None]
+            ids[pending], distances[pending] = _first_kept(found, found_distances, keep, self.stored)
+            exhausted = (found == MISSING).any(1)  # the index has no more to give for these
+            short = (keep.sum(1) < self.stored) & (fetch < index.ntotal) & ~exhausted
+            pending = pending[short]
+            fetch *= 4
+        return ids, distances
+
+
+def _first_kept(
+    ids: np.ndarray, distances: np.ndarray, keep: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first `count` kept entries of each sorted row, padded with -1 and infinity at the end."""
+    ids, distances = np.where(keep, ids, MISSING), np.where(keep, distances, np.inf)
+    order = np.argsort(~keep, axis=1, kind="stable")[:, :count]
+    ids, distances = np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
+    padding = ((0, 0), (0, count - ids.shape[1]))
+    return np.pad(ids, padding, constant_values=MISSING), np.pad(distances, padding, constant_values=np.inf)
+
+
+def merge_sorted(ids: Sequence[np.ndarray], distances: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Merge the sorted neighbor lists of several shards, each [queries, K], into the nearest K of all.
+
+    Equal distances keep the order of the shards, so the result does not depend on how the search was cut.
+    """
+    width = ids[0].shape[1]
+    all_ids, all_distances = np.concatenate(ids, 1), np.concatenate(distances, 1)
+    order = np.argsort(all_distances, axis=1, kind="stable")[:, :width]
+    return np.take_along_axis(all_ids, order, 1), np.take_along_axis(all_distances, order, 1)
+
+
+class NeighborsStage(Stage):
+    """Merge the searches of the database shards in use into one table for a split."""
+
+    name = "neighbors"
+    unit = "queries"
+    combines_shards = True
+
+    def __init__(self, searches: Sequence[Artifact]) -> None:
+        """Merge `searches`, one for each database shard, in the order of the shards."""
+        self.searches = searches
+
+    def settings(self) -> Mapping[str, Any]:
+        """Nothing besides the inputs."""
+        return {}
+
+    def inputs(self) -> Mapping[str, Artifact]:
+        """The searches, by the number of their database shard."""
+        return {f"shard_{number:03}": search for number, search in enumerate(self.searches)}
+
+    def _shards(self) -> list[str]:
+        return sorted({name.partition("/")[0] for name in self.searches[0].manifest.files})
+
+    def shard_sizes(self) -> Sequence[int]:
+        """Queries in each shard of the searches."""
+        return [len(self.searches[0].array(f"{shard}/ids.npy")) for shard in self._shards()]
+
+    def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
+        """Merge one range of queries; ids fit 32 bits while the database has fewer than 2^31 chunks."""
+        name = self._shards()[shard]
+        ids, distances = merge_sorted(
+            [search.array(f"{name}/ids.npy") for search in self.searches],
+            [search.array(f"{name}/distances.npy") for search in self.searches],
+        )
+        dtype = np.int32 if ids.max(initial=0) < 2**31 else np.int64
+        np.save(folder / "ids.npy", ids.astype(dtype), allow_pickle=False)
+        np.save(folder / "distances.npy", distances, allow_pickle=False)
+        advance(len(ids))
+        return {"with_neighbors": int((ids[:, 0] != MISSING).sum()), "queries": len(ids)}
+
+    def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
+        """Lay the ranges end to end as `ids.npy` and `distances.npy`, [chunks, K]."""
+        for name in ("ids.npy", "distances.npy"):
+            parts = [np.load(shard / name, mmap_mode="r", allow_pickle=False) for shard in shards]
+            shape = (sum(len(part) for part in parts), parts[0].shape[1])
+            whole = np.lib.format.open_memmap(folder / name, "w+", np.result_type(*parts), shape)
+            np.concatenate(parts, out=whole)
+            whole.flush()
+        queries = sum(fact["queries"] for fact in facts)
+        return {"queries": queries, "with_neighbors": sum(fact["with_neighbors"] for fact in facts) / queries}

@@ -1,0 +1,116 @@
+"""What a model reads: sequences of chunks, what to predict in them, and what each chunk retrieved.
+
+Training and evaluation both get their tensors here, so a neighbor is cut, masked and aligned in one place.
+"""
+
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retro_lab.corpus.tokens import TokenStore
+from retro_lab.errors import ConfigurationError
+from retro_lab.retrieval.neighbors import MISSING
+
+VALUES = ("neighbor_and_continuation", "neighbor", "continuation")
+
+
+class Batch(TypedDict):
+    """B sequences of n tokens in l chunks, each chunk with k neighbors of r tokens."""
+
+    tokens: Tensor
+    """int64 [B, n]."""
+    targets: Tensor
+    """int64 [B, n]: the token that follows each."""
+    mask: Tensor
+    """bool [B, n]: whether the target is text; document markers and padding never count."""
+    neighbors: Tensor
+    """int64 [B, l, k, r]."""
+    neighbor_lengths: Tensor
+    """int64 [B, l, k]: real tokens of each neighbor; 0 = there is none."""
+
+
+class Retrieved:
+    """Neighbors of the chunks of a token store, as tokens of a database store."""
+
+    def __init__(self, database: TokenStore, ids: np.ndarray, values: str) -> None:
+        """Look neighbors up in `ids`, [chunks, K], sorted by distance, and bring what `values` names (Sec. 2.1).
+
+        Raises:
+            ConfigurationError: `values` is not known.
+        """
+        if values not in VALUES:
+            raise ConfigurationError(f"retrieval.values={values} is not one of {', '.join(VALUES)}.")
+        self.database = database
+        self.ids = ids
+        self.values = values
+
+    def read(self, chunks: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return tokens [..., k, r] and lengths [..., k] of the k nearest neighbors of each chunk.
+
+        A missing neighbor has length 0 and whatever tokens; it never becomes text.
+        """
+        ids = self.ids[np.minimum(chunks, len(self.ids) - 1)][..., :k]
+        present = (ids != MISSING) & (chunks < len(self.ids))[..., None]
+        ids = np.maximum(ids, 0)
+        m = self.database.chunk_length
+        tokens = self.database.read(ids, 1 if self.values == "neighbor" else 2)
+        lengths = self.database.real_tokens(ids, 1 if self.values == "neighbor" else 2)
+        if self.values == "continuation":
+            tokens, lengths = tokens[..., m:], np.maximum(lengths - m, 0)
+        return tokens, np.where(present, lengths, 0)
+
+
+class Sequences:
+    """Reads batches of sequences from a token store; `retrieved` is None for a model without retrieval."""
+
+    def __init__(self, store: TokenStore, retrieved: Retrieved | None, length: int) -> None:
+        """Read sequences of `length` tokens.
+
+        Raises:
+            ConfigurationError: `length` is not a multiple of the chunk length.
+        """
+        if length % store.chunk_length or length <= 0:
+            raise ConfigurationError(
+                f"data.sequence_length={length} is not a multiple of model.chunk_length={store.chunk_length}."
+            )
+        self.store = store
+        self.retrieved = retrieved
+        self.length = length
+        self.chunks_per_sequence = length // store.chunk_length
+
+    def read(self, first_chunks: np.ndarray, k: int) -> Batch:
+        """Read the sequences that start at `first_chunks`, [B], with k neighbors for each chunk."""
+        chunks = first_chunks[:, None] + np.arange(self.chunks_per_sequence)
+        tokens = self.store.read(first_chunks, self.chunks_per_sequence + 1)[:, : self.length + 1].astype(np.int64)
+        batch = Batch(
+            tokens=torch.from_numpy(np.ascontiguousarray(tokens[:, :-1])),
+            targets=torch.from_numpy(np.ascontiguousarray(tokens[:, 1:])),
+            mask=torch.from_numpy(self._is_text(first_chunks)[:, 1:]),
+            neighbors=torch.empty(0),
+            neighbor_lengths=torch.empty(0),
+        )
+        if self.retrieved is None or k == 0:
+            return batch
+        neighbors, lengths = self.retrieved.read(chunks, k)
+        batch["neighbors"] = torch.from_numpy(neighbors.astype(np.int64))
+        batch["neighbor_lengths"] = torch.from_numpy(lengths.astype(np.int64))
+        return batch
+
+    def _is_text(self, first_chunks: np.ndarray) -> np.ndarray:
+        """Tell which of the n + 1 tokens from each first chunk on are text, neither marker nor padding; [B, n + 1]."""
+        m, store = self.store.chunk_length, self.store
+        chunks = first_chunks[:, None] + np.arange(self.chunks_per_sequence + 1)
+        inside = np.minimum(chunks, store.chunks - 1)
+        real = np.where(chunks < store.chunks, store.real_tokens(inside), 0)
+        text = np.arange(m) < real[..., None]
+        text[..., 0] &= store.document_start[store.document_of(inside)] != chunks  # the document marker
+        return text.reshape(len(chunks), -1)[:, : self.length + 1]
+
+
+def neighbors_of(batch: Batch, k: int) -> tuple[Tensor | None, Tensor | None]:
+    """Return neighbors and lengths of the k nearest of a batch, as the model takes them; none for k = 0."""
+    if k == 0 or batch["neighbors"].numel() == 0:
+        return None, None
+    return batch["neighbors"][:, :, :k], batch["neighbor_lengths"][:, :, :k]

@@ -1,0 +1,142 @@
+"""`task=build`: documents, tokenizer, tokens, embeddings, index and neighbors; each is reused where it stands."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from retro_lab import console
+from retro_lab.artifacts.stage import Artifact
+from retro_lab.artifacts.store import ArtifactStore
+from retro_lab.corpus.documents import Split
+from retro_lab.corpus.stages import SPLITS, DocumentsStage, TokenizerStage, TokensStage
+from retro_lab.corpus.tokens import TokenStore
+from retro_lab.errors import ConfigurationError
+from retro_lab.retrieval.embedder import Embedder
+from retro_lab.retrieval.embeddings import EmbeddingsStage
+from retro_lab.retrieval.index import IndexStage, choose_factory
+from retro_lab.retrieval.neighbors import NeighborsStage, SearchStage
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Both splits as tokens."""
+
+    name: str
+    documents: Artifact
+    stores: Mapping[Split, TokenStore]
+
+
+@dataclass(frozen=True)
+class Database:
+    """The retrieval database and what both splits retrieve from it."""
+
+    chunks: int
+    tokens: int
+    fraction: float
+    indexes: tuple[Artifact, ...]
+    neighbors: Mapping[Split, Artifact]
+
+
+def run(config: DictConfig) -> None:
+    """Build everything that training needs and say what there is."""
+    corpus = build_corpus(config)
+    database = build_database(config, corpus)
+    for split, store in corpus.stores.items():
+        console.output.print(
+            f"{split}: {store.documents:,} documents, {store.artifact.facts['tokens']:,} tokens, {store.chunks:,} chunks, "
+            f"{database.neighbors[split].facts['with_neighbors']:.1%} of them with neighbors"
+        )
+    for index in database.indexes:
+        facts = index.facts
+        console.output.print(
+            f"index: {facts['factory']}, {facts['vectors']:,} vectors, {facts['bytes_per_vector']} bytes each, "
+            f"recall@10 {facts['recall@10']}"
+        )
+
+
+def build_corpus(config: DictConfig) -> Corpus:
+    """Build documents, tokenizer and tokens."""
+    store = ArtifactStore(Path(config.paths.artifacts))
+    documents = store.build(DocumentsStage(instantiate(config.corpus)))
+    rejected = documents.facts["rejected"]
+    if rejected:
+        counts = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
+        console.status("documents", f"skipped {counts}; such as {documents.facts['rejected_examples'][0]}")
+    tokenizer = store.build(TokenizerStage(instantiate(config.tokenizer), documents))
+    stores: dict[Split, TokenStore] = {}
+    for split in SPLITS:
+        stage = TokensStage(documents, tokenizer, split, config.model.chunk_length, config.seed)
+        stores[split] = TokenStore(store.build(stage), tokenizer)
+    return Corpus(config.corpus._target_.rpartition(".")[2], documents, stores)
+
+
+def build_database(config: DictConfig, corpus: Corpus) -> Database:
+    """Embed both splits, index the training split's chunks and find the neighbors of every chunk.
+
+    Raises:
+        ConfigurationError: More neighbors are asked for than the database has chunks.
+    """
+    store = ArtifactStore(Path(config.paths.artifacts))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = {name: config.embedder[name] for name in ("model", "revision", "max_length", "batch_size", "precision")}
+    embedder = Embedder(**settings, device=device)
+    database_store = corpus.stores["train"]
+    fraction, cuts = _cuts(config, database_store)
+    wanted = max(config.retrieval.k, *config.evaluation.neighbors, 1)
+    if wanted > cuts[-1]:
+        raise ConfigurationError(
+            f"retrieval.k={wanted} is more than the {cuts[-1]} chunks of the database; use a smaller k or a larger "
+            "corpus or database.fraction."
+        )
+    stored = min(max(wanted, config.retrieval.stored), cuts[-1])
+
+    embeddings = {
+        split: store.build(EmbeddingsStage(tokens, embedder, config.embedder.shard_size))
+        for split, tokens in corpus.stores.items()
+    }
+    indexes = []
+    searches: dict[Split, list[Artifact]] = {split: [] for split in SPLITS}
+    for start, stop in zip([0, *cuts], cuts, strict=False):
+        factory = choose_factory(
+            config.index.factory, stop - start, embeddings["train"].facts["width"], config.index.exact_below
+        )
+        index = store.build(
+            IndexStage(embeddings["train"], start, stop, factory, config.index.nprobe, config.seed)
+        )
+        indexes.append(index)
+        for split, tokens in corpus.stores.items():
+            search = SearchStage(
+                embeddings[split], tokens, index, database_store, stored, config.index.query_batch
+            )
+            searches[split].append(store.build(search))
+    neighbors = {split: store.build(NeighborsStage(found)) for split, found in searches.items()}
+    # Every document's chunks are full but its last, so the tokens are counted from the documents themselves.
+    documents = int(np.searchsorted(database_store.document_start, cuts[-1]))
+    tokens = int(database_store.document_length[:documents].sum())
+    return Database(cuts[-1], tokens, fraction, tuple(indexes), neighbors)
+
+
+def _cuts(config: DictConfig, store: TokenStore) -> tuple[float, list[int]]:
+    """Return the share of the training split in the database, and the chunks at which its shards end.
+
+    Shards end between documents, so that a continuation lies in the database where its neighbor does.
+
+    Raises:
+        ConfigurationError: A share is not above 0 and at most 1.
+    """
+    fraction = config.database.fraction
+    if config.database.tokens is not None:
+        fraction = min(1.0, config.database.tokens / store.artifact.facts["tokens"])
+    for share in (fraction, *config.database.fractions):
+        if not 0 < share <= 1:
+            raise ConfigurationError(f"database.fraction={share} is not above 0 and at most 1.")
+    cuts = set()
+    for share in {fraction, *(share for share in config.database.fractions if share < fraction)}:
+        document = max(1, int(np.searchsorted(store.document_start, share * store.chunks)))
+        cuts.add(int(store.document_start[min(document, store.documents)]))
+    return fraction, sorted(cuts)

@@ -1,0 +1,41 @@
+"""What a command does: the `task` group."""
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+
+@dataclass(kw_only=True)
+class TaskConfig:
+    """A task by name; `retro_lab.tasks` says what each does."""
+
+    name: str = MISSING
+    """Module in `retro_lab.tasks` whose `run(config)` is called."""
+
+
+@dataclass(kw_only=True)
+class InspectConfig(TaskConfig):
+    """Show chunks of the held-out (or training) split beside their neighbors."""
+
+    name: str = "inspect"
+    split: str = "validation"
+    """`validation` or `train`: where the chunks are taken from."""
+    chunk: int | None = None
+    """Id of the chunk to show; null shows `count` of them spread evenly."""
+    count: int = 3
+    """Chunks to show."""
+
+
+@dataclass(kw_only=True)
+class PlanConfig(TaskConfig):
+    """What a build and a training run would take, from arithmetic alone."""
+
+    name: str = "plan"
+    embedding_chunks_per_second: float = 1728
+    """Chunks embedded each second on one device. Default: BERT-large on an A100 (Wang et al. 2024)."""
+    peak_tflops: float = 989
+    """Peak rate of one training device in the training precision. Default: H100, bfloat16, dense."""
+    utilisation: float = 0.4
+    """Share of that peak that training reaches."""
+    embedding_width: int = 768
+    """Width of a chunk's embedding. Default: BERT-base."""

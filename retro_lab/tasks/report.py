@@ -1,0 +1,44 @@
+"""`task=report`: tables, figures and a page of a finished run or sweep, made again from its folder alone."""
+
+import shlex
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from retro_lab import console
+from retro_lab.errors import RetroLabError
+from retro_lab.launch.run_folder import run_folder
+from retro_lab.launch.sweep import print_sweep_report
+from retro_lab.report.build import write_run_report
+from retro_lab.report.records import load_run
+from retro_lab.report.sweeps import is_sweep, load_sweep
+
+
+def run(config: DictConfig) -> None:
+    """Write the report into the folder that `config` names, print its table and where the page is.
+
+    Raises:
+        RetroLabError: Nothing is finished there; the message has the command that makes it.
+        ArtifactError: A result is damaged, or the report cannot be written.
+    """
+    folder = Path(run_folder(config))
+    if is_sweep(folder):
+        if not load_sweep(folder).has_outcome:
+            raise RetroLabError(f"Nothing to report in {folder}: no cell has finished. To run the sweep: {_command()}")
+        print_sweep_report(folder)
+        return
+    found = load_run(folder)
+    if not found.models:
+        reason = f"training failed ({found.error})" if found.error else "no model is finished there"
+        raise RetroLabError(f"Nothing to report in {folder}: {reason}. To train one: {_command()}")
+    report = write_run_report(folder)
+    console.output.print(report.table.to_rich())
+    console.status("report", str(report.page))
+
+
+def _command() -> str:
+    """Return the command line of this run without its task, which is training when none is named."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    kept = [shlex.quote(override) for override in overrides if not override.startswith("task=")]
+    return " ".join(["python -m retro_lab", *kept])

@@ -1,0 +1,276 @@
+"""`task=train`: train one model, RETRO or (with `retrieval.k=0`) its baseline, and evaluate it."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from retro_lab import console
+from retro_lab.artifacts.fingerprint import differences
+from retro_lab.artifacts.manifest import write_json
+from retro_lab.config.plain import plain
+from retro_lab.errors import ConfigurationError
+from retro_lab.evaluation.windows import Windows
+from retro_lab.launch.provenance import provenance
+from retro_lab.launch.run_folder import run_folder
+from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.model.retro import RetroModel
+from retro_lab.report.records import (
+    RESULT_NAME,
+    CorpusSummary,
+    DatabaseSummary,
+    ModelRecord,
+    Parameters,
+    load_result,
+    write_result,
+)
+from retro_lab.retrieval.sequences import Retrieved, Sequences
+from retro_lab.tasks.build import Corpus, Database, build_corpus, build_database
+from retro_lab.tasks.evaluate import evaluate, missing_evaluations
+from retro_lab.training.data import RetroDataModule
+from retro_lab.training.module import RetroModule, freeze_all_but_retrieval
+from retro_lab.training.schedule import WarmupCosine
+from retro_lab.training.training import CHECKPOINT, ValidationCurve, fit, load_baseline_weights
+
+IDENTITY_NAME = "run.json"
+
+
+def run(config: DictConfig) -> None:
+    """Train and evaluate the model of `retrieval.k`, then report on the run folder."""
+    from retro_lab.tasks import report
+
+    corpus = build_corpus(config)
+    k = config.retrieval.k
+    train_model(config, k, run_folder(config), corpus, build_database(config, corpus) if k else None)
+    report.run(config)
+
+
+def model_name(k: int) -> str:
+    """Return the name of a model by what it retrieves: the baseline is the RETRO that retrieves nothing."""
+    return "retro" if k else "baseline"
+
+
+def train_model(config: DictConfig, k: int, run: Path, corpus: Corpus, database: Database | None) -> ModelRecord:
+    """Train and evaluate the model with `k` neighbors in its folder below `run`; do only what is not done yet.
+
+    Raises:
+        ConfigurationError: The folder holds a model that was trained with other settings or on other data.
+    """
+    folder = run / model_name(k)
+    check_identity(folder, identity(config, k, corpus, database))
+    result = folder / RESULT_NAME
+    if result.is_file():
+        record = load_result(result)
+        console.status(model_name(k), f"reusing {folder}, trained on {record.tokens:,} tokens")
+    else:
+        record = _train(config, k, folder, corpus, database)
+    missing = missing_evaluations(config, record)
+    if missing:
+        record = evaluate(config, record, missing, folder, corpus, database)
+    return record
+
+
+def _train(config: DictConfig, k: int, folder: Path, corpus: Corpus, database: Database | None) -> ModelRecord:
+    pl.seed_everything(config.seed, verbose=False)
+    model = build_model(config, k, corpus)
+    if config.init.name == "retrofit" and k:
+        load_baseline_weights(model, Path(config.init.checkpoint or folder.parent / "baseline" / CHECKPOINT))
+        freeze_all_but_retrieval(model)
+    tokens_per_step = config.data.sequence_length * config.data.batch_size
+    steps = max(1, round(config.schedule.tokens / tokens_per_step))
+    curve = ValidationCurve(tokens_per_step)
+    trainer = build_trainer(config, folder, steps, [curve])
+    module = RetroModule(
+        model,
+        k,
+        sorted({0, k}),
+        instantiate(config.optimizer),
+        WarmupCosine(
+            steps,
+            config.schedule.warmup_steps,
+            config.schedule.warmup_start / config.optimizer.lr,
+            config.schedule.final_ratio,
+        ),
+        config.seed,
+    )
+    data = RetroDataModule(
+        sequences(config, "train", corpus, database),
+        windows(config, corpus, database, k, config.evaluation.curve_tokens),
+        batch_size=config.data.batch_size,
+        k=k,
+        seed=config.seed,
+        workers=config.data.workers,
+    )
+    _announce(config, k, model, database, trainer, tokens_per_step, steps, folder)
+    started = time.monotonic()
+    fit(trainer, module, data, folder)
+    record = ModelRecord(
+        model=model_name(k),
+        size=config.size.name,
+        k=k,
+        parameters=Parameters(**model.parameter_counts()),
+        tokens=steps * tokens_per_step,
+        steps=steps,
+        seconds=round(time.monotonic() - started, 1),
+        seed=config.seed,
+        corpus=_summarize_corpus(corpus),
+        database=_summarize_database(database) if database else None,
+        evaluations=(),
+        curve=curve.curve,
+        provenance=provenance(),
+    )
+    _finish_loggers(trainer)
+    if trainer.is_global_zero:
+        write_result(folder / RESULT_NAME, record)
+    return record
+
+
+def build_model(config: DictConfig, k: int, corpus: Corpus) -> RetroModel:
+    """Create the model; without neighbors it has no encoder and no chunked cross-attention."""
+    size: Any = OmegaConf.to_object(config.size)
+    model: Any = OmegaConf.to_object(config.model)
+    assert isinstance(size, SizeConfig)
+    assert isinstance(model, ModelConfig)
+    if not k:
+        size = replace(size, cca_layers=[])
+    return RetroModel(size, model, corpus.stores["train"].tokenizer.vocabulary_size)
+
+
+def build_trainer(
+    config: DictConfig, folder: Path, steps: int, callbacks: list[pl.Callback], logging: bool = True
+) -> pl.Trainer:
+    """Instantiate trainer, callbacks and loggers; a null `dirpath` or `save_dir` becomes the model's folder."""
+    # Validation is counted in batches, of which an optimizer step takes several where gradients are accumulated.
+    batches_per_step = config.trainer.get("accumulate_grad_batches") or 1
+    interval = max(1, round(steps / max(1, config.evaluation.curve_points)))
+    configured = [instantiate(_in_folder(node, folder)) for node in (config.callbacks or {}).values() if node]
+    loggers = [instantiate(_in_folder(node, folder)) for node in (config.logger or {}).values() if node and logging]
+    trainer: pl.Trainer = instantiate(
+        config.trainer,
+        max_steps=steps,
+        val_check_interval=interval * batches_per_step,
+        check_val_every_n_epoch=None,
+        gradient_clip_val=config.schedule.gradient_clip,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        default_root_dir=str(folder),
+        callbacks=[*configured, *callbacks],
+        logger=loggers or False,
+    )
+    return trainer
+
+
+def _in_folder(node: DictConfig, folder: Path) -> DictConfig:
+    filled = {"dirpath": str(folder / "checkpoints"), "save_dir": str(folder)}
+    return OmegaConf.merge(node, {key: filled[key] for key in filled if key in node and node[key] is None})
+
+
+def sequences(config: DictConfig, split: Any, corpus: Corpus, database: Database | None) -> Sequences:
+    """Read sequences of a split, with what they retrieve if there is a database."""
+    retrieved = None
+    if database is not None:
+        ids = database.neighbors[split].array("ids.npy")
+        retrieved = Retrieved(corpus.stores["train"], ids, config.retrieval.values)
+    return Sequences(corpus.stores[split], retrieved, config.data.sequence_length)
+
+
+def windows(config: DictConfig, corpus: Corpus, database: Database | None, k: int, max_tokens: float) -> Windows:
+    """Cut the held-out documents into evaluation windows."""
+    held_out = sequences(config, "validation", corpus, database)
+    return Windows(held_out, config.evaluation.stride, config.evaluation.batch_size, k, max_tokens)
+
+
+def identity(config: DictConfig, k: int, corpus: Corpus, database: Database | None) -> dict[str, Any]:
+    """All that decides what is trained: a folder is resumed or reused only by a run for which this is the same."""
+    sections = {name: plain(config[name]) for name in ("size", "model", "init", "optimizer", "schedule", "data")}
+    sections["data"].pop("workers")
+    inputs = {"tokens": corpus.stores["train"].artifact.fingerprint}
+    if database is not None:
+        inputs["neighbors"] = database.neighbors["train"].fingerprint
+        sections["retrieval"] = {"k": k, "values": config.retrieval.values}
+    precision = str(config.trainer.get("precision", "32-true"))
+    return {**sections, "seed": config.seed, "trainer": {"precision": precision}, "inputs": inputs}
+
+
+def check_identity(folder: Path, wanted: dict[str, Any]) -> None:
+    """Compare what a folder holds with what is wanted, or note down the latter in a new folder.
+
+    Raises:
+        ConfigurationError: They differ.
+    """
+    path = folder / IDENTITY_NAME
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, wanted)
+        return
+    changed = differences(json.loads(path.read_text(encoding="utf-8")), wanted)
+    if changed:
+        raise ConfigurationError(
+            f"{folder} holds a model trained with other settings ({'; '.join(changed[:3])}); "
+            "give this run a name of its own with name=NAME, or delete that folder."
+        )
+
+
+def _announce(
+    config: DictConfig,
+    k: int,
+    model: RetroModel,
+    database: Database | None,
+    trainer: pl.Trainer,
+    tokens_per_step: int,
+    steps: int,
+    folder: Path,
+) -> None:
+    """Print the start-up summary."""
+    counts = model.parameter_counts()
+    lines = {
+        "model": f"{model_name(k)}, size {config.size.name}: {counts['total']:,} parameters, "
+        f"{counts['non_embedding']:,} without embeddings",
+        "database": f"{database.chunks:,} chunks, k = {k}" if database else "none",
+        "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}, precision {trainer.precision}",
+        "training": f"{steps:,} steps of {tokens_per_step:,} tokens, {steps * tokens_per_step:,} in all",
+        "folder": str(folder),
+    }
+    for subject, message in lines.items():
+        console.status(subject, message)
+    if (folder / CHECKPOINT).is_file():
+        console.status("resuming", f"from {folder / CHECKPOINT}")
+
+
+def _summarize_corpus(corpus: Corpus) -> CorpusSummary:
+    train, validation = corpus.stores["train"], corpus.stores["validation"]
+    return CorpusSummary(
+        source=corpus.name,
+        train_tokens=train.artifact.facts["tokens"],
+        train_documents=train.documents,
+        validation_tokens=validation.artifact.facts["tokens"],
+        validation_documents=validation.documents,
+    )
+
+
+def _summarize_database(database: Database) -> DatabaseSummary:
+    return DatabaseSummary(
+        chunks=database.chunks,
+        tokens=database.tokens,
+        fraction=database.fraction,
+        index=database.indexes[-1].facts["factory"],
+        chunks_with_neighbors=database.neighbors["train"].facts["with_neighbors"],
+    )
+
+
+def _finish_loggers(trainer: pl.Trainer) -> None:
+    """Close W&B's run: without it the next job of a multirun would go on in this one's."""
+    from pytorch_lightning.loggers import WandbLogger
+
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            logger.finalize("success")
+            wandb.finish(quiet=True)

@@ -1,0 +1,35 @@
+"""`task=verify`: read every artifact and compare its bytes with what was written when it was built."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from retro_lab import console
+from retro_lab.artifacts.manifest import MANIFEST_NAME, Manifest
+from retro_lab.artifacts.store import ArtifactStore
+from retro_lab.errors import ArtifactError
+
+
+def run(config: DictConfig) -> None:
+    """Check all artifacts under `paths.artifacts`.
+
+    Raises:
+        ArtifactError: A file is missing or its bytes are not those that were written.
+    """
+    root = Path(config.paths.artifacts)
+    finished, unfinished, damaged = 0, 0, []
+    for folder in ArtifactStore(root).artifacts():
+        if not (folder / MANIFEST_NAME).is_file():
+            unfinished += 1
+            continue
+        finished += 1
+        damaged += [str(folder / name) for name in Manifest.read(folder).damaged_files(folder)]
+    if not finished and not unfinished:
+        raise ArtifactError(f"{root} holds no artifacts; build some with task=build.")
+    if damaged:
+        raise ArtifactError(
+            f"{len(damaged)} files differ from what was written: {', '.join(damaged[:5])}; delete the folders they "
+            "are in and build them again."
+        )
+    rest = f", {unfinished} unfinished (the command that began them goes on with them)" if unfinished else ""
+    console.output.print(f"{finished} artifacts under {root} are whole{rest}.", soft_wrap=True)

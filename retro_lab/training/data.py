@@ -1,0 +1,66 @@
+"""The LightningDataModule: training batches and evaluation windows."""
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, DistributedSampler
+
+from retro_lab.errors import ConfigurationError
+from retro_lab.evaluation.windows import WindowBatch, Windows
+from retro_lab.retrieval.sequences import Batch, Sequences
+from retro_lab.training.batches import TrainingBatches
+
+
+class RetroDataModule(pl.LightningDataModule):
+    """Batches of one split to train on, and windows of another to score."""
+
+    def __init__(
+        self, train: Sequences, validation: Windows, *, batch_size: int, k: int, seed: int, workers: int
+    ) -> None:
+        """Train on global batches of `batch_size` sequences of `train` with k neighbors; validate on `validation`."""
+        super().__init__()
+        self.train, self.validation = train, validation
+        self.batch_size, self.k, self.seed, self.workers = batch_size, k, seed, workers
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Start at the batch that the trainer, which may have resumed, comes to next.
+
+        Raises:
+            ConfigurationError: The global batch cannot be divided over devices and accumulated batches.
+        """
+        assert self.trainer is not None
+        accumulated = self.trainer.accumulate_grad_batches
+        pieces = self.trainer.world_size * accumulated
+        if self.batch_size % pieces:
+            raise ConfigurationError(
+                f"data.batch_size={self.batch_size} cannot be divided over {self.trainer.world_size} devices x "
+                f"{accumulated} accumulated batches; make it a multiple of {pieces}."
+            )
+        batches = TrainingBatches(
+            self.train,
+            self.batch_size // pieces,
+            self.k,
+            self.seed,
+            start=self.trainer.global_step * accumulated,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+        )
+        return DataLoader(
+            batches, batch_size=None, num_workers=self.workers, persistent_workers=False, pin_memory=self._pin_memory
+        )
+
+    def val_dataloader(self) -> DataLoader[WindowBatch]:
+        """The windows that are scored while training."""
+        return self.loader(self.validation)
+
+    def loader(self, windows: Windows) -> DataLoader[WindowBatch]:
+        """Load windows, each rank its share of the batches."""
+        assert self.trainer is not None
+        world = self.trainer.world_size
+        sampler = (
+            None if world == 1 else DistributedSampler(windows, world, self.trainer.global_rank, shuffle=False)
+        )
+        return DataLoader(windows, batch_size=None, sampler=sampler, pin_memory=self._pin_memory)
+
+    @property
+    def _pin_memory(self) -> bool:
+        assert self.trainer is not None
+        return self.trainer.strategy.root_device.type == "cuda"

@@ -1,0 +1,29 @@
+"""Learning rate: linear warm-up, then one cosine cycle over all training tokens (Borgeaud et al. 2022, App. C.1)."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class WarmupCosine:
+    """Learning rate at a step, as a share of the largest.
+
+    Attributes:
+        steps: Optimizer steps of the whole cycle.
+        warmup_steps: Steps from `start_ratio` to 1; cut to a tenth of a run that is too short for them.
+        start_ratio: Share at step 0.
+        final_ratio: Share at the last step.
+    """
+
+    steps: int
+    warmup_steps: int
+    start_ratio: float
+    final_ratio: float
+
+    def __call__(self, step: int) -> float:
+        """Return the share at `step`, counted from 0."""
+        warmup = min(self.warmup_steps, self.steps // 10)
+        if step < warmup:
+            return self.start_ratio + (1 - self.start_ratio) * step / warmup
+        progress = min(1.0, (step - warmup) / max(1, self.steps - warmup))
+        return self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,1 @@
+"""Tests of retro_lab.report and of the commands that print reports."""

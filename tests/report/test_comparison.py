@@ -1,0 +1,107 @@
+"""Numbers in the tables come from the records, and gains are compared with the right baseline."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retro_lab.report.comparison import cell_baseline, run_table, sweep_table
+from retro_lab.report.records import ModelRecord, load_run
+from retro_lab.report.sweeps import load_sweep
+from retro_lab.report.tables import Table
+
+from .folders import AddCell, evaluation, write_grid, write_models
+
+
+def by_key(table: Table) -> list[dict[str, Any]]:
+    """Rows as values by column key."""
+    keys = [column.key for column in table.columns]
+    return [dict(zip(keys, row, strict=True)) for row in table.rows]
+
+
+def test_a_run_compares_baseline_off_and_on(run_folder: Path) -> None:
+    baseline, off, on = by_key(run_table(load_run(run_folder)))
+    assert [row["model"] for row in (baseline, off, on)] == ["Baseline", "RETRO[Off]", "RETRO[On]"]
+    assert [row["bits_per_byte"] for row in (baseline, off, on)] == [2.0, 2.1, 1.9]
+    assert [row["k"] for row in (baseline, off, on)] == [0, 0, 2]
+    assert baseline["gain_percent"] is None
+    assert off["gain_bits_per_byte"] == pytest.approx(-0.1)
+    assert off["gain_percent"] == pytest.approx(-5)
+    assert on["gain_bits_per_byte"] == pytest.approx(0.1)
+    assert on["gain_percent"] == pytest.approx(5)
+    assert (on["parameters"], on["non_embedding_parameters"]) == (6_500_000, 5_200_000)
+    assert on["training_tokens"] == 1_000_000
+
+
+def test_other_numbers_of_neighbors_get_rows_of_their_own(run_folder: Path, retro: ModelRecord) -> None:
+    write_models(run_folder, replace(retro, evaluations=(*retro.evaluations, evaluation(10, 1.8), evaluation(4, 1.85))))
+    rows = by_key(run_table(load_run(run_folder)))
+    assert [(row["model"], row["bits_per_byte"]) for row in rows[3:]] == [
+        ("RETRO[On], k=4", 1.85),
+        ("RETRO[On], k=10", 1.8),
+    ]
+
+
+def test_what_was_not_measured_is_a_dash(run_folder: Path, retro: ModelRecord) -> None:
+    write_models(run_folder, replace(retro, evaluations=(evaluation(0, 2.1),)))
+    on = run_table(load_run(run_folder)).texts()[2]
+    assert on == ["RETRO[On]", "6.5M", "5.2M", "1M", "2", "–", "–", "–", "–"]
+
+
+def test_scores_on_different_text_have_no_gain(run_folder: Path, retro: ModelRecord) -> None:
+    write_models(run_folder, replace(retro, evaluations=(evaluation(2, 1.9, size_bytes=299_999),)))
+    on = by_key(run_table(load_run(run_folder)))[2]
+    assert on["bits_per_byte"] == 1.9
+    assert on["gain_percent"] is None
+
+
+def test_a_sweep_has_a_row_for_each_cell_in_the_order_of_its_numbers(
+    sweep_folder: Path, add_cell: AddCell, baseline: ModelRecord, retro: ModelRecord
+) -> None:
+    common = ["+sweep=neighbors", "seed=3"]
+    add_cell(["retrieval.k=10", *common], error="no memory")
+    add_cell(["retrieval.k=2", *common], retro)
+    add_cell(["retrieval.k=0", *common], baseline)
+    rows = by_key(sweep_table(load_sweep(sweep_folder)))
+    assert [(row["retrieval.k"], row["status"]) for row in rows] == [
+        ("0", "done"),
+        ("2", "done"),
+        ("4", "missing"),
+        ("10", "failed"),
+    ]
+    assert (rows[0]["baseline_bits_per_byte"], rows[0]["on_bits_per_byte"]) == (2.0, None)
+    assert (rows[1]["off_bits_per_byte"], rows[1]["on_bits_per_byte"]) == (2.1, 1.9)
+    assert (rows[1]["baseline_bits_per_byte"], rows[1]["gain_percent"]) == (2.0, pytest.approx(5))
+    assert set(rows[2].values()) == {"4", "missing", None}
+
+
+def test_a_gain_is_measured_from_the_baseline_that_differs_in_one_axis(
+    sweep_folder: Path, add_cell: AddCell, baseline: ModelRecord, retro: ModelRecord
+) -> None:
+    write_grid(sweep_folder, {"model.dropout": "0,0.1", "retrieval.k": "0,2"}, [])
+    for dropout, level in (("0", 2.0), ("0.1", 2.4)):
+        add_cell([f"model.dropout={dropout}", "retrieval.k=0"], replace(baseline, evaluations=(evaluation(0, level),)))
+        add_cell([f"model.dropout={dropout}", "retrieval.k=2"], retro)
+    rows = by_key(sweep_table(load_sweep(sweep_folder)))
+    assert [row["gain_bits_per_byte"] for row in rows] == [None, pytest.approx(0.1), None, pytest.approx(0.5)]
+
+
+def test_a_baseline_of_another_size_is_no_reference(
+    sweep_folder: Path, add_cell: AddCell, baseline: ModelRecord, retro: ModelRecord
+) -> None:
+    write_grid(sweep_folder, {"size": "tiny,small"}, [])
+    add_cell(["size=tiny"], baseline)
+    add_cell(["size=small"], replace(retro, size="small"))
+    sweep = load_sweep(sweep_folder)
+    assert cell_baseline(sweep, sweep.cells[1]) is None
+
+
+def test_a_cell_prefers_its_own_baseline(
+    sweep_folder: Path, add_cell: AddCell, baseline: ModelRecord, retro: ModelRecord
+) -> None:
+    own = replace(baseline, evaluations=(evaluation(0, 3.8),))
+    add_cell(["retrieval.k=0"], baseline)
+    add_cell(["retrieval.k=2"], own, retro)
+    row = next(row for row in by_key(sweep_table(load_sweep(sweep_folder))) if row["gain_percent"] is not None)
+    assert row["gain_percent"] == pytest.approx(50)

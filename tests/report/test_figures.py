@@ -1,0 +1,122 @@
+"""Figures hold the values of the records."""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from retro_lab.report.figures import curve_figure, neighbors_figure, sweep_figure
+from retro_lab.report.records import CurvePoint, ModelRecord, load_run
+from retro_lab.report.style import save
+from retro_lab.report.sweeps import load_sweep
+
+from .folders import AddCell, evaluation, write_models
+
+
+def plotted(figure: Figure | None) -> dict[str, list[tuple[float, float]]]:
+    """Return the plotted points by label."""
+    assert figure is not None
+    lines = figure.axes[0].get_lines()
+    return {str(line.get_label()): list(zip(*line.get_data(), strict=True)) for line in lines}  # type: ignore[arg-type]
+
+
+def labels(figure: Figure | None) -> list[str]:
+    assert figure is not None
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_curves_are_those_of_the_records(run_folder: Path, baseline: ModelRecord, retro: ModelRecord) -> None:
+    figure = curve_figure(load_run(run_folder))
+    points = plotted(figure)
+    assert points["Baseline"] == [(point.tokens, point.bits_per_byte) for point in baseline.curve]
+    assert points["RETRO[On], k=2"] == [(p.tokens, p.bits_per_byte) for p in retro.curve if p.neighbors == 2]
+    assert points["RETRO[Off]"] == [(p.tokens, p.bits_per_byte) for p in retro.curve if p.neighbors == 0]
+    assert labels(figure) == ["Baseline  2.200", "RETRO[Off]  2.220", "RETRO[On], k=2  2.100"]
+
+
+def test_labels_never_cover_each_other(run_folder: Path) -> None:
+    figure = curve_figure(load_run(run_folder))
+    assert figure is not None
+    figure.draw_without_rendering()
+    boxes = sorted((text.get_window_extent() for text in figure.axes[0].texts), key=lambda box: box.y0)
+    assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
+    assert all(box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+def test_points_of_a_diverged_model_are_left_out(run_folder: Path, baseline: ModelRecord) -> None:
+    curve = (*baseline.curve[:3], CurvePoint(tokens=400_000, neighbors=0, bits_per_byte=math.nan))
+    write_models(run_folder, replace(baseline, curve=curve))
+    figure = curve_figure(load_run(run_folder))
+    assert len(plotted(figure)["Baseline"]) == 3
+    assert save(figure, "svg") if figure else False
+
+
+def test_no_curve_no_figure(run_folder: Path, baseline: ModelRecord, retro: ModelRecord) -> None:
+    write_models(run_folder, replace(baseline, curve=()), replace(retro, curve=()))
+    assert curve_figure(load_run(run_folder)) is None
+
+
+def test_bits_per_byte_against_evaluated_neighbors(run_folder: Path, retro: ModelRecord) -> None:
+    assert neighbors_figure(load_run(run_folder)) is None
+    write_models(run_folder, replace(retro, evaluations=(*retro.evaluations, evaluation(100, 1.7))))
+    figure = neighbors_figure(load_run(run_folder))
+    points = plotted(figure)
+    assert points["RETRO[On]"] == [(2, 1.9), (100, 1.7)]
+    assert points["RETRO[Off]"] == [(0, 2.1), (2, 2.1), (100, 2.1)]
+    assert points["Baseline"] == [(0, 2.0), (2, 2.0), (100, 2.0)]
+    assert figure is not None
+    assert figure.axes[0].get_xscale() == "symlog", "a wide range that starts at 0"
+
+
+def test_a_sweep_of_one_number_is_drawn_against_it(
+    sweep_folder: Path, add_cell: AddCell, baseline: ModelRecord, retro: ModelRecord
+) -> None:
+    add_cell(["retrieval.k=0"], baseline)
+    for k, score in ((10, 1.8), (2, 1.9)):
+        cell = replace(retro, k=k, evaluations=(evaluation(k, score), evaluation(0, score + 0.2)))
+        add_cell([f"retrieval.k={k}"], cell)
+    (sweep_folder / "multirun.yaml").unlink()
+    figure = sweep_figure(load_sweep(sweep_folder))
+    points = plotted(figure)
+    assert points["RETRO[On]"] == [(2, 1.9), (10, 1.8)]
+    assert [y for _, y in points["RETRO[Off]"]] == pytest.approx([2.1, 2.0])
+    assert points["Baseline"] == [(0, 2.0), (2, 2.0), (10, 2.0)]
+    assert figure is not None
+    assert figure.axes[0].get_xlabel() == "retrieval.k"
+    marked = [line.get_markevery() for line in figure.axes[0].get_lines() if line.get_label() == "Baseline"]
+    assert marked == [[0]], "only the trained baseline is a measurement"
+
+
+def test_sizes_are_drawn_at_their_parameters(
+    sweep_folder: Path, add_cell: AddCell, baseline: ModelRecord, retro: ModelRecord
+) -> None:
+    add_cell(["size=small"], baseline, retro)
+    large = replace(retro.parameters, non_embedding=400_000_000)
+    add_cell(["size=large"], replace(retro, parameters=large))
+    (sweep_folder / "multirun.yaml").unlink()
+    figure = sweep_figure(load_sweep(sweep_folder))
+    assert {x for x, _ in plotted(figure)["RETRO[On]"]} == {5_200_000, 400_000_000}
+    assert figure is not None
+    assert figure.axes[0].get_xscale() == "log"
+
+
+@pytest.mark.parametrize("overrides", [["a=x", "b=1"], ["a=x"]])
+def test_names_and_several_axes_are_not_drawn(
+    sweep_folder: Path, add_cell: AddCell, retro: ModelRecord, overrides: list[str]
+) -> None:
+    add_cell(overrides, retro)
+    add_cell(["a=y"], retro)
+    (sweep_folder / "multirun.yaml").unlink()
+    assert sweep_figure(load_sweep(sweep_folder)) is None
+
+
+def test_dollar_signs_are_no_formula(sweep_folder: Path, add_cell: AddCell, retro: ModelRecord) -> None:
+    for value in (1, 2):
+        add_cell([rf"$\bad${{x}}$={value}"], retro)
+    (sweep_folder / "multirun.yaml").unlink()
+    figure = sweep_figure(load_sweep(sweep_folder))
+    assert figure is not None
+    assert save(figure, "svg")

@@ -1,0 +1,99 @@
+"""Which cells a sweep has, what varies between them, and how far each is."""
+
+from pathlib import Path
+
+import pytest
+
+from retro_lab.errors import ArtifactError
+from retro_lab.report.records import ModelRecord
+from retro_lab.report.sweeps import load_sweep, number
+
+from .folders import AddCell, write_grid, write_models
+
+
+def test_cells_that_never_started_are_missing(sweep_folder: Path) -> None:
+    sweep = load_sweep(sweep_folder)
+    assert sweep.axes == ("retrieval.k",)
+    assert [cell.overrides["retrieval.k"] for cell in sweep.with_status("missing")] == ["0", "2", "4", "10"]
+    assert not sweep.has_outcome
+
+
+def test_a_cell_with_an_unfinished_model_is_missing(
+    sweep_folder: Path, add_cell: AddCell, baseline: ModelRecord
+) -> None:
+    folder = add_cell(["retrieval.k=2", "+sweep=neighbors", "seed=3"], baseline)
+    (folder / "retro").mkdir()
+    assert not load_sweep(sweep_folder).with_status("done")
+    assert load_sweep(sweep_folder).has_outcome
+
+
+def test_cells_of_an_older_sweep_in_the_same_folder_are_shown(
+    sweep_folder: Path, add_cell: AddCell, retro: ModelRecord
+) -> None:
+    add_cell(["retrieval.k=1", "+sweep=neighbors", "seed=3"], retro)
+    sweep = load_sweep(sweep_folder)
+    assert [cell.overrides["retrieval.k"] for cell in sweep.cells] == ["0", "1", "2", "4", "10"]
+    assert sweep.cells[1].status == "done"
+
+
+def test_the_command_line_replaces_an_axis_of_the_sweep_file(sweep_folder: Path) -> None:
+    write_grid(sweep_folder, {"retrieval.k": "0,2"}, ["+sweep=x", "retrieval.k=9", "size=tiny,small"])
+    sweep = load_sweep(sweep_folder)
+    assert sweep.axes == ("size",)
+    assert [cell.overrides["size"] for cell in sweep.cells] == ["tiny", "small"]
+
+
+def test_names_stand_in_the_order_they_were_written_in(sweep_folder: Path) -> None:
+    write_grid(sweep_folder, {"+experiment": "zebra,ant", "database.fraction": "1,0.25,5e-2"}, [])
+    sweep = load_sweep(sweep_folder)
+    assert sweep.axes == ("experiment", "database.fraction")
+    assert [tuple(cell.overrides.values()) for cell in sweep.cells] == [
+        (name, fraction) for name in ("zebra", "ant") for fraction in ("0.05", "0.25", "1")
+    ]
+
+
+def test_one_damaged_cell_does_not_hide_the_others(
+    sweep_folder: Path, add_cell: AddCell, baseline: ModelRecord, retro: ModelRecord
+) -> None:
+    add_cell(["retrieval.k=0", "+sweep=neighbors", "seed=3"], baseline)
+    damaged = add_cell(["retrieval.k=2", "+sweep=neighbors", "seed=3"], retro)
+    (damaged / "retro" / "result.json").write_text("{")
+    sweep = load_sweep(sweep_folder)
+    assert [cell.status for cell in sweep.cells] == ["done", "failed", "missing", "missing"]
+    assert "result.json" in (sweep.cells[1].error or "")
+
+
+@pytest.mark.parametrize("content", ["[a", "7", "\x00"])
+def test_overrides_that_cannot_be_read_are_a_failure(
+    sweep_folder: Path, add_cell: AddCell, retro: ModelRecord, content: str
+) -> None:
+    folder = add_cell(["retrieval.k=2"], retro)
+    (folder / ".hydra" / "overrides.yaml").write_text(content)
+    (failed,) = load_sweep(sweep_folder).with_status("failed")
+    assert "overrides.yaml" in (failed.error or "")
+
+
+@pytest.mark.parametrize("content", ["hydra: [", "7", "hydra: {}", "hydra: {sweeper: {params: {k: 'range('}}}"])
+def test_a_grid_that_cannot_be_read_leaves_the_cells_found(
+    sweep_folder: Path, add_cell: AddCell, retro: ModelRecord, content: str
+) -> None:
+    add_cell(["retrieval.k=2"], retro)
+    (sweep_folder / "multirun.yaml").write_text(content)
+    assert [cell.status for cell in load_sweep(sweep_folder).cells] == ["done"]
+
+
+def test_cells_below_a_folder_are_found(sweep_folder: Path, retro: ModelRecord) -> None:
+    write_models(sweep_folder / "+experiment" / "one", retro)
+    assert [cell.name for cell in load_sweep(sweep_folder).with_status("failed")] == ["+experiment/one"]
+
+
+def test_a_folder_without_a_sweep_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="nothing here"):
+        load_sweep(tmp_path / "nothing here")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("4e9", 4e9), ("-1", -1.0), ("null", None), ("", None), ("nan", None), (None, None)]
+)
+def test_numbers_are_told_from_names(value: str | None, expected: float | None) -> None:
+    assert number(value) == expected
