@@ -1,0 +1,1 @@
+"""The open laboratory for retrieval-enhanced language models (RETRO, Borgeaud et al. 2022)."""

@@ -116,6 +116,14 @@ def take_bytes(documents: Iterable[Document], max_bytes: float | None) -> Iterat
         taken += text_bytes(document.text)
 
 
+def split_budgets(max_bytes: float | None, validation_fraction: float) -> dict[Split, float | None]:
+    """Divide `max_bytes` between the splits of a source that has both; no limits where there is none."""
+    if max_bytes is None:
+        return {"train": None, "validation": None}
+    held = validation_fraction * max_bytes
+    return {"train": max_bytes - held, "validation": held}
+
+
 def byte_shares(sizes: Sequence[int], max_bytes: float | None) -> list[float | None]:
     """Divide `max_bytes` in proportion to `sizes`; evenly where all are zero, no limit where there is none."""
     if max_bytes is None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from retro_lab.corpus.documents import Document, DocumentSource, Split, byte_shares, take_bytes
+from retro_lab.corpus.documents import Document, DocumentSource, Split, byte_shares, split_budgets, take_bytes
 from retro_lab.corpus.local_files import LocalFile, checked_format, find_files
 from retro_lab.corpus.local_rows import read_rows
 from retro_lab.corpus.records import RecordFields
@@ -93,10 +93,9 @@ class LocalSource(DocumentSource):
 
     def _limits(self) -> list[float | None]:
         """Bytes of text to take from each part."""
-        budgets: dict[Split, float | None] = {"train": self.max_bytes, "validation": None}
-        if self.max_bytes is not None and self.validation_path:
-            held = self.validation_fraction * self.max_bytes
-            budgets = {"train": self.max_bytes - held, "validation": held}
+        budgets: dict[Split, float | None] = {"train": self.max_bytes}
+        if self.validation_path:
+            budgets = split_budgets(self.max_bytes, self.validation_fraction)
         limits: list[float | None] = []
         for split, budget in budgets.items():
             sizes = [sum(file.size for file in files) for owner, files in self._groups if owner == split]

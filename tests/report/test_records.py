@@ -9,26 +9,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retro_lab.errors import ArtifactError
-from retro_lab.report.records import Evaluation, ModelRecord, load_result, load_run, write_result
-
-whole_numbers = st.integers(min_value=0, max_value=10**15)
-numbers = st.floats(allow_nan=False)
-records = st.builds(
-    ModelRecord,
-    evaluations=st.lists(st.from_type(Evaluation), max_size=3).map(tuple),
-    curve=st.just(()),
-    seconds=numbers,
-)
-st.register_type_strategy(int, whole_numbers)
-st.register_type_strategy(float, numbers)
+from retro_lab.report.records import ModelRecord, load_result, load_run, write_result
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(record=records)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(record=st.from_type(ModelRecord))
 def test_a_written_record_reads_back_equal(tmp_path: Path, record: ModelRecord) -> None:
     path = tmp_path / "retro" / "result.json"
     write_result(path, record)
-    assert load_result(path) == record
+    assert repr(load_result(path)) == repr(record), "not ==, because a diverged model scores NaN"
     assert [entry.name for entry in path.parent.iterdir()] == ["result.json"]
 
 

@@ -1,0 +1,3 @@
+from retro_lab.cli import main
+
+main()

@@ -1,0 +1,99 @@
+"""Mounts the folders `experiments/` and `sweeps/` as the config groups `experiment` and `sweep`.
+
+Hydra names a group after its folder inside a search path, so flat folders beside `conf/` need a `ConfigSource` of
+their own. The address `mount://experiment=/path/to/experiments` is one folder under one group name.
+"""
+
+from pathlib import Path
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
+
+from retro_lab.config.roots import GROUP_FOLDERS, group_folders
+
+HEADER_CHARACTERS = 512
+"""Beginning of a file in which Hydra looks for `# @package`."""
+
+
+class MountedFolder(ConfigSource):
+    """One flat folder of YAML files under a group name of its own."""
+
+    def __init__(self, provider: str, path: str) -> None:
+        """Read the group and the folder from an address `mount://GROUP=FOLDER`."""
+        super().__init__(provider=provider, path=path)
+        self.group, _, folder = self.path.partition("=")
+        self.folder = Path(folder)
+
+    @staticmethod
+    def scheme() -> str:
+        """Return the scheme of the addresses that this class answers."""
+        return "mount"
+
+    def available(self) -> bool:
+        """Tell whether the folder is there."""
+        return self.folder.is_dir()
+
+    def is_group(self, config_path: str) -> bool:
+        """Tell whether a path is the root or the group."""
+        return config_path in ("", self.group)
+
+    def is_config(self, config_path: str) -> bool:
+        """Tell whether a path is a file of the group."""
+        return self._file(config_path) is not None
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """List the group below the root, and the files below the group."""
+        found: list[str] = []
+        if config_path == "":
+            names = [(self.group, self.group)]
+        elif config_path == self.group:
+            names = [(f"{self.group}/{path.stem}", path.name) for path in self.folder.glob("*.yaml")]
+        else:
+            names = []
+        for path, name in names:
+            self._list_add_result(files=found, file_path=path, file_name=name, results_filter=results_filter)
+        return sorted(set(found))
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Read one file, its `# @package` header too.
+
+        Raises:
+            ConfigLoadError: There is no such file.
+        """
+        file = self._file(config_path)
+        if file is None:
+            raise ConfigLoadError(f"There is no {config_path} in {self.folder}.")
+        text = file.read_text(encoding="utf-8")
+        header = self._get_header_dict(text[:HEADER_CHARACTERS])
+        return ConfigResult(
+            provider=self.provider, path=f"mount://{file}", config=OmegaConf.create(text), header=header
+        )
+
+    def _file(self, config_path: str) -> Path | None:
+        group, _, name = config_path.rpartition("/")
+        if group != self.group or not name:
+            return None
+        file = self.folder / f"{name.removesuffix('.yaml')}.yaml"
+        return file if file.is_file() else None
+
+
+class RetroLabSearchPath(SearchPathPlugin):
+    """Adds the mounted groups to every composition."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append the user's own folders, then the shipped ones."""
+        for group in GROUP_FOLDERS:
+            for folder in group_folders(group):
+                search_path.append("retro_lab", f"mount://{group}={folder}")
+
+
+def register() -> None:
+    """Make the mounts known to Hydra; may be called again."""
+    plugins = Plugins.instance()
+    for plugin in (MountedFolder, RetroLabSearchPath):
+        if plugin not in plugins.discover():
+            plugins.register(plugin)

@@ -1,0 +1,27 @@
+"""Where the shipped configuration lies: beside the package in a checkout, inside it in a wheel."""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+GROUP_FOLDERS = {"experiment": "experiments", "sweep": "sweeps"}
+"""Config groups that are mounted from folders of their own, and those folders."""
+
+
+def config_root(folder: str) -> Path:
+    """Return the shipped `conf`, `experiments` or `sweeps`."""
+    packaged = PACKAGE / "_configs" / folder
+    return packaged if packaged.is_dir() else PACKAGE.parent / folder
+
+
+def group_folders(group: str) -> list[Path]:
+    """Return the folders of a mounted group, the user's own (in the working directory) first."""
+    folder = GROUP_FOLDERS[group]
+    roots = dict.fromkeys([Path.cwd() / folder, config_root(folder)])
+    return [root for root in roots if root.is_dir()]
+
+
+def describe(path: Path) -> str:
+    """Return the first comment line of a configuration file, its one-line description."""
+    with path.open(encoding="utf-8") as file:
+        first = file.readline()
+    return first.removeprefix("#").strip() if first.startswith("#") else ""

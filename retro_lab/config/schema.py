@@ -1,0 +1,84 @@
+"""The root schema: every group's dataclass in its place, so that unknown keys and wrong types are refused."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from retro_lab.corpus.config import (
+    ByteBPEConfig,
+    CorpusConfig,
+    HubConfig,
+    LocalConfig,
+    MixtureConfig,
+    PretrainedTokenizerConfig,
+    PythonSourceConfig,
+    TokenizerConfig,
+)
+from retro_lab.evaluation.config import EvaluationConfig
+from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.retrieval.config import DatabaseConfig, EmbedderConfig, IndexConfig, RetrievalConfig
+from retro_lab.tasks.config import InspectConfig, PlanConfig, TaskConfig
+from retro_lab.training.config import DataConfig, InitConfig, OptimizerConfig, ScheduleConfig
+
+SCHEMA_SUFFIX = "_schema"
+
+
+@dataclass(kw_only=True)
+class PathsConfig:
+    """Folders."""
+
+    artifacts: str = MISSING
+    """Root of the artifact store."""
+    outputs: str = MISSING
+    """Root of the run folders."""
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """Everything a run is configured by."""
+
+    task: TaskConfig = MISSING
+    size: SizeConfig = MISSING
+    model: ModelConfig = field(default_factory=ModelConfig)
+    init: InitConfig = MISSING
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    database: DatabaseConfig = field(default_factory=DatabaseConfig)
+    corpus: CorpusConfig = MISSING
+    tokenizer: TokenizerConfig = MISSING
+    embedder: EmbedderConfig = MISSING
+    index: IndexConfig = field(default_factory=IndexConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    paths: PathsConfig = MISSING
+    # Lightning checks these itself, and users add callbacks and loggers of their own by name.
+    trainer: dict[str, Any] = MISSING
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    name: str | None = None
+
+
+KINDS: dict[str, dict[str, type]] = {
+    "corpus": {
+        "python_source": PythonSourceConfig,
+        "local": LocalConfig,
+        "hub": HubConfig,
+        "mixture": MixtureConfig,
+    },
+    "tokenizer": {"byte_bpe": ByteBPEConfig, "pretrained": PretrainedTokenizerConfig},
+    "task": {"inspect": InspectConfig, "plan": PlanConfig},
+}
+"""Schemas of the groups whose options have fields of their own; a group's files name theirs as `KIND_schema`."""
+
+
+def register() -> None:
+    """Store all schemas where configuration files find them; may be called again."""
+    store = ConfigStore.instance()
+    store.store(name=f"run{SCHEMA_SUFFIX}", node=RunConfig)
+    for group, kinds in KINDS.items():
+        for kind, node in kinds.items():
+            store.store(group=group, name=f"{kind}{SCHEMA_SUFFIX}", node=node)

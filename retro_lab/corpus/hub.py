@@ -1,0 +1,138 @@
+"""Datasets of the Hugging Face hub as a corpus, streamed shard by shard."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from retro_lab.corpus.documents import Document, DocumentSource, Split, byte_shares, split_budgets, take_bytes
+from retro_lab.corpus.hub_dataset import HubDataset, HubSplit
+from retro_lab.corpus.local_rows import numbered
+from retro_lab.corpus.records import RecordFields
+
+FILE_BYTES_PER_BYTE_TAKEN = 4
+"""With `max_bytes`, no more shards are opened than hold this many times as much on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    split: Split
+    opened: HubSplit
+    shards: list[int]
+    limit: float | None
+
+    def records(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield the records of the part's shards in order, each with its place, `file name:row`."""
+        names = self.opened.shard_names
+        for shard in self.shards:
+            for row, record in numbered(self.opened.stream.shard(len(names), shard), names[shard]):
+                yield f"{names[shard]}:{row}", record
+
+
+class HubSource(DocumentSource):
+    """A dataset of the hub, or a folder in the same layout; a part is one shard, usually one file.
+
+    A document's id is the id field or `file name:row`, rows counted from 1.
+    """
+
+    shards_are_independent: ClassVar[bool] = True
+    """Whether no document goes on from one shard to the next."""
+
+    def __init__(
+        self,
+        dataset: str,
+        subset: str | None = None,
+        revision: str | None = None,
+        data_files: Mapping[str, Any] | None = None,
+        train_split: str = "train",
+        validation_split: str | None = None,
+        text_field: str = "text",
+        id_field: str | None = None,
+        validation_fraction: float = 0.05,
+        max_bytes: float | None = None,
+    ) -> None:
+        """Stream `train_split` of a dataset, and hold out `validation_split` or a fraction of the documents.
+
+        `max_bytes` is divided among the shards in proportion to the size of their files, evenly where that is not
+        known, and each shard gives its first documents until its share is reached, at most one document beyond it. Of
+        a dataset much larger than `max_bytes` only some shards, evenly spaced, are opened. With `validation_split`,
+        `validation_fraction` of `max_bytes` goes to it.
+        """
+        super().__init__(validation_fraction, max_bytes)
+        self.dataset = HubDataset(dataset, subset, revision, data_files)
+        self.splits: dict[Split, str] = {"train": train_split}
+        if validation_split:
+            self.splits["validation"] = validation_split
+        self.fields = RecordFields(text_field, id_field)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings, and the commit on the hub or the size and SHA-256 of every file of a folder.
+
+        Raises:
+            CorpusError: The commit is needed and the hub cannot be asked for it.
+        """
+        if self.dataset.folder:
+            content: dict[str, Any] = {"files": self.dataset.checksums}
+        else:
+            content = {"dataset": self.dataset.name, "commit": self.dataset.commit}
+        return content | {
+            "kind": type(self).__name__,
+            "subset": self.dataset.subset,
+            "data_files": self.dataset.data_files,
+            "splits": dict(self.splits),
+            "text_field": self.fields.text,
+            "id_field": self.fields.id,
+            "validation_fraction": self.validation_fraction,
+            "max_bytes": self.max_bytes,
+        }
+
+    def parts(self) -> int:
+        """Return the number of shards to read.
+
+        Raises:
+            CorpusError: The hub cannot be reached, or there is no such dataset, subset, revision, file or split.
+        """
+        return len(self._parts())
+
+    def read(self, part: int) -> Iterator[tuple[Split, Document]]:
+        """Yield the documents of one part.
+
+        Raises:
+            CorpusError: A shard is damaged, lacks a field, or holds something else than text in it.
+        """
+        chosen = self._parts()[part]
+        for document in take_bytes(self._documents(chosen.records(), chosen.split), chosen.limit):
+            yield chosen.split if "validation" in self.splits else self._split(document), document
+
+    def _documents(self, records: Iterable[tuple[str, Mapping[str, Any]]], split: Split) -> Iterator[Document]:
+        """Make documents of the records of one part, each with its place."""
+        for place, record in records:
+            yield self.fields.document(record, place, self._source_name)
+
+    @property
+    def _source_name(self) -> str:
+        return "local" if self.dataset.folder else self.dataset.name
+
+    def _parts(self) -> list[_Part]:
+        budgets: dict[Split, float | None] = {"train": self.max_bytes}
+        if "validation" in self.splits:
+            budgets = split_budgets(self.max_bytes, self.validation_fraction)
+        parts = []
+        for split, budget in budgets.items():
+            opened = self.dataset.split(self.splits[split], f"corpus.{split}_split")
+            shards = _enough(opened.shard_sizes, budget)
+            if self.shards_are_independent:
+                limits = byte_shares([opened.shard_sizes[shard] for shard in shards], budget)
+                parts += [_Part(split, opened, [shard], limit) for shard, limit in zip(shards, limits, strict=True)]
+            else:
+                parts.append(_Part(split, opened, list(range(len(opened.shard_names))), budget))
+        return parts
+
+
+def _enough(sizes: list[int], budget: float | None) -> list[int]:
+    """Choose evenly spaced shards that surely hold `budget` bytes of text; all of them where a size is not known."""
+    if budget is None or not all(sizes):
+        return list(range(len(sizes)))
+    wanted = math.ceil(FILE_BYTES_PER_BYTE_TAKEN * budget * len(sizes) / sum(sizes))
+    count = min(len(sizes), max(1, wanted))
+    return [index * len(sizes) // count for index in range(count)]

@@ -1,0 +1,73 @@
+"""Several corpora in fixed shares of text, as MassiveText is put together (Borgeaud et al. 2022, Tables 1 and 8)."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Self
+
+from retro_lab.corpus.documents import Document, DocumentSource, Split
+from retro_lab.errors import ConfigurationError
+
+
+class MixtureSource(DocumentSource):
+    """Takes from each source its share of `max_bytes`; a source with less text than that gives all it has, once.
+
+    The shares are of text, not of documents. `Document.source` is the source's name in the mixture.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, DocumentSource],
+        weights: Mapping[str, float],
+        validation_fraction: float = 0.05,
+        max_bytes: float | None = None,
+    ) -> None:
+        """Mix `sources`, each with the weight of the same name; a weight of 0 leaves a source out.
+
+        `validation_fraction` is that of every source, whatever its own says; a source with a smaller `max_bytes` of
+        its own gives no more than that.
+
+        Raises:
+            ConfigurationError: There is no `max_bytes`, names do not match, or no weight is positive.
+        """
+        super().__init__(validation_fraction, max_bytes)
+        if max_bytes is None:
+            raise ConfigurationError("A mixture needs corpus.max_bytes, of which each source contributes a share.")
+        unmatched = sorted(set(sources) ^ set(weights))
+        if unmatched:
+            raise ConfigurationError(
+                f"corpus.sources and corpus.weights of a mixture must have the same names; {', '.join(unmatched)} "
+                "is in only one of them."
+            )
+        if any(not weight >= 0 for weight in weights.values()) or not sum(weights.values()) > 0:
+            raise ConfigurationError("corpus.weights of a mixture must not be negative, and not all of them zero.")
+        self.sources = {name: sources[name] for name in sorted(sources)}
+        self.weights = {name: float(weights[name]) for name in sorted(weights)}
+        total = sum(self.weights.values())
+        self._limited = {
+            name: source.limited(validation_fraction, max_bytes * self.weights[name] / total)
+            for name, source in self.sources.items()
+            if self.weights[name]
+        }
+
+    def limited(self, validation_fraction: float, max_bytes: float) -> Self:
+        """Return the same mixture as a part of a larger one."""
+        smaller = max_bytes if self.max_bytes is None else min(max_bytes, self.max_bytes)
+        return type(self)(self.sources, self.weights, validation_fraction, smaller)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the identity of each source as part of this mixture; its limit in there stands for its weight."""
+        return {"kind": "mixture", "sources": {name: source.identity() for name, source in self._limited.items()}}
+
+    def parts(self) -> int:
+        """Return the number of parts of all sources together."""
+        return sum(source.parts() for source in self._limited.values())
+
+    def read(self, part: int) -> Iterator[tuple[Split, Document]]:
+        """Yield the documents of one part of one source."""
+        for name, source in self._limited.items():
+            if part < source.parts():
+                for split, document in source.read(part):
+                    yield split, replace(document, source=name)
+                return
+            part -= source.parts()
+        raise IndexError(f"The mixture has no part {part} beyond its last.")

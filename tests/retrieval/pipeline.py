@@ -1,0 +1,73 @@
+"""A small corpus taken through the real stages up to neighbors."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from retro_lab.artifacts.store import ArtifactStore
+from retro_lab.corpus.documents import Document, DocumentSource
+from retro_lab.corpus.stages import SPLITS, DocumentsStage, TokenizerStage, TokensStage
+from retro_lab.corpus.tokenizer import ByteBPE
+from retro_lab.corpus.tokens import TokenStore
+from retro_lab.retrieval.embedder import Embedder
+from retro_lab.retrieval.embeddings import EmbeddingsStage
+from retro_lab.retrieval.index import IndexStage
+from retro_lab.retrieval.neighbors import NeighborsStage, SearchStage
+
+CHUNK_LENGTH = 8
+WORDS = "the frozen encoder embeds chunks and finds neighbors in a database of many tokens".split()
+
+
+class RandomSentences(DocumentSource):
+    """Documents of random words, of very different lengths."""
+
+    def __init__(self, documents=24, longest=200, seed=0):
+        super().__init__(0.25, None)
+        self.documents, self.longest, self.seed = documents, longest, seed
+
+    def identity(self):
+        return {"documents": self.documents, "longest": self.longest, "seed": self.seed}
+
+    def parts(self):
+        return 2
+
+    def read(self, part):
+        for number in range(part, self.documents, 2):
+            draw = np.random.default_rng((self.seed, number))
+            words = draw.choice(WORDS, draw.integers(3, self.longest))
+            split = "validation" if number % 4 == 3 else "train"
+            yield split, Document(f"document {number}", "random", " ".join(words))
+
+
+@dataclass
+class Chunks:
+    """What the stages made."""
+
+    artifacts: ArtifactStore
+    stores: dict
+    embedder: Embedder
+    embeddings: dict
+
+
+def build_chunks(folder, bert, source=None, chunk_length=CHUNK_LENGTH):
+    artifacts = ArtifactStore(folder)
+    documents = artifacts.build(DocumentsStage(source or RandomSentences()))
+    tokenizer = artifacts.build(TokenizerStage(ByteBPE(300, 1e6), documents))
+    stores = {
+        split: TokenStore(artifacts.build(TokensStage(documents, tokenizer, split, chunk_length, 0)), tokenizer)
+        for split in SPLITS
+    }
+    embedder = Embedder(str(bert), None, 64, 16, "float32", "cpu")
+    embeddings = {split: artifacts.build(EmbeddingsStage(stores[split], embedder, 50)) for split in SPLITS}
+    return Chunks(artifacts, stores, embedder, embeddings)
+
+
+def search(chunks, split, stored, cuts=()):
+    """Neighbors of a split's chunks in the training split, cut into database shards at `cuts`."""
+    ends = [*cuts, chunks.stores["train"].chunks]
+    searches = []
+    for start, stop in zip([0, *cuts], ends, strict=True):
+        index = chunks.artifacts.build(IndexStage(chunks.embeddings["train"], start, stop, "Flat", 1, 0))
+        stage = SearchStage(chunks.embeddings[split], chunks.stores[split], index, chunks.stores["train"], stored, 40)
+        searches.append(chunks.artifacts.build(stage))
+    return chunks.artifacts.build(NeighborsStage(searches))

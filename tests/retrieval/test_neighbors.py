@@ -1,0 +1,150 @@
+"""Search and merging: what a chunk retrieves, and what it never may."""
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pipeline import build_chunks, search
+
+from retro_lab.errors import ConfigurationError
+from retro_lab.retrieval.index import IndexStage, choose_factory
+from retro_lab.retrieval.neighbors import MISSING, merge_sorted
+from retro_lab.retrieval.sequences import Retrieved
+
+
+@pytest.fixture(scope="module")
+def chunks(tmp_path_factory, tiny_bert):
+    return build_chunks(tmp_path_factory.mktemp("neighbors"), tiny_bert)
+
+
+def test_training_chunks_never_retrieve_their_own_document(chunks):
+    """No neighbor, and so no continuation (cut at its document's end), is from the query's document.
+
+    Peers' bugs 4, 8, 9 (continuation of the query's own document; offsets never passed to the filter).
+    """
+    store = chunks.stores["train"]
+    ids = search(chunks, "train", stored=8).array("ids.npy")
+    own = store.document_of(np.arange(store.chunks))
+    found = ids != MISSING
+    assert found.any(1).all()
+    assert (store.document_of(ids)[found] != np.broadcast_to(own[:, None], ids.shape)[found]).all()
+
+
+def test_the_filter_still_finds_as_many_as_there_are(chunks):
+    """Every chunk gets `stored` neighbors if other documents hold that many, however long its own is."""
+    store = chunks.stores["train"]
+    stored = store.chunks
+    ids = search(chunks, "train", stored=stored).array("ids.npy")
+    own = store.document_of(np.arange(store.chunks))
+    others = store.chunks - np.bincount(own)[own]
+    assert ((ids != MISSING).sum(1) == others).all()
+
+
+def test_missing_neighbors_come_last_and_distances_are_sorted(chunks):
+    table = search(chunks, "train", stored=chunks.stores["train"].chunks)
+    ids, distances = table.array("ids.npy"), table.array("distances.npy")
+    assert (np.diff((ids == MISSING).astype(int), axis=1) >= 0).all()
+    assert (np.diff(np.where(np.isinf(distances), np.finfo(np.float32).max, distances), axis=1) >= 0).all()
+    assert (np.isinf(distances) == (ids == MISSING)).all()
+
+
+def test_search_agrees_with_distances_computed_by_hand(chunks):
+    """Squared L2 between the embeddings of queries and keys, both made by one function (peer's bug 10)."""
+    from retro_lab.retrieval.embeddings import read_embeddings
+
+    keys = read_embeddings(chunks.embeddings["train"], 0, chunks.stores["train"].chunks)
+    queries = read_embeddings(chunks.embeddings["validation"], 0, chunks.stores["validation"].chunks)
+    exact = ((queries[:, None] - keys[None]) ** 2).sum(-1)
+    table = search(chunks, "validation", stored=3)
+    np.testing.assert_allclose(table.array("distances.npy"), np.sort(exact, 1)[:, :3], rtol=1e-3, atol=1e-4)
+
+
+def test_a_database_chunk_finds_itself_at_distance_zero(chunks):
+    texts = chunks.stores["train"].texts(np.arange(5))
+    from retro_lab.retrieval.embeddings import read_embeddings
+
+    again = chunks.embedder.embed(texts).astype(np.float32)
+    np.testing.assert_allclose(again, read_embeddings(chunks.embeddings["train"], 0, 5), atol=2e-3)
+
+
+@pytest.mark.parametrize("cuts", [[7], [3, 9], [1, 2, 3, 20]])
+def test_merging_shards_equals_searching_one_index(chunks, cuts):
+    whole = search(chunks, "train", stored=6)
+    parts = search(chunks, "train", stored=6, cuts=cuts)
+    np.testing.assert_array_equal(parts.array("distances.npy"), whole.array("distances.npy"))
+    same = parts.array("ids.npy") == whole.array("ids.npy")
+    ties = np.isin(whole.array("distances.npy"), _repeated(whole.array("distances.npy")))
+    assert (same | ties).all()
+
+
+def _repeated(values):
+    unique, count = np.unique(values, return_counts=True)
+    return unique[count > 1]
+
+
+@given(st.lists(st.lists(st.floats(0, 100, width=32), min_size=4, max_size=4), min_size=1, max_size=4))
+def test_merge_is_the_sort_of_everything(rows):
+    distances = [np.sort(np.array([row], np.float32), 1) for row in rows]
+    ids = [np.arange(4)[None] + 10 * number for number in range(len(rows))]
+    _, merged = merge_sorted(ids, distances)
+    np.testing.assert_array_equal(merged, np.sort(np.concatenate(distances, 1), 1)[:, :4])
+
+
+def test_neighbor_values_are_cut_at_the_documents_end(chunks):
+    """[N, F] is a neighbor and what follows it in its own document; N or F alone are parts of it."""
+    store = chunks.stores["train"]
+    ids = np.arange(store.chunks)[:, None]
+    m = store.chunk_length
+    both, lengths = Retrieved(store, ids, "neighbor_and_continuation").read(np.arange(store.chunks), 1)
+    last = store.document_start[1:] - 1
+    assert (lengths[last, 0] <= m).all()
+    for chunk in (0, int(last[0]), int(last[-1])):
+        document = int(store.document_of(np.array([chunk]))[0])
+        begin = int(store.document_start[document]) * m
+        tokens = store.read(np.arange(store.chunks)).reshape(-1)[begin : begin + int(store.document_length[document])]
+        expected = tokens[chunk * m - begin : chunk * m - begin + 2 * m]
+        np.testing.assert_array_equal(both[chunk, 0][: lengths[chunk, 0]], expected)
+    neighbor, neighbor_lengths = Retrieved(store, ids, "neighbor").read(np.arange(store.chunks), 1)
+    continuation, continuation_lengths = Retrieved(store, ids, "continuation").read(np.arange(store.chunks), 1)
+    np.testing.assert_array_equal(np.concatenate([neighbor, continuation], -1), both)
+    np.testing.assert_array_equal(neighbor_lengths + continuation_lengths, lengths)
+
+
+def test_a_missing_neighbor_has_no_length(chunks):
+    """Peer's bug 3: id -1 became the last chunk of the database."""
+    store = chunks.stores["train"]
+    ids = np.full((store.chunks, 2), MISSING)
+    _, lengths = Retrieved(store, ids, "neighbor_and_continuation").read(np.arange(store.chunks), 2)
+    assert (lengths == 0).all()
+
+
+def test_unknown_values_are_refused(chunks):
+    with pytest.raises(ConfigurationError, match=r"retrieval\.values=both.*neighbor_and_continuation"):
+        Retrieved(chunks.stores["train"], np.zeros((1, 1), int), "both")
+
+
+@pytest.mark.parametrize(
+    ("vectors", "factory"),
+    [(1, "Flat"), (200_000, "Flat"), (10**6, "IVF4096,PQ96x4fs,Refine(SQ8)"), (28 * 10**9, "IVF524288_HNSW32,")],
+)
+def test_auto_index_follows_the_size(vectors, factory):
+    assert choose_factory("auto", vectors, 384, 200_000).startswith(factory)
+    assert faiss.index_factory(384, choose_factory("auto", min(vectors, 10**6), 384, 200_000)).d == 384
+
+
+def test_an_index_that_cannot_be_trained_is_one_sentence(chunks, tmp_path):
+    """Megatron's issue 699: a template index and too small a corpus."""
+    stage = IndexStage(chunks.embeddings["train"], 0, 20, "IVF4096,PQ8x8", 1, 0)
+    with pytest.raises(ConfigurationError, match=r"20 vectors of this database .*index\.factory=auto"):
+        chunks.artifacts.build(stage)
+    with pytest.raises(ConfigurationError, match="not a FAISS factory string"):
+        chunks.artifacts.build(IndexStage(chunks.embeddings["train"], 0, 20, "Flatt", 1, 0))
+
+
+def test_a_trained_index_reports_its_recall(chunks):
+    count = chunks.stores["train"].chunks
+    all_lists = chunks.artifacts.build(IndexStage(chunks.embeddings["train"], 0, count, "IVF4,Flat", 4, 0))
+    assert all_lists.facts["recall@10"] > 0.99
+    one_list = chunks.artifacts.build(IndexStage(chunks.embeddings["train"], 0, count, "IVF4,Flat", 1, 0))
+    assert one_list.facts["recall@10"] < all_lists.facts["recall@10"]
