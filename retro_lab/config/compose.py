@@ -1,24 +1,24 @@
 """Composing a configuration: what the command line does, for notebooks and tests too."""
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from omegaconf import DictConfig
+from collections.abc import Sequence
 
-from retro_lab.config import mount, naming, schema
-from retro_lab.config.roots import config_root
+from omegaconf import DictConfig, open_dict
 
-CONFIG_NAME = "config"
-
-
-def register() -> None:
-    """Make schemas, mounted groups and resolvers known; needed once before anything is composed."""
-    schema.register()
-    mount.register()
-    naming.register()
+from retro_lab.config.arguments import in_order
+from retro_lab.config.check import check
+from retro_lab.config.explain import friendly
+from retro_lab.config.session import session
 
 
-def compose(*overrides: str) -> DictConfig:
-    """Compose a configuration from overrides such as `"+experiment=quickstart"` and `"retrieval.k=4"`."""
-    register()
-    with initialize_config_dir(str(config_root("conf")), version_base="1.3"):
-        return hydra_compose(CONFIG_NAME, overrides=list(overrides))
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose a configuration from overrides such as `["+experiment=quickstart", "retrieval.k=4"]`.
+
+    Raises:
+        ConfigurationError: An override or a configuration file is wrong, or a value that must be given is not.
+    """
+    with friendly(), session() as assemble:
+        config = assemble(in_order(overrides))
+        check(config)
+    with open_dict(config):
+        del config["hydra"]
+    return config

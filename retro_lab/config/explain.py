@@ -3,112 +3,147 @@
 import difflib
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, is_dataclass
-from pathlib import Path
-from typing import Any, get_type_hints
+from contextlib import contextmanager
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from retro_lab.config.roots import GROUP_FOLDERS, config_root, group_folders
-from retro_lab.config.schema import KINDS, SCHEMA_SUFFIX, RunConfig
+from retro_lab.config.catalog import FREE_GROUPS, all_settings, default_values, groups, option_settings, options
+from retro_lab.config.schema import SCHEMA_SUFFIX
+from retro_lab.errors import ConfigurationError, RetroLabError
 
-KEY_PATTERNS = (
-    r"Key '(?P<key>[^']+)' not in '",
-    r"Key '(?P<key>[^']+)' is not in struct",
-    r"Could not override '(?P<key>[^']+)'",
-    r"Could not append to config\. .*'(?P<key>[^']+)'",
-)
-GROUP_PATTERN = r"(?:Could not find|Could not load) '?(?P<group>[\w/]+)/(?P<option>[\w.-]+)'?"
-MISSING_PATTERN = r"Missing mandatory value: (?P<key>[\w.]+)"
+LAUNCHER_EXTRA = "submitit"
+ALIKE, VERY_ALIKE = 0.6, 0.8
+"""Likeness, of at most 1, from which a name passes for another mistyped: in its place, and without regard to place."""
+CONFIGURABLE_CAUSES = (TypeError, ValueError, ImportError, AttributeError)
+"""What a library raises when a free-form group asks it for something that it does not have."""
+
+
+@contextmanager
+def friendly() -> Iterator[None]:
+    """Turn whatever goes wrong while a configuration is composed into one sentence.
+
+    Raises:
+        ConfigurationError: In place of any error of Hydra's or OmegaConf's.
+    """
+    try:
+        yield
+    except RetroLabError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra has ValueErrors of its own
+        raise ConfigurationError(explain(error)) from error
 
 
 def explain(error: Exception) -> str:
     """Say in one sentence what is wrong with a configuration and what was probably meant."""
-    text = _chain(error)
-    if match := re.search(GROUP_PATTERN, text):
-        group, option = match["group"], match["option"]
-        options = group_options(group)
-        return f"There is no {group}={option}{_nearest(option, options)} The options are {', '.join(options)}."
-    place = _line(text, "full_key:")
-    if match := re.search(r"Could not override '(?P<key>[^']+)'", text):
-        return f"There is no setting {match['key']}{_nearest(match['key'], all_keys())}"
-    for pattern in KEY_PATTERNS:
-        if match := re.search(pattern, text):
-            key = place if place and place.endswith(match["key"]) else match["key"]
-            source = re.search(r"In '(?P<file>[^']+)'", text)
-            where = f" in {source['file']}" if source and source["file"] != "config" else ""
-            return f"There is no setting {key}{where}{_nearest(key, all_keys())}"
-    if match := re.search(MISSING_PATTERN, text):
-        return f"{match['key']} has no value; give it one, as in {match['key']}=..."
-    first = next((line.strip() for line in reversed(str(error).splitlines()) if _is_cause(line)), str(error))
-    return f"{place}: {first.rstrip('.')}." if place and place not in first else f"{first.rstrip('.')}."
+    chain = list(_chain(error))
+    if known := next((cause for cause in chain if isinstance(cause, RetroLabError)), None):
+        return str(known)
+    if isinstance(error, MissingConfigException):
+        return _no_option(error)
+    if isinstance(error, OverrideParseException):
+        return _bad_syntax(error)
+    text = str(error)
+    source = re.match(r"In '(?P<file>[^']+)'", text)
+    file = source["file"] if source and source["file"] != "config" else ""
+    where = f" in {file}" if file else ""
+    causes = [cause for cause in chain if isinstance(cause, OmegaConfBaseException)]
+    cause = next((cause for cause in causes if cause.full_key), causes[0] if causes else None)
+    place = str(cause.full_key) if cause and cause.full_key else ""
+    if match := re.search(r"Could not override '(?P<key>[^'@]+)", text):
+        key = place if place.startswith(f"{match['key']}.") else match["key"]
+        return no_setting(key, where, groups_only="defaults list" in text)
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and " not in " in str(cause):
+        return no_setting(place, where)
+    if match := re.match(r"Ambiguous value for argument '(?P<override>.+)'", text):
+        return f"{match['override']} has several values; add -m to run each, or put a list in brackets."
+    if cause:
+        setting = all_settings().get(re.sub(r"\[.*", "", place)) if isinstance(cause, ValidationError) else None
+        kind = f" takes {setting.type}" if setting else ""
+        subject = place + where + kind if place else file
+        return f"{subject}: {_first_line(cause).rstrip('.')}."
+    return f"{_first_line(error).rstrip('.')}."
 
 
-def is_configuration_error(error: Exception) -> bool:
-    """Tell whether an exception comes from composing the configuration."""
-    return isinstance(error, HydraException | OmegaConfBaseException)
+def explain_failure(error: Exception) -> str | None:
+    """Say in one sentence what a user can mend in a run that failed; None for everything else, which is a bug."""
+    if isinstance(error, RetroLabError):
+        return str(error)
+    if not isinstance(error, InstantiationException):
+        return None
+    cause = error.__cause__
+    if isinstance(cause, RetroLabError):
+        return str(cause)
+    # Lightning's own class for settings that do not fit is not imported here: that would take seconds.
+    if cause is None or isinstance(cause, CONFIGURABLE_CAUSES) or type(cause).__name__ == "MisconfigurationException":
+        key = re.search(r"full_key: (?P<key>\S+)", str(error))
+        reason = _first_line(cause) if cause else _first_line(error)
+        return f"{key['key']}: {reason.rstrip('.')}." if key else f"{reason.rstrip('.')}."
+    return None
 
 
-def group_options(group: str) -> list[str]:
-    """Return the options of a config group, schemas left out."""
-    folders = group_folders(group) if group in GROUP_FOLDERS else [config_root("conf") / group]
-    names = {path.stem for folder in folders for path in folder.glob("*.yaml")}
-    return sorted(name for name in names if not name.endswith(SCHEMA_SUFFIX))
+def no_setting(key: str, where: str = "", groups_only: bool = False) -> str:
+    """Say that there is no such key, and which one is near it or which option would have it."""
+    sentence = f"There is no setting {key}{where}"
+    group, _, name = key.partition(".")
+    settings = all_settings()
+    if key in settings and name:
+        fitting = [f"{group}={option}" for option in options(group) if key in option_settings(group, option)]
+        return f"{sentence} with the {group} chosen; there is with {' or '.join(fitting)}."
+    known = set(groups()) if groups_only else {*groups(), *settings, *default_values()}
+    if near := nearest(key, known):
+        return f"{sentence}; did you mean {near}?"
+    parent = key.rpartition(".")[0]
+    siblings = sorted(other for other in known if other.rpartition(".")[0] == parent and "._" not in other)
+    free = f" +{key}=... adds it all the same." if group in FREE_GROUPS and name else ""
+    return f"{sentence}.{free} There are {', '.join(siblings)}." if siblings else f"{sentence}.{free}"
 
 
-def groups() -> list[str]:
-    """Return the names of all config groups, the mounted ones first."""
-    own = sorted(path.name for path in config_root("conf").iterdir() if path.is_dir() and path.name != "hydra")
-    return [*GROUP_FOLDERS, *own]
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """Return the candidate that a name was probably meant to be."""
+    names = sorted(candidates)
+    best = max(names, key=lambda candidate: _likeness(name, candidate), default="")
+    if _likeness(name, best) >= ALIKE:
+        return best
+    # The right key without its group, or under the wrong one.
+    tails = {candidate.rpartition(".")[2]: candidate for candidate in names}
+    close = difflib.get_close_matches(name.rpartition(".")[2], tails, n=1, cutoff=VERY_ALIKE)
+    return tails[close[0]] if close else None
 
 
-def all_keys() -> list[str]:
-    """Return every key that a schema knows, with the groups themselves, dotted."""
-    keys = set(_keys(RunConfig, "")) | set(groups())
-    for group, kinds in KINDS.items():
-        for node in kinds.values():
-            keys |= set(_keys(node, f"{group}."))
-    return sorted(keys)
+def _likeness(name: str, candidate: str) -> float:
+    """Compare two dotted names part by part: the least like parts count, for a long common parent says nothing."""
+    parts, others = name.split("."), candidate.split(".")
+    if len(parts) != len(others):
+        return 0.0
+    return min(difflib.SequenceMatcher(None, *pair).ratio() for pair in zip(parts, others, strict=True))
 
 
-def _keys(node: Any, prefix: str) -> Iterator[str]:
-    hints = get_type_hints(node)
-    for entry in fields(node):
-        yield prefix + entry.name
-        if is_dataclass(hints[entry.name]):
-            yield from _keys(hints[entry.name], f"{prefix}{entry.name}.")
+def _no_option(error: MissingConfigException) -> str:
+    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    if option.startswith(LAUNCHER_EXTRA):
+        return "hydra/launcher=slurm wants the package hydra-submitit-launcher: pip install 'retro_lab[slurm]'."
+    known = sorted(name for name in error.options or options(group) if not name.endswith(SCHEMA_SUFFIX))
+    near = nearest(option, known)
+    guess = f"; did you mean {near}?" if near else "."
+    return f"There is no {group}={option}{guess} The options are {', '.join(known)}."
 
 
-def _nearest(name: str, candidates: Iterable[str]) -> str:
-    names = list(candidates)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if not close:  # the right key under the wrong parent, or the reverse
-        tails = {candidate.rpartition(".")[2]: candidate for candidate in names}
-        close = [tails[tail] for tail in difflib.get_close_matches(name.rpartition(".")[2], tails, n=1, cutoff=0.8)]
-    return f"; did you mean {close[0]}?" if close else "."
+def _bad_syntax(error: OverrideParseException) -> str:
+    if "=" not in error.override:
+        fitting = [f"{group}={error.override}" for group in groups() if error.override in options(group)]
+        guess = f"; did you mean {fitting[0]}?" if fitting else "."
+        return f"{error.override} is not of the form KEY=VALUE{guess}"
+    return f"{error.override} cannot be read: {_first_line(error).rstrip('.')}; quote values with special characters."
 
 
-def _chain(error: BaseException | None) -> str:
-    """Return the messages of an exception and of all that caused it."""
-    messages = []
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and all that caused it."""
     while error is not None:
-        messages.append(str(error))
+        yield error
         error = error.__cause__ or error.__context__
-    return "\n".join(messages)
 
 
-def _line(text: str, start: str) -> str | None:
-    found = (line.strip().removeprefix(start).strip() for line in text.splitlines() if line.strip().startswith(start))
-    return next((value for value in found if value), None)
-
-
-def _is_cause(line: str) -> bool:
-    noise = ("full_key:", "object_type=", "reference_type=", "See https", "To append", "You can")
-    return bool(line.strip()) and not line.strip().startswith(noise)
-
-
-def configuration_file(group: str, option: str) -> Path:
-    """Return the file of an option of a group, the user's own first."""
-    folders = group_folders(group) if group in GROUP_FOLDERS else [config_root("conf") / group]
-    return next(folder / f"{option}.yaml" for folder in folders if (folder / f"{option}.yaml").is_file())
+def _first_line(error: BaseException) -> str:
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)

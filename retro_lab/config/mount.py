@@ -11,9 +11,11 @@ from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from yaml import MarkedYAMLError  # type: ignore[import-untyped]
 
 from retro_lab.config.roots import GROUP_FOLDERS, group_folders
+from retro_lab.errors import ConfigurationError
 
 HEADER_CHARACTERS = 512
 """Beginning of a file in which Hydra looks for `# @package`."""
@@ -59,19 +61,26 @@ class MountedFolder(ConfigSource):
         return sorted(set(found))
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Read one file, its `# @package` header too.
+        """Read one file. Its keys are those of the whole configuration, whether or not `# @package _global_` says so.
 
         Raises:
             ConfigLoadError: There is no such file.
+            ConfigurationError: The file is not YAML, or not made of keys and values.
         """
         file = self._file(config_path)
         if file is None:
             raise ConfigLoadError(f"There is no {config_path} in {self.folder}.")
         text = file.read_text(encoding="utf-8")
+        try:
+            config = OmegaConf.create(text)
+        except MarkedYAMLError as error:
+            line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+            raise ConfigurationError(f"{file}{line} is not YAML: {error.problem}.") from error
+        if not isinstance(config, DictConfig) or config.keys() == {text.strip()}:
+            raise ConfigurationError(f"{file} is not made of lines KEY: VALUE.")
         header = self._get_header_dict(text[:HEADER_CHARACTERS])
-        return ConfigResult(
-            provider=self.provider, path=f"mount://{file}", config=OmegaConf.create(text), header=header
-        )
+        header["package"] = header["package"] or "_global_"
+        return ConfigResult(provider=self.provider, path=f"mount://{file}", config=config, header=header)
 
     def _file(self, config_path: str) -> Path | None:
         group, _, name = config_path.rpartition("/")

@@ -17,6 +17,11 @@ def plain(node: DictConfig) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        raise ConfigurationError(f"{error.full_key} has no value; give it one, as in {error.full_key}=...") from error
+        raise ConfigurationError(no_value(str(error.full_key))) from error
     assert isinstance(content, dict)
     return content  # type: ignore[return-value]
+
+
+def no_value(key: str) -> str:
+    """Say that a key has no value."""
+    return f"{key} has no value; give it one, as in {key}=..."

@@ -18,10 +18,3 @@ def group_folders(group: str) -> list[Path]:
     folder = GROUP_FOLDERS[group]
     roots = dict.fromkeys([Path.cwd() / folder, config_root(folder)])
     return [root for root in roots if root.is_dir()]
-
-
-def describe(path: Path) -> str:
-    """Return the first comment line of a configuration file, its one-line description."""
-    with path.open(encoding="utf-8") as file:
-        first = file.readline()
-    return first.removeprefix("#").strip() if first.startswith("#") else ""

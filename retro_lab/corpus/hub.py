@@ -11,7 +11,9 @@ from retro_lab.corpus.local_rows import numbered
 from retro_lab.corpus.records import RecordFields
 
 FILE_BYTES_PER_BYTE_TAKEN = 4
-"""With `max_bytes`, no more shards are opened than hold this many times as much on disk."""
+"""With `max_bytes`, no more shards are opened than hold this many times as much on disk, ..."""
+FILE_BYTES_OPENED = 64 * 2**20
+"""... or this much, where that is more: a small file may hold little text beside its other fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,6 @@ def _enough(sizes: list[int], budget: float | None) -> list[int]:
     """Choose evenly spaced shards that surely hold `budget` bytes of text; all of them where a size is not known."""
     if budget is None or not all(sizes):
         return list(range(len(sizes)))
-    wanted = math.ceil(FILE_BYTES_PER_BYTE_TAKEN * budget * len(sizes) / sum(sizes))
-    count = min(len(sizes), max(1, wanted))
+    file_bytes = max(FILE_BYTES_PER_BYTE_TAKEN * budget, FILE_BYTES_OPENED)
+    count = min(len(sizes), math.ceil(file_bytes * len(sizes) / sum(sizes)))
     return [index * len(sizes) // count for index in range(count)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 import huggingface_hub
-from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import errors
 
 from retro_lab.artifacts.fingerprint import file_checksum
 from retro_lab.corpus.documents import valid_unicode
@@ -114,15 +114,15 @@ class HubDataset:
             return huggingface_hub.HfApi().dataset_info(
                 self.name, revision=self.revision, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True
             )
-        except RevisionNotFoundError as error:
+        except errors.RevisionNotFoundError as error:
             raise CorpusError(f"{self.name} has no revision {self.revision!r}; check corpus.revision.") from error
-        except (HFValidationError, RepositoryNotFoundError) as error:
+        except (errors.HFValidationError, errors.RepositoryNotFoundError) as error:
             raise CorpusError(
                 f"There is no dataset {self.name!r} on the hub that you may read, and no such folder; "
                 "check corpus.dataset, or log in with `hf auth login`."
             ) from error
         except Exception as error:  # the client passes on the errors of whichever HTTP library it uses
-            offline = isinstance(error, OfflineModeIsEnabled)
+            offline = isinstance(error, errors.OfflineModeIsEnabled)
             reason = "HF_HUB_OFFLINE is set" if offline else _first_line(error)
             raise CorpusError(
                 f"The Hugging Face hub cannot be reached for {self.name} ({reason}); "

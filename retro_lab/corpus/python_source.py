@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from retro_lab.corpus.documents import Document, DocumentSource, Split
+from retro_lab.corpus.documents import Document, DocumentSource, Split, valid_unicode
 from retro_lab.errors import ConfigurationError, CorpusError
 
 FILES_IN_PART = 256
@@ -130,7 +130,7 @@ class PythonSource(DocumentSource):
             excluded = {path for pattern in self.exclude for path in root.glob(pattern)}
             for path in included - excluded:
                 if path.is_file():
-                    found.setdefault(f"{package}/{path.relative_to(root).as_posix()}", path)
+                    found.setdefault(valid_unicode(f"{package}/{path.relative_to(root).as_posix()}"), path)
         return sorted(found.items())
 
 

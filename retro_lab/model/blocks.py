@@ -5,10 +5,12 @@ Norms come before each block ("pre-norm"); the paper names RMSNorm but not its p
 Shapes: D width, F inner width of the feed-forward network.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
 
 class Residual(nn.Module):

@@ -11,8 +11,11 @@ Two norms are not in the paper. The residual stream H_u is normalized before it 
 the encoder's result: both are read by projections that would otherwise see an unnormalized, growing stream.
 
 Shapes: B batch, L chunks, M chunk length, K neighbors, R neighbor tokens, D width of the decoder, E width of the
-encoder, G = BL.
+encoder.
 """
+
+from collections.abc import Iterable
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -36,7 +39,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         width, heads, head_size = size.encoder_width, size.encoder_heads, size.encoder_head_size
         residual = (width, model.norm_eps, model.dropout)
-        self.attention = Residual(SelfAttention(width, heads, head_size), *residual)
+        self.attention = Residual(SelfAttention(width, heads, head_size, causal=False), *residual)
         self.cross_attention = (
             Residual(CrossAttention(width, size.width, heads, head_size), *residual) if conditioned else None
         )
@@ -60,8 +63,7 @@ class NeighborEncoder(nn.Module):
         conditioned = set(size.encoder_ca_layers) if model.query_conditioning else set()
         self.chunk_norm = nn.RMSNorm(size.width, eps=model.norm_eps) if conditioned else None
         self.layers = nn.ModuleList(
-            EncoderLayer(size, model, conditioned=number in conditioned)
-            for number in range(1, size.encoder_layers + 1)
+            EncoderLayer(size, model, conditioned=number in conditioned) for number in range(1, size.encoder_layers + 1)
         )
         self.norm = nn.RMSNorm(self.width, eps=model.norm_eps)
 
@@ -77,16 +79,18 @@ class NeighborEncoder(nn.Module):
             [B, L, K, R, E]. Padding tokens get arbitrary finite vectors.
         """
         neighbor_length, chunk_length = embedded.shape[3], chunk_states.shape[2]
-        hidden, chunk_states = embedded.flatten(0, 1), chunk_states.flatten(0, 1)
-        present = None if present is None else present.flatten(0, 1)
+        present = None if present is None else present.flatten(0, 2)
         device, dtype = embedded.device, embedded.dtype
         within = sinusoids(descending_distances(neighbor_length, neighbor_length, 0, device), self.width, dtype)
         if self.chunk_norm is not None:
             to_chunk = sinusoids(descending_distances(neighbor_length, chunk_length, 0, device), self.width, dtype)
-            chunk_states = self.chunk_norm(chunk_states).unsqueeze(1)  # [G, 1, M, D]: one chunk for its K neighbors
-        for layer in self.layers:
+            chunk_states = self.chunk_norm(chunk_states.flatten(0, 1)).unsqueeze(1)  # [BL, 1, M, D]
+        hidden = embedded.flatten(0, 2)  # every neighbor by itself, [BLK, R, E]
+        for layer in cast("Iterable[EncoderLayer]", self.layers):
             hidden = layer.attention(hidden, within, present)
             if layer.cross_attention is not None:
-                hidden = layer.cross_attention(hidden, chunk_states, to_chunk)
+                # The K neighbors of a chunk ask the one chunk, [BL, K, R, E].
+                hidden = layer.cross_attention(hidden.view(embedded.flatten(0, 1).shape), chunk_states, to_chunk)
+                hidden = hidden.flatten(0, 1)
             hidden = layer.feed_forward(hidden)
-        return self.norm(hidden).view(embedded.shape)
+        return cast("Tensor", self.norm(hidden)).view(embedded.shape)

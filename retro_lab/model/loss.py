@@ -7,17 +7,22 @@ Shapes: T tokens, D width, V vocabulary.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
+
+
+def slice_limit(device: torch.device) -> int:
+    """Logits in memory at a time: 64 MiB of float32 on a processor; enough to keep an accelerator busy elsewhere."""
+    return 2**24 if device.type == "cpu" else 2**27
 
 
 def token_slices(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    """Cut the tokens of `hidden` [T, D] so that one slice has about 2^24 logits (2^27 on an accelerator)."""
-    logits = 2**24 if hidden.device.type == "cpu" else 2**27
-    step = max(1, logits // weight.shape[0])
+    """Cut the tokens of `hidden` [T, D] so that one slice has no more logits than `slice_limit`."""
+    step = max(1, slice_limit(hidden.device) // weight.shape[0])
     return (slice(start, start + step) for start in range(0, hidden.shape[0], step))
 
 
@@ -57,7 +62,7 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, mask: 
     if torch.is_grad_enabled():
         loss: Tensor = _SummedCrossEntropy.apply(hidden, weight, targets, mask)
         return loss
-    return token_cross_entropy(hidden, weight, targets)[mask].sum()
+    return (token_cross_entropy(hidden, weight, targets) * mask).sum()
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
@@ -69,7 +74,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
     """The sum and its gradients in one pass; backward only multiplies them by the incoming gradient."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         hidden_gradient = torch.empty_like(hidden)
@@ -79,20 +84,24 @@ class _SummedCrossEntropy(torch.autograd.Function):
             states = hidden[tokens].to(dtype)
             logits = at_least_float32(states @ cast_weight.t())
             normalizer = logits.logsumexp(dim=-1, keepdim=True)
-            losses = normalizer - logits.gather(1, targets[tokens, None])
-            total += losses[mask[tokens]].sum()
+            losses = normalizer - logits.gather(1, targets[tokens, None])  # [t, 1]
+            total += (losses * mask[tokens, None]).sum()
             # d loss / d logits = softmax - one-hot, in the memory of the logits.
             gradient = logits.sub_(normalizer).exp_()
             gradient.scatter_add_(1, targets[tokens, None], gradient.new_full((len(states), 1), -1.0))
             gradient = gradient.mul_(mask[tokens, None]).to(dtype)
             hidden_gradient[tokens] = gradient @ cast_weight
-            if weight_gradient is not None:
+            if weight_gradient is None:
+                continue
+            if weight_gradient.dtype == dtype:
+                weight_gradient.addmm_(gradient.t(), states)  # without a second [V, D] for the product
+            else:
                 weight_gradient += gradient.t() @ states
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, outer: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         return hidden_gradient * outer, None if weight_gradient is None else weight_gradient * outer, None, None

@@ -67,8 +67,9 @@ def align_distances(logits: Tensor, keys: int) -> Tensor:
         [..., Q, J], a view of a contiguous tensor. Entries whose distance is beyond the last column are arbitrary.
     """
     queries, distances = logits.shape[-2:]
-    flat = logits.flatten(-2).narrow(-1, queries - 1, queries * (distances - 1))
-    return flat.unflatten(-1, (queries, distances - 1))[..., :keys]
+    logits = logits.contiguous()
+    size, stride = (*logits.shape[:-1], keys), (*logits.stride()[:-2], distances - 1, 1)
+    return logits.as_strided(size, stride, logits.storage_offset() + queries - 1)
 
 
 class RelativePositions(nn.Module):
@@ -90,3 +91,9 @@ class RelativePositions(nn.Module):
     def project(self, encodings: Tensor) -> Tensor:
         """Project sinusoids [T, D] to one vector per head and distance, [H, A, T], ready to be a right factor."""
         return self.projection(encodings).unflatten(-1, self.content_bias.shape).permute(1, 2, 0)
+
+    def add_biases(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Return q + u, which meets the keys, and q + v, which meets the distances, for `query` [H, ..., A]."""
+        shape = (query.shape[0], *(1,) * (query.dim() - 2), query.shape[-1])
+        content_bias, position_bias = (b.to(query.dtype).view(shape) for b in (self.content_bias, self.position_bias))
+        return query + content_bias, query + position_bias

@@ -15,47 +15,19 @@ D width of the decoder, E width of the encoder, V vocabulary.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retro_lab.model.blocks import FeedForward, Residual
-from retro_lab.model.causal_attention import CausalSelfAttention
-from retro_lab.model.chunked_cross_attention import ChunkedCrossAttention
 from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.model.decoder import DecoderLayer
 from retro_lab.model.encoder import NeighborEncoder
 from retro_lab.model.loss import summed_cross_entropy, token_cross_entropy
 from retro_lab.model.positions import descending_distances, sinusoids
 from retro_lab.model.validation import check_model
-
-
-class DecoderLayer(nn.Module):
-    """The blocks of one decoder layer; `cca` is None outside P.
-
-    The layer has no `forward` of its own: the encoder runs between two of its blocks, so the model calls them.
-    """
-
-    def __init__(self, size: SizeConfig, model: ModelConfig, *, retrieval: bool) -> None:
-        """Create the blocks.
-
-        Args:
-            size: widths and heads.
-            model: chunk length, positions, activation, norm and dropout.
-            retrieval: whether this layer is in P.
-        """
-        super().__init__()
-        width, heads, head_size = size.width, size.heads, size.head_size
-        residual = (width, model.norm_eps, model.dropout)
-        self.attention = Residual(CausalSelfAttention(width, heads, head_size), *residual)
-        self.cca: Residual | None = None
-        if retrieval:
-            cca = ChunkedCrossAttention(
-                width, size.encoder_width, heads, head_size, model.chunk_length, use_positions=model.cca_positions
-            )
-            self.cca = Residual(cca, *residual)
-        self.feed_forward = Residual(FeedForward(width, size.ffw_width, model.activation), *residual)
 
 
 class RetroModel(nn.Module):
@@ -78,22 +50,25 @@ class RetroModel(nn.Module):
         self.layer_counts = {"decoder": size.layers, "encoder": size.encoder_layers}
         self.init_std = model.init_std
         retrieval_layers = set(size.cca_layers)
-        self.embedding = nn.Embedding(vocabulary_size, size.width)
-        self.layers = nn.ModuleList(
-            DecoderLayer(size, model, retrieval=number in retrieval_layers) for number in range(1, size.layers + 1)
-        )
-        self.norm = nn.RMSNorm(size.width, eps=model.norm_eps)
-        self.readout = None if model.tied_readout else nn.Linear(size.width, vocabulary_size, bias=False)
-        self.encoder = NeighborEncoder(size, model, vocabulary_size) if retrieval_layers else None
+        device = torch.get_default_device()
+        with torch.device("meta"):  # so that weights are drawn once, below, and not by each module before
+            self.embedding = nn.Embedding(vocabulary_size, size.width)
+            self.layers = nn.ModuleList(
+                DecoderLayer(size, model, retrieval=number in retrieval_layers) for number in range(1, size.layers + 1)
+            )
+            self.norm = nn.RMSNorm(size.width, eps=model.norm_eps)
+            self.readout = None if model.tied_readout else nn.Linear(size.width, vocabulary_size, bias=False)
+            self.encoder = NeighborEncoder(size, model, vocabulary_size) if retrieval_layers else None
+        self.to_empty(device=device)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw all weights anew; also the way to fill a model built on the meta device after `to_empty`.
+        """Draw all weights anew; also the way to fill a model built on the meta device, after `to_empty`.
 
-        Normal with standard deviation `init_std`; projections that end a residual block divided by sqrt(2 layers), as
-        in GPT-2. The paper states no initialization. Retrieval parameters are drawn last: with one seed, a RETRO and
-        a baseline of the same size start from the same decoder.
+        The paper states no initialization. Here weights are normal with standard deviation `init_std`, divided by
+        sqrt(2 x layers) where they end a residual block (as in GPT-2). Retrieval parameters are drawn last: with one
+        seed, a RETRO and a baseline of the same size start from the same decoder.
         """
         retrieval = dict(self.retrieval_parameters())
         others = {name: parameter for name, parameter in self.named_parameters() if name not in retrieval}
@@ -106,7 +81,9 @@ class RetroModel(nn.Module):
             else:
                 nn.init.normal_(parameter, std=self.init_std)
 
-    def forward(self, tokens: Tensor, neighbors: Tensor | None = None, neighbor_lengths: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, neighbors: Tensor | None = None, neighbor_lengths: Tensor | None = None
+    ) -> Tensor:
         """Compute the final hidden states.
 
         Args:
@@ -122,24 +99,23 @@ class RetroModel(nn.Module):
         Raises:
             ValueError: neighbors for a baseline, or shapes that do not belong together.
         """
-        _, length = tokens.shape
-        device, dtype = tokens.device, self.embedding.weight.dtype
         neighbors, present = self._complete_chunks(tokens, neighbors, neighbor_lengths)
-        causal = sinusoids(torch.arange(length - 1, -2, -1, device=device), self.width, dtype)
-        if neighbors is not None:
-            to_neighbor = descending_distances(
-                self.chunk_length, neighbors.shape[-1], self.chunk_length - 1, device
-            )
-            to_neighbor = sinusoids(to_neighbor, self.width, dtype)
         hidden, encoded = self.embedding(tokens), None
-        for layer in self.layers:
-            hidden = layer.attention(hidden, causal)
+        # A causal query is furthest from the first key and meets none beyond itself.
+        to_past = descending_distances(tokens.shape[1], 1, 0, tokens.device)
+        to_past = sinusoids(to_past, self.width, hidden.dtype)
+        if neighbors is not None:
+            m, r = self.chunk_length, neighbors.shape[3]
+            to_neighbor = descending_distances(m, r, m - 1, tokens.device)
+            to_neighbor = sinusoids(to_neighbor, self.width, hidden.dtype)
+        for layer in cast("Iterable[DecoderLayer]", self.layers):
+            hidden = layer.attention(hidden, to_past)
             if layer.cca is not None and neighbors is not None:
                 if encoded is None:  # this is layer min(P)
                     encoded = self._encode(neighbors, hidden, present)
                 hidden = layer.cca(hidden, encoded, to_neighbor, present)
             hidden = layer.feed_forward(hidden)
-        return self.norm(hidden)
+        return cast("Tensor", self.norm(hidden))
 
     def _complete_chunks(
         self, tokens: Tensor, neighbors: Tensor | None, neighbor_lengths: Tensor | None
@@ -153,7 +129,9 @@ class RetroModel(nn.Module):
         if neighbors is None:
             return None, None
         if self.encoder is None:
-            raise ValueError("This model has no chunked cross-attention (size.cca_layers is empty), so it takes no neighbors.")
+            raise ValueError(
+                "This model has no chunked cross-attention (size.cca_layers is empty), so it takes no neighbors."
+            )
         (batch, length), chunks = tokens.shape, tokens.shape[1] // self.chunk_length
         if neighbors.dim() != 4 or neighbors.shape[0] != batch or neighbors.shape[1] < chunks:
             raise ValueError(
@@ -165,9 +143,9 @@ class RetroModel(nn.Module):
                 f"neighbor_lengths must be {list(neighbors.shape[:3])} for neighbors {list(neighbors.shape)}, "
                 f"not {list(neighbor_lengths.shape)}."
             )
-        if chunks == 0 or neighbors.shape[2] == 0:
-            return None, None
         neighbors = neighbors[:, :chunks]
+        if neighbors.numel() == 0:
+            return None, None
         if neighbor_lengths is None:
             return neighbors, None
         place = torch.arange(neighbors.shape[3], device=neighbors.device)
@@ -177,12 +155,12 @@ class RetroModel(nn.Module):
         """Encode neighbors [B, L, K, R], given the decoder's H [B, N, D], to [B, L, K, R, E]."""
         assert self.encoder is not None
         chunks = neighbors.shape[1]
-        chunk_states = hidden[:, : chunks * self.chunk_length].unflatten(1, (chunks, self.chunk_length))
-        embedding = self.encoder.embedding or self.embedding
-        tokens = neighbors.long()
+        chunk_states = hidden[:, : chunks * self.chunk_length].view(len(hidden), chunks, self.chunk_length, self.width)
+        neighbors = neighbors.long()
         if present is not None:
-            tokens = tokens.masked_fill(~present, 0)  # padding may be any number, -1 too
-        return self.encoder(embedding(tokens), chunk_states, present)
+            neighbors = neighbors.masked_fill(~present, 0)  # padding may be any number, -1 too
+        embedding = self.embedding if self.encoder.embedding is None else self.encoder.embedding
+        return cast("Tensor", self.encoder(embedding(neighbors), chunk_states, present))
 
     @property
     def readout_weight(self) -> Tensor:
@@ -235,9 +213,7 @@ class RetroModel(nn.Module):
             Scalar, nats, float32 (float64 for a float64 model).
         """
         hidden = self(tokens, neighbors, neighbor_lengths)
-        return summed_cross_entropy(
-            hidden.flatten(0, 1), self.readout_weight, targets.flatten(), mask.flatten().bool()
-        )
+        return summed_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten(), mask.flatten().bool())
 
     def retrieval_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters a baseline of the same size does not have: CCA and encoder. RETROfit trains these alone."""
@@ -249,8 +225,8 @@ class RetroModel(nn.Module):
         """Count parameters by part; works on the meta device.
 
         Returns:
-            `decoder`, `chunked_cross_attention`, `encoder`, `embeddings` (all tables of V rows, an untied read-out too),
-            which add up to `total`; and `non_embedding`, the count of Table 2.
+            `decoder`, `chunked_cross_attention`, `encoder` and `embeddings` (all tables of V rows, an untied read-out
+            too), which add up to `total`; and `non_embedding`, the count of Table 2.
         """
         counts = dict.fromkeys(("decoder", "chunked_cross_attention", "encoder", "embeddings"), 0)
         for name, parameter in self.named_parameters():

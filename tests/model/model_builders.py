@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.retro import RetroModel
@@ -50,3 +51,17 @@ def small_model(size: SizeConfig | None = None, model: ModelConfig | None = None
 def random_tokens(*shape: int, seed: int = 1) -> Tensor:
     """Token ids of the small vocabulary."""
     return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Note the entries of the largest tensor that any operation inside the `with` returns."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and look at its results."""
+        results = func(*args, **(kwargs or {}))
+        for result in results if isinstance(results, tuple | list) else (results,):
+            if isinstance(result, Tensor):
+                self.entries = max(self.entries, result.numel())
+        return results

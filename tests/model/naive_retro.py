@@ -37,7 +37,7 @@ class NaiveRetro:
         encoded: list[list[Vectors]] | None = None
         for p in range(1, size.layers + 1):
             layer = f"layers.{p - 1}"
-            states = self.residual(f"{layer}.attention", states, self.causal_attention)
+            states = self.residual(f"{layer}.attention", states, self.relative_attention)
             if retrieved is not None and size.cca_layers and p == min(size.cca_layers):
                 encoded = [
                     [self.encode(neighbor, states[(u - 1) * m : u * m]) for neighbor in retrieved[u - 1] if neighbor]
@@ -45,7 +45,9 @@ class NaiveRetro:
                 ]
             if encoded is not None and p in size.cca_layers:
                 states = self.residual(
-                    f"{layer}.cca", states, lambda name, inputs, e=encoded: self.chunked_cross_attention(name, inputs, e)
+                    f"{layer}.cca",
+                    states,
+                    lambda name, inputs, e=encoded: self.chunked_cross_attention(name, inputs, e),
                 )
             states = self.residual(f"{layer}.feed_forward", states, self.feed_forward)
         return [self.norm("norm", state) for state in states]
@@ -88,7 +90,7 @@ class NaiveRetro:
             return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
         return torch.where(x > 0, x, torch.zeros_like(x))
 
-    def causal_attention(self, name: str, states: Vectors) -> Vectors:
+    def relative_attention(self, name: str, states: Vectors) -> Vectors:
         """ATTN: token i attends to the tokens j <= i at distance i - j."""
         query, key, value = self.weights[f"{name}.query_key_value.weight"].chunk(3)
         return [
@@ -159,7 +161,9 @@ class NaiveRetro:
                 if distance is None:
                     logit = q @ k
                 else:
-                    relative = self.weights[f"{name}.positions.projection.weight"][rows] @ sinusoid(distance, len(state))
+                    relative = self.weights[f"{name}.positions.projection.weight"][rows] @ sinusoid(
+                        distance, len(state)
+                    )
                     u = self.weights[f"{name}.positions.content_bias"][head]
                     v = self.weights[f"{name}.positions.position_bias"][head]
                     logit = (q + u) @ k + (q + v) @ relative

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_builders import VOCABULARY, random_tokens, small_choices, small_model, small_size
+from model_builders import random_tokens, small_choices, small_model, small_size
 from naive_retro import NaiveRetro
 from torch import Tensor
 
-from retro_lab.model import causal_attention
+from retro_lab.model import relative_attention
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.retro import RetroModel
 
@@ -24,8 +24,9 @@ class Case:
     tokens: Tensor
     neighbors: Tensor | None
     lengths: Tensor | None
-    block: int
-    seed: int
+    seed: int = 0
+    block: int = relative_attention.BLOCK
+    tile_limit: int = 2**20
 
 
 @st.composite
@@ -69,7 +70,8 @@ def cases(draw: st.DrawFn) -> Case:
                 draw(st.lists(st.integers(0, r), min_size=batch * chunks * k, max_size=batch * chunks * k))
             ).view(batch, chunks, k)
     tokens = random_tokens(batch, length, seed=seed)
-    return Case(size, model, tokens, neighbors, lengths, draw(st.integers(1, 6)), seed)
+    block, tile_limit = draw(st.integers(1, 6)), draw(st.sampled_from([1, 2**20]))
+    return Case(size, model, tokens, neighbors, lengths, seed, block, tile_limit)
 
 
 def naive_hidden_states(built: RetroModel, case: Case) -> Tensor:
@@ -112,12 +114,13 @@ def assert_equal_to_naive(case: Case) -> None:
         )
 
 
-@settings(max_examples=25, deadline=None, database=None)
+@settings(max_examples=100, deadline=None, database=None)
 @given(cases())
 def test_equals_the_naive_model_for_any_shape_and_choice(case: Case) -> None:
     """Also the test of peers' bugs 1 and 19: the positions of the attending chunk are the paper's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(causal_attention, "BLOCK", case.block)
+        patch.setattr(relative_attention, "BLOCK", case.block)
+        patch.setattr(relative_attention, "tile_limit", lambda device: case.tile_limit)
         assert_equal_to_naive(case)
 
 
@@ -125,8 +128,15 @@ def test_equals_the_naive_model_with_ragged_chunks_and_missing_neighbors() -> No
     """The hard case, always run: a chunk without neighbors, a missing one, partial ones, a ragged last chunk."""
     lengths = torch.tensor([[[0, 0], [8, 0], [3, 8]], [[1, 2], [0, 5], [0, 0]]])
     neighbors = random_tokens(2, 3, 2, 8, seed=3)
-    case = Case(
-        small_size(encoder_ca_layers=[1, 2]), small_choices(), random_tokens(2, 14), neighbors, lengths, 128, 0
-    )
-    assert VOCABULARY > neighbors.max()
+    case = Case(small_size(encoder_ca_layers=[1, 2]), small_choices(), random_tokens(2, 14), neighbors, lengths)
     assert_equal_to_naive(case)
+
+
+@pytest.mark.parametrize("cca_positions", [False, True])
+def test_equals_the_naive_model_at_the_smallest_shapes(cca_positions: bool) -> None:
+    """One head, chunks and neighbors of one token: views of one number must not be written to as if they were many."""
+    size = small_size(width=2, heads=1, head_size=1, encoder_width=2, encoder_heads=1, encoder_head_size=1)
+    choices = small_choices(chunk_length=1, cca_positions=cca_positions)
+    neighbors, lengths = random_tokens(1, 2, 2, 1, seed=3), torch.tensor([[[1, 0], [1, 1]]])
+    for real in (None, lengths):
+        assert_equal_to_naive(Case(size, choices, random_tokens(1, 2), neighbors, real))

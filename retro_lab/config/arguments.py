@@ -1,0 +1,127 @@
+"""The arguments of the command line: filled in, checked by composing them, and handed to Hydra.
+
+Everything that can be wrong with a configuration is found here, before Hydra makes a folder. A sweep is checked with
+every value of its axes, so that a mistake in the last cell is not found after hours of training the first.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from retro_lab.config.check import check
+from retro_lab.config.explain import friendly
+from retro_lab.config.naming import override_key, slug
+from retro_lab.config.session import Assemble, session
+
+DEFAULT_ARGUMENTS = ("+experiment=quickstart",)
+APPENDED_GROUPS = ("experiment", "sweep", "debug")
+"""Groups that have no default: Hydra merges these last, in the order in which they are given."""
+MULTIRUN_FLAGS = ("-m", "--multirun")
+WHOLE_SWEEP_TASKS = ("report",)
+"""Tasks that are done once for a sweep, in its folder, and not for every cell."""
+
+
+def complete(arguments: Sequence[str]) -> list[str]:
+    """Fill in what a user need not write: the quickstart for no arguments; for a sweep, multirun and its folders.
+
+    Raises:
+        ConfigurationError: An override or a configuration file is wrong, or a value that must be given is not.
+        SystemExit: An option is not one of Hydra's.
+    """
+    arguments = list(arguments) or list(DEFAULT_ARGUMENTS)
+    parsed = get_args_parser().parse_intermixed_args(arguments)
+    if parsed.shell_completion or parsed.experimental_rerun or parsed.hydra_help:
+        return arguments
+    flags = [argument for argument in arguments if argument not in parsed.overrides]
+    overrides = in_order(parsed.overrides)
+    mode = next((text.partition("=")[2] for text in overrides if text.startswith("hydra.mode=")), None)
+    sweep = any(text.startswith("+sweep=") for text in overrides)
+    multirun = parsed.multirun or mode == "MULTIRUN" or (sweep and mode is None and not parsed.run)
+    with friendly(), session() as assemble:
+        if parsed.cfg or parsed.info:  # what is printed may still lack values
+            assemble(_fixed(overrides) if parsed.multirun else overrides)
+        elif not multirun:
+            check(assemble(overrides))
+        elif (base := assemble(_fixed(overrides))).task.name in WHOLE_SWEEP_TASKS:
+            overrides = [text for text in _fixed(overrides) if not text.startswith("hydra.mode=")]
+            overrides.append(f"hydra.run.dir={_sweep_folder(base, overrides)}")
+            flags = [flag for flag in flags if flag not in MULTIRUN_FLAGS]
+        else:
+            overrides += _sweep_settings(assemble, base, overrides)
+    return [*overrides, *flags]
+
+
+def in_order(overrides: Sequence[str]) -> list[str]:
+    """Put the groups without a default first, each after those that it may change, with the `+` that Hydra wants.
+
+    Only so does a debug preset win over an experiment: Hydra merges what is added after everything else.
+    """
+    added: dict[str, list[str]] = {group: [] for group in APPENDED_GROUPS}
+    rest = []
+    for override in overrides:
+        if match := re.match(rf"\+*({'|'.join(APPENDED_GROUPS)})=", override):
+            added[match[1]].append("+" + override.lstrip("+"))
+        else:
+            rest.append(override)
+    return [*(override for group in APPENDED_GROUPS for override in added[group]), *rest]
+
+
+def _sweep_settings(assemble: Assemble, base: DictConfig, overrides: list[str]) -> list[str]:
+    """Check every cell, and have Hydra run them in the sweep's folder, each named after what varies.
+
+    Raises:
+        ConfigurationError: A cell's configuration is wrong.
+    """
+    for cell in _cells(base, overrides):
+        check(assemble(cell))
+    fixed = _fixed(overrides)
+    axes = [override_key(text) for text in overrides if text not in fixed]
+    settings = {
+        "hydra.mode": "MULTIRUN",
+        "hydra.sweep.dir": _sweep_folder(base, fixed),
+        "hydra.sweep.subdir": f"'${{cell_name:{','.join(axes)}}}'",
+    }
+    given = [override_key(text) for text in overrides]
+    return [f"{key}={value}" for key, value in settings.items() if key not in given]
+
+
+def _sweep_folder(base: DictConfig, fixed: list[str]) -> str:
+    """Return the folder of a sweep, quoted: the one given, or one named after what all cells have in common."""
+    for text in fixed:
+        if text.startswith("hydra.sweep.dir="):
+            return text.partition("=")[2]
+    return f"'${{paths.outputs}}/sweeps/{base.name or slug(fixed)}'"
+
+
+def _fixed(overrides: list[str]) -> list[str]:
+    """Return the overrides that have one value."""
+    parsed = _parse(overrides)
+    return [text for text, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
+
+
+def _cells(base: DictConfig, overrides: list[str]) -> Iterator[list[str]]:
+    """Yield cells of the grid in which every value of every axis occurs; none for a sweeper that makes up its own."""
+    if base.hydra.sweeper._target_ != f"{BasicSweeper.__module__}.{BasicSweeper.__qualname__}":
+        return
+    params = OmegaConf.to_container(base.hydra.sweeper.params or OmegaConf.create(), resolve=True)
+    assert isinstance(params, dict)
+    # Later ones replace earlier ones: the command line wins over the sweep file, as in Hydra's own sweeper.
+    grid = _parse([*(f"{key!s}={value}" for key, value in params.items()), *overrides])
+    seen: set[str] = set()
+    for cell in BasicSweeper.split_arguments(grid, max_batch_size=None)[0]:
+        if not seen.issuperset(cell):
+            seen.update(cell)
+            yield cell
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    # The loader lets `glob(*)` see the options of a group.
+    return OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(overrides)

@@ -1,0 +1,123 @@
+"""What there is to choose from: groups, their options, and every setting with its type, value and description."""
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import MISSING as DATACLASS_MISSING
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from retro_lab.config.roots import GROUP_FOLDERS, config_root, group_folders
+from retro_lab.config.schema import KINDS, SCHEMA_SUFFIX, RunConfig
+from retro_lab.config.session import session
+
+FREE_GROUPS = ("trainer", "callbacks", "logger")
+"""Groups whose keys are arguments of other libraries; they have no schema."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A key that can be given a value."""
+
+    key: str
+    type: str
+    default: Any
+    text: str
+
+
+def groups() -> list[str]:
+    """Return the names of all config groups, the mounted ones first."""
+    own = sorted(path.name for path in config_root("conf").iterdir() if path.is_dir() and path.name != "hydra")
+    return [*GROUP_FOLDERS, *own]
+
+
+def options(group: str) -> dict[str, Path]:
+    """Return the options of a config group with their files, the user's own before a shipped one of the same name."""
+    folders = group_folders(group) if group in GROUP_FOLDERS else [config_root("conf") / group]
+    files: dict[str, Path] = {}
+    for folder in folders:
+        for path in folder.glob("*.yaml"):
+            files.setdefault(path.stem, path)
+    return dict(sorted(files.items()))
+
+
+def describe(path: Path) -> str:
+    """Return the first comment line of a file that is not a `# @package` header: what the file is for."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        comment = line.removeprefix("#").strip()
+        if not line.startswith("#"):
+            return ""
+        if not comment.startswith("@"):
+            return comment
+    return ""
+
+
+def kind_of(group: str, option: str) -> str | None:
+    """Return the kind whose schema an option's file names, None in a group without kinds."""
+    text = options(group)[option].read_text(encoding="utf-8")
+    named = re.findall(rf"^\s*- (\w+){SCHEMA_SUFFIX}\s*$", text, flags=re.MULTILINE)
+    return next((kind for kind in named if kind in KINDS.get(group, ())), None)
+
+
+def schema_settings(schema: type, prefix: str) -> list[Setting]:
+    """Return the settings of a dataclass, those of nested ones in their place."""
+    texts = _field_texts(schema)
+    found = []
+    for entry in fields(schema):
+        key = prefix + entry.name
+        if isinstance(entry.type, type) and is_dataclass(entry.type):
+            found += schema_settings(entry.type, f"{key}.")
+        else:
+            name = entry.type.__name__ if type(entry.type) is type else str(entry.type)
+            default = entry.default if entry.default_factory is DATACLASS_MISSING else entry.default_factory()
+            found.append(Setting(key, name.replace("typing.", ""), default, texts.get(entry.name, "")))
+    return found
+
+
+def option_settings(group: str, option: str) -> set[str]:
+    """Return the keys that an option of a group with kinds brings."""
+    kind = kind_of(group, option)
+    return {setting.key for setting in schema_settings(KINDS[group][kind], f"{group}.")} if kind else set()
+
+
+def all_settings() -> dict[str, Setting]:
+    """Return every setting that a schema knows, by key."""
+    found = schema_settings(RunConfig, "")
+    for group, kinds in KINDS.items():
+        for schema in kinds.values():
+            found += schema_settings(schema, f"{group}.")
+    return {setting.key: setting for setting in found}
+
+
+def default_values() -> dict[str, Any]:
+    """Return what every key is without any override, free-form groups and groups themselves included."""
+    with session() as assemble:
+        content = OmegaConf.to_container(assemble([]), resolve=False)
+    assert isinstance(content, dict)
+    del content["hydra"]
+    return dict(_flat(content, ""))
+
+
+def _flat(node: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+
+
+def _field_texts(schema: type) -> dict[str, str]:
+    """Read the strings below the fields of a dataclass and of those it extends; Python itself throws them away."""
+    texts = {}
+    for part in reversed(schema.__mro__[:-1]):
+        [definition] = ast.parse(inspect.getsource(part)).body
+        assert isinstance(definition, ast.ClassDef)
+        for statement, after in pairwise(definition.body):
+            match statement, after:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    texts[name] = inspect.cleandoc(text)
+    return texts

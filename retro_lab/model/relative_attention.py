@@ -1,0 +1,207 @@
+"""Softmax attention with relative positions, for all four attentions of RETRO, in tiles.
+
+    weights = softmax(((q + u) . k + (q + v) . R s(d)) / sqrt(A) over all keys);  result = weights V
+
+RETRO adds one thing to Dai et al. 2019: a neighbor axis on one of the two sides. Either the k neighbors of a chunk ask
+(encoder cross-attention, P = k) or they answer (chunked cross-attention, S = k), always with the same distances for
+each of them. So position logits are formed once for all S blocks of keys, and keys once for all P blocks of queries.
+
+Written in the textbook way, each attention keeps a few matrices of all queries by all keys for the backward pass, and
+a causal one computes twice what it needs. Here a tile of a few heads (and, if causal, of 128 queries and the keys up
+to their end) is formed, used and forgotten; the backward pass forms it once more:
+
+    keys      0 ....... 127 ....... 255 ....... 383
+    block 0   [ ######### ]
+    block 1   [ ##################### ]
+    block 2   [ ################################# ]
+
+Shapes: H heads, G groups (sequences or chunks), P query blocks of Q tokens each, S key blocks of J tokens each,
+T distances, A head size. H, Q and J also count what one tile has of them.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from retro_lab.model.positions import align_distances
+
+BLOCK = 128
+"""Queries in a tile of causal attention: enough for efficient matrix products, few against the sequence."""
+
+
+def relative_attention(
+    content_query: Tensor,
+    position_query: Tensor | None,
+    key: Tensor,
+    value: Tensor,
+    position: Tensor | None,
+    *,
+    present: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """Attend to all tokens of all key blocks jointly.
+
+    Args:
+        content_query: q + u, [H, G, P, Q, A].
+        position_query: q + v, [H, G, P, Q, A]; None for attention that knows no positions.
+        key: [H, G, S, J, A].
+        value: [H, G, S, J, A].
+        position: R s(d), [H, A, T], for the distances of `descending_distances`, which may end at the filler -1 if
+            causal; None for attention that knows no positions.
+        present: bool [G, S, J], False where a key is padding; None where there is no padding.
+        causal: whether query i sees the keys j <= i alone (P = S = 1 and Q = J).
+
+    Returns:
+        [H, G, P, Q, A]. A query without any key gets an arbitrary finite vector, never NaN: the caller discards it.
+    """
+    padding = None
+    if present is not None:
+        # Very negative, but neither -inf nor near overflow: a row without keys must give no NaN, here and in the
+        # gradient. Beside any real key the weight of padding is exactly 0.
+        absent = torch.finfo(key.dtype).min / 2
+        padding = key.new_zeros(present.shape).masked_fill_(~present, absent)[:, None, None]  # [G, 1, 1, S, J]
+    attended: Tensor = _RelativeAttention.apply(content_query, position_query, key, value, position, padding, causal)
+    return attended
+
+
+class _Tile(NamedTuple):
+    """Where one tile lies, as indices of whole tensors."""
+
+    rows: tuple[slice, ...]  # of [H, G, P, Q, A]: some heads and queries
+    columns: tuple[slice, ...]  # of [H, G, S, J, A]: the same heads, and the keys their queries may see
+    distances: tuple[slice, ...]  # of [H, A, T]: the same heads, from the largest distance of a query to a key
+
+
+class _RelativeAttention(torch.autograd.Function):
+    """Forward and backward over the tiles."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        content_query: Tensor,
+        position_query: Tensor | None,
+        key: Tensor,
+        value: Tensor,
+        position: Tensor | None,
+        padding: Tensor | None,
+        causal: bool,
+    ) -> Tensor:
+        attended = torch.empty_like(content_query)
+        for tile in _tiles(content_query, key, causal):
+            weights = _weights(tile, content_query, position_query, key, position, padding, causal).to(value.dtype)
+            result = attended[tile.rows]
+            result.copy_((weights @ _matrices(value[tile.columns])).view(result.shape))
+        ctx.save_for_backward(content_query, position_query, key, value, position, padding, attended)
+        ctx.causal = causal
+        return attended
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        content_query, position_query, key, value, position, padding, attended = ctx.saved_tensors
+        dtype, exact = value.dtype, _at_least_float32(value)
+        content_query_gradient = torch.empty_like(content_query)
+        position_query_gradient = None if position is None else torch.empty_like(position_query)
+        # Several tiles add to these, so they are summed in at least float32.
+        key_gradient, value_gradient = (torch.zeros_like(tensor, dtype=exact) for tensor in (key, value))
+        position_gradient = None if position is None else torch.zeros_like(position, dtype=exact)
+        # With g = d loss / d w, d loss / d logits = w (g - sum_j w_j g_j); the sum is the result times its gradient.
+        scaled = outer * (1 / math.sqrt(value.shape[-1]))
+        expected = (scaled * attended).sum(dim=-1, keepdim=True, dtype=exact)
+        for tile in _tiles(content_query, key, ctx.causal):
+            by_query, by_key = content_query[tile.rows].shape, key[tile.columns].shape
+            weights = _weights(tile, content_query, position_query, key, position, padding, ctx.causal)
+            value_gradient[tile.columns] += (weights.to(dtype).transpose(1, 2) @ _matrices(outer[tile.rows])).view(
+                by_key
+            )
+            logits = (_matrices(scaled[tile.rows]) @ _matrices(value[tile.columns]).transpose(1, 2)).to(exact)
+            logits = logits.sub_(_matrices(expected[tile.rows])).mul_(weights).to(dtype)  # gradient [HG, PQ, SJ]
+            content_query_gradient[tile.rows] = (logits @ _matrices(key[tile.columns])).view(by_query)
+            key_gradient[tile.columns] += (logits.transpose(1, 2) @ _matrices(content_query[tile.rows])).view(by_key)
+            if position is None or position_query_gradient is None or position_gradient is None:
+                continue
+            logits = logits.view(*by_query[:4], *by_key[2:4])  # [H, G, P, Q, S, J]
+            logits = logits.sum(dim=-2) if by_key[2] > 1 else logits.squeeze(-2)
+            distances = position[tile.distances]
+            by_distance = logits.new_zeros(*by_query[:4], distances.shape[-1])  # [H, G, P, Q, T]
+            align_distances(by_distance, by_key[3]).copy_(logits)
+            by_distance = by_distance.flatten(1, 3)
+            position_query_gradient[tile.rows] = (by_distance @ distances.transpose(1, 2)).view(by_query)
+            position_gradient[tile.distances] += position_query[tile.rows].flatten(1, 3).transpose(1, 2) @ by_distance
+        return (
+            content_query_gradient,
+            position_query_gradient,
+            key_gradient.to(dtype),
+            value_gradient.to(dtype),
+            None if position_gradient is None else position_gradient.to(dtype),
+            None,
+            None,
+        )
+
+
+def _tiles(query: Tensor, key: Tensor, causal: bool) -> Iterator[_Tile]:
+    """Cut the logits of `query` [H, G, P, Q, A] and `key` [H, G, S, J, A] into tiles."""
+    heads, groups, askers, queries, _ = query.shape
+    answerers, keys = key.shape[2:4]
+    limit = tile_limit(query.device)
+    every = slice(None)
+    for start in range(0, queries, BLOCK if causal else queries):
+        end = min(start + BLOCK, queries) if causal else queries
+        visible = end if causal else keys
+        step = max(1, limit // (groups * askers * (end - start) * answerers * visible))
+        for head in range(0, heads, step):
+            some = slice(head, head + step)
+            yield _Tile(
+                rows=(some, every, every, slice(start, end)),
+                columns=(some, every, every, slice(visible)),
+                distances=(some, every, slice(queries - end, None)),
+            )
+
+
+def tile_limit(device: torch.device) -> int:
+    """Logits in a tile of several heads: what a processor's cache holds, or what keeps an accelerator busy."""
+    return 2**20 if device.type == "cpu" else 2**27
+
+
+def _weights(
+    tile: _Tile,
+    content_query: Tensor,
+    position_query: Tensor | None,
+    key: Tensor,
+    position: Tensor | None,
+    padding: Tensor | None,
+    causal: bool,
+) -> Tensor:
+    """Attention weights of one tile, [HG, PQ, SJ], at least float32."""
+    content_query, key = content_query[tile.rows], key[tile.columns]
+    (heads, groups, askers, queries, head_size), (answerers, keys) = content_query.shape, key.shape[2:4]
+    shape = (heads, groups, askers, queries, answerers, keys)
+    if causal:  # the last query is as late as the last key; a query sees itself, so that no row is without keys
+        mask = key.new_full((queries, keys), -math.inf).triu_(keys - queries + 1).unsqueeze(1)  # [Q, 1, J]
+    else:
+        mask = key.new_zeros(()) if padding is None else padding
+    logits = key.new_empty(shape)
+    if position is None or position_query is None:
+        logits.copy_(mask)
+    else:
+        by_distance = position_query[tile.rows].flatten(1, 3) @ position[tile.distances]  # [H, GPQ, T]
+        by_key = align_distances(by_distance.view(*shape[:4], -1), keys)
+        torch.add(by_key.unsqueeze(-2).expand(shape), mask, out=logits)
+    scale = 1 / math.sqrt(head_size)
+    logits = logits.view(heads * groups, askers * queries, answerers * keys).baddbmm_(
+        _matrices(content_query), _matrices(key).transpose(1, 2), beta=scale, alpha=scale
+    )
+    return torch.softmax(logits, dim=-1, dtype=_at_least_float32(logits))
+
+
+def _matrices(tensor: Tensor) -> Tensor:
+    """[H, G, P, Q, A] as a batch of matrices, [HG, PQ, A]."""
+    return tensor.flatten(2, 3).flatten(0, 1)
+
+
+def _at_least_float32(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -1,0 +1,132 @@
+"""What the command line fills in before Hydra sees it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from retro_lab.config.arguments import complete, in_order
+from retro_lab.errors import ConfigurationError
+
+Write = Callable[[str, str], Path]
+
+
+def settings(*arguments: str) -> dict[str, str]:
+    """Complete arguments, by key; flags have no value."""
+    pairs = (argument.partition("=") for argument in complete(arguments))
+    return {key: value for key, _, value in pairs}
+
+
+def test_no_arguments_are_the_quickstart() -> None:
+    assert complete([]) == ["+experiment=quickstart"]
+
+
+def test_a_sweep_is_a_multirun_in_a_folder_of_its_own() -> None:
+    completed = settings("+sweep=neighbors", "seed=3")
+    assert completed["hydra.mode"] == "MULTIRUN"
+    assert completed["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/neighbors,seed=3'"
+
+
+@pytest.mark.parametrize("arguments", [("-m", "seed=3"), ("seed=3", "--multirun"), ("hydra.mode=MULTIRUN", "seed=3")])
+def test_multirun_may_be_asked_for(arguments: tuple[str, ...]) -> None:
+    completed = settings("+sweep=neighbors", *arguments)
+    assert completed["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/neighbors,seed=3'"
+    assert completed.get("hydra.mode", "MULTIRUN") == "MULTIRUN"
+
+
+@pytest.mark.parametrize("arguments", [("hydra.mode=RUN",), ("--run",), ("-r",)])
+def test_a_sweep_file_can_be_run_once(arguments: tuple[str, ...]) -> None:
+    completed = settings("+sweep=neighbors", *arguments)
+    assert completed.get("hydra.mode") in (None, "RUN")
+    assert "hydra.sweep.dir" not in completed
+
+
+def test_flags_may_stand_among_overrides() -> None:
+    assert "-m" in complete(["retrieval.k=1,2", "-m", "+experiment=quickstart", "seed=1"])
+
+
+def test_axes_of_the_command_line_name_the_cells_and_not_the_sweep() -> None:
+    completed = settings("-m", "+experiment=quickstart", "retrieval.k=1,2", "size=tiny,172m", "seed=3")
+    assert completed["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/quickstart,seed=3'"
+    assert completed["hydra.sweep.subdir"] == "'${cell_name:retrieval.k,size}'"
+
+
+def test_given_folders_and_names_are_kept(write: Write) -> None:
+    assert settings("+sweep=neighbors", "name=mine")["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/mine'"
+    assert settings("+sweep=neighbors", "hydra.sweep.dir=elsewhere")["hydra.sweep.dir"] == "elsewhere"
+    write("sweeps/named.yaml", "name: by_file\nhydra:\n  sweeper:\n    params:\n      seed: 1,2\n")
+    assert settings("+sweep=named")["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/by_file'"
+
+
+def test_a_report_is_made_once_for_a_sweep() -> None:
+    completed = settings("+sweep=neighbors", "task=report", "seed=3", "-m")
+    assert completed["hydra.run.dir"] == "'${paths.outputs}/sweeps/neighbors,seed=3'"
+    assert not {"hydra.mode", "hydra.sweep.dir", "-m"} & set(completed)
+    by_axes = settings("-m", "+experiment=quickstart", "retrieval.k=1,2", "task=report")
+    assert by_axes["hydra.run.dir"] == "'${paths.outputs}/sweeps/quickstart'"
+    assert "retrieval.k" not in by_axes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        (["-m", "size=tiny,huge"], "There is no size=huge"),
+        (["-m", "retrieval.k=1,two"], "retrieval.k takes int"),
+        (["-m", "seed=1,2", "corpus=python_source,local"], "corpus.path has no value"),
+        (["+sweep=neighbors", "retreival.k=1,2"], "There is no setting retreival.k"),
+        (["+sweep=neighbours"], "did you mean neighbors?"),
+    ],
+)
+def test_a_mistake_in_any_cell_is_found_before_the_first_is_run(arguments: list[str], wrong: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        complete(arguments)
+    assert wrong in str(caught.value)
+
+
+def test_values_may_be_missing_from_what_all_cells_share() -> None:
+    assert complete(["-m", "corpus=local", "corpus.path=a.txt,b.txt"])
+
+
+def test_a_glob_stands_for_the_experiments_there_are(write: Write) -> None:
+    write("experiments/one.yaml", "retrieval: {kk: 1}\n")
+    with pytest.raises(ConfigurationError, match="experiment/one"):
+        complete(["-m", "+experiment=glob(*)"])
+
+
+def test_added_groups_stand_in_the_order_in_which_they_win() -> None:
+    given = ["seed=1", "debug=fast", "sweep=neighbors", "+experiment=quickstart"]
+    assert in_order(given) == ["+experiment=quickstart", "+sweep=neighbors", "+debug=fast", "seed=1"]
+
+
+def test_printing_a_configuration_needs_no_values_but_valid_ones() -> None:
+    assert complete(["corpus=local", "--cfg", "job"]) == ["corpus=local", "--cfg", "job"]
+    with pytest.raises(ConfigurationError, match="There is no size=huge"):
+        complete(["--cfg", "job", "size=huge"])
+
+
+@pytest.mark.parametrize("arguments", [["-sc", "query=bash"], ["--experimental-rerun", "config.pickle"]])
+def test_what_is_not_for_people_passes_unchanged(arguments: list[str]) -> None:
+    assert complete(arguments) == arguments
+
+
+@pytest.mark.parametrize(("devices", "fits"), [(4, True), (-1, False)])
+def test_slurm_has_to_know_the_number_of_devices(devices: int, fits: bool) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    arguments = ["-m", "seed=1,2", "hydra/launcher=slurm", f"trainer.devices={devices}"]
+    if fits:
+        assert complete(arguments)
+    else:
+        with pytest.raises(ConfigurationError, match=r"trainer\.devices=-1"):
+            complete(arguments)
+
+
+def test_a_cluster_job_has_one_process_for_each_device() -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    from retro_lab.config.session import session
+
+    with session() as assemble:
+        on_gpus = assemble(["hydra/launcher=slurm", "trainer=gpu", "trainer.devices=4", "trainer.num_nodes=2"])
+        on_processors = assemble(["hydra/launcher=slurm", "trainer=cpu", "trainer.devices=2"])
+    shape = [(node.nodes, node.tasks_per_node, node.gpus_per_node) for node in (on_gpus.hydra.launcher,)]
+    assert shape == [(2, 4, 4)]
+    assert (on_processors.hydra.launcher.tasks_per_node, on_processors.hydra.launcher.gpus_per_node) == (2, None)

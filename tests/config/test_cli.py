@@ -1,0 +1,192 @@
+"""The command line with stub tasks: what is run where, exit codes, and what is left on disk."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from retro_lab.errors import CorpusError
+
+Task = Callable[[DictConfig], None]
+CommandLine = Callable[..., int]
+StubTask = Callable[[str, Task], None]
+
+
+class Recorder:
+    """A task that notes down where it was run and with what k, and may fail."""
+
+    def __init__(self, failures: dict[int, BaseException] | None = None) -> None:
+        """Raise `failures` by k."""
+        self.runs: list[tuple[str, int]] = []
+        self.failures = failures or {}
+
+    def __call__(self, config: DictConfig) -> None:
+        """Be the task's `run`."""
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        self.runs.append((folder.relative_to(Path.cwd()).as_posix(), config.retrieval.k))
+        if config.retrieval.k in self.failures:
+            raise self.failures[config.retrieval.k]
+
+
+def test_a_task_is_called_in_its_run_folder(command_line: CommandLine, stub_task: StubTask, workspace: Path) -> None:
+    task = Recorder()
+    stub_task("train", task)
+    assert command_line("task=train", "+experiment=quickstart", "retrieval.k=4") == 0
+    assert task.runs == [("outputs/quickstart,retrieval.k=4", 4)]
+    assert (workspace / "outputs/quickstart,retrieval.k=4/.hydra/config.yaml").is_file()
+
+
+def test_no_arguments_run_the_quickstart(command_line: CommandLine, stub_task: StubTask) -> None:
+    task = Recorder()
+    stub_task("compare", task)
+    assert command_line() == 0
+    assert task.runs == [("outputs/quickstart", 2)]
+
+
+def test_a_task_without_a_run_writes_nothing(command_line: CommandLine, stub_task: StubTask, workspace: Path) -> None:
+    stub_task("plan", lambda config: None)
+    assert command_line("task=plan", "size=7_5b") == 0
+    assert list(workspace.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["retreival.k=4"], ["size=huge"], ["corpus=local"], ["+sweep=neighbors", "seed=x"], ["name=.."]]
+)
+def test_a_configuration_error_is_a_sentence_and_writes_nothing(
+    arguments: list[str], command_line: CommandLine, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line(*arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert list(workspace.iterdir()) == []
+
+
+def test_an_error_of_the_user_is_a_sentence(
+    command_line: CommandLine, stub_task: StubTask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub_task("train", Recorder({2: CorpusError("[a] text.jsonl has no field body.")}))
+    assert command_line("task=train") == 2
+    assert capsys.readouterr().err == "error: [a] text.jsonl has no field body.\n"
+
+
+def test_a_bug_keeps_its_traceback(command_line: CommandLine, stub_task: StubTask) -> None:
+    stub_task("train", Recorder({2: ZeroDivisionError("a bug")}))
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        command_line("task=train")
+
+
+def test_an_interruption_says_how_to_go_on(
+    command_line: CommandLine, stub_task: StubTask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub_task("train", Recorder({2: KeyboardInterrupt()}))
+    assert command_line("task=train") == 130
+    assert "same command" in capsys.readouterr().err
+
+
+def test_a_sweep_runs_every_cell_in_its_folder(command_line: CommandLine, stub_task: StubTask) -> None:
+    task = Recorder()
+    stub_task("train", task)
+    assert command_line("+sweep=neighbors", "seed=3") == 0
+    assert task.runs == [(f"outputs/sweeps/neighbors,seed=3/retrieval.k={k}", k) for k in (0, 1, 2, 4)]
+
+
+def test_the_command_line_replaces_an_axis(command_line: CommandLine, stub_task: StubTask) -> None:
+    task = Recorder()
+    stub_task("train", task)
+    assert command_line("+sweep=neighbors", "retrieval.k=8,9") == 0
+    assert task.runs == [(f"outputs/sweeps/neighbors/retrieval.k={k}", k) for k in (8, 9)]
+
+
+def test_cells_that_differ_in_their_evaluation_alone_have_their_own_folders(
+    command_line: CommandLine, stub_task: StubTask
+) -> None:
+    task = Recorder()
+    stub_task("train", task)
+    assert command_line("-m", "task=train", "evaluation.stride=64,128") == 0
+    assert [folder.rpartition("/")[2] for folder, _ in task.runs] == ["evaluation.stride=64", "evaluation.stride=128"]
+
+
+def test_a_failed_cell_does_not_hide_the_others(
+    command_line: CommandLine, stub_task: StubTask, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = Recorder({0: CorpusError("no text"), 1: ZeroDivisionError("a bug")})
+    stub_task("train", task)
+    assert command_line("+sweep=neighbors") == 1
+    assert [k for _, k in task.runs] == [0, 1, 2, 4]
+    cells = workspace / "outputs/sweeps/neighbors"
+    errors = {path.parent.name: json.loads(path.read_text())["error"] for path in cells.glob("*/failed.json")}
+    assert errors.keys() == {"retrieval.k=0", "retrieval.k=1"}
+    assert errors["retrieval.k=0"] == "no text"
+    assert "Traceback" in errors["retrieval.k=1"]
+    assert "ZeroDivisionError: a bug" in errors["retrieval.k=1"]
+    assert "error: no text" in capsys.readouterr().err
+
+    task.failures.clear()
+    assert command_line("+sweep=neighbors") == 0
+    assert not list(cells.glob("*/failed.json"))
+
+
+def test_an_interruption_ends_the_whole_sweep(command_line: CommandLine, stub_task: StubTask) -> None:
+    task = Recorder({1: KeyboardInterrupt()})
+    stub_task("train", task)
+    assert command_line("+sweep=neighbors") == 130
+    assert [k for _, k in task.runs] == [0, 1]
+
+
+def instantiating(node: str) -> Task:
+    def run(config: DictConfig) -> None:
+        instantiate(config[node])
+
+    return run
+
+
+class Picky:
+    """A class that free-form groups may name."""
+
+    def __init__(self, **arguments: Any) -> None:
+        """Refuse what it is told to refuse."""
+        if "corpus" in arguments:
+            raise CorpusError("no text")
+        if "bug" in arguments:
+            raise ZeroDivisionError("a bug")
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ("{_target_: datetime.timedelta, hors: 1}", "hors"),
+        ("{_target_: datetime.timdelta}", "timdelta"),
+        (f"{{_target_: {__name__}.Picky, corpus: 1}}", "error: no text\n"),
+    ],
+)
+def test_an_object_that_cannot_be_made_as_configured_is_an_error_of_the_user(
+    entry: str, sentence: str, command_line: CommandLine, stub_task: StubTask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub_task("train", instantiating("callbacks"))
+    assert command_line("task=train", "callbacks={}", f"+callbacks.own={entry}") == 2
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert "Traceback" not in printed
+
+
+def test_a_bug_in_an_object_keeps_its_traceback(command_line: CommandLine, stub_task: StubTask) -> None:
+    stub_task("train", instantiating("logger"))
+    with pytest.raises(Exception, match="a bug"):
+        command_line("task=train", f"+logger.own={{_target_: {__name__}.Picky, bug: 1}}", "logger=none")
+
+
+def test_jobs_are_pickled_without_this_modules_globals() -> None:
+    cloudpickle = pytest.importorskip("cloudpickle")
+    from retro_lab import cli
+
+    by_value = cloudpickle.dumps(cli._hydra_main.__wrapped__)
+    assert len(by_value) < 2_000
+    assert sys.modules["retro_lab.cli"] is cli

@@ -1,0 +1,100 @@
+"""Whatever is wrong with a configuration is told in one sentence, with what was probably meant."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from retro_lab.config.compose import compose
+from retro_lab.config.plain import plain
+from retro_lab.errors import ConfigurationError
+
+Write = Callable[[str, str], Path]
+
+WRONG_OVERRIDES = {
+    "retreival.k=3": "There is no setting retreival.k; did you mean retrieval.k?",
+    "retrieval.K=3": "There is no setting retrieval.K",
+    "k=3": "There is no setting k; did you mean retrieval.k?",
+    "+retrieval.kk=3": "There is no setting retrieval.kk; did you mean retrieval.k?",
+    "+anything=1": "There is no setting anything. There are callbacks, corpus,",
+    "retrieval.zzz=1": "There are retrieval.k, retrieval.stored, retrieval.values.",
+    "trainer.acelerator=gpu": "did you mean trainer.accelerator?",
+    "trainer.max_time=1": "+trainer.max_time=... adds it all the same.",
+    "retrieval.k=two": "retrieval.k takes int: Value 'two'",
+    "retrieval.k=2.5": "retrieval.k takes int",
+    "evaluation.neighbors=3": "evaluation.neighbors takes list[int]",
+    "data.batch_size=null": "data.batch_size takes int",
+    "model.cca_positions=maybe": "model.cca_positions takes bool",
+    "size=huge": "There is no size=huge. The options are 172m, 1_5b, 425m, 7_5b, tiny.",
+    "size=425": "There is no size=425; did you mean 425m?",
+    "sise=tiny": "There is no setting sise; did you mean size?",
+    "corpus=locale": "There is no corpus=locale; did you mean local?",
+    "+experiment=quikstart": "did you mean quickstart?",
+    "corpus=local": "corpus.path has no value; give it one, as in corpus.path=...",
+    "corpus.path=x": "There is no setting corpus.path with the corpus chosen; there is with corpus=local.",
+    "corpus.dataset=x": "there is with corpus=c4 or corpus=pile or corpus=wikipedia or corpus=wikitext103.",
+    "train": "train is not of the form KEY=VALUE; did you mean task=train?",
+    "retrieval.k=[1": "retrieval.k=[1 cannot be read",
+    "retrieval.k=1,2": "retrieval.k=1,2 has several values; add -m to run each",
+    "~retrieval.k": "retrieval.k",
+    "model.dropout=${model.drop}": "model.dropout: Interpolation key 'model.drop' not found.",
+    "paths.outputs=${oc.env:NO_SUCH_VARIABLE}": "Environment variable 'NO_SUCH_VARIABLE' not found",
+    "name=a/b": "name=a/b cannot name a folder",
+    "name=sweeps": "name=sweeps cannot name a folder",
+    "size=null": "must be a string",
+}
+
+
+@pytest.mark.parametrize(("override", "sentence"), WRONG_OVERRIDES.items())
+def test_a_wrong_override(override: str, sentence: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        compose([override])
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+WRONG_FILES = {
+    "retrieval: {kk: 3}": "There is no setting retrieval.kk in experiment/mine; did you mean retrieval.k?",
+    "retreival: {k: 3}": "There is no setting retreival in experiment/mine; did you mean retrieval?",
+    "retrieval: {k: two}": "retrieval.k in experiment/mine takes int: Value 'two'",
+    "retrieval: 3": "experiment/mine: Merge error",
+    "corpus: {pth: x}": "There is no setting corpus.pth in experiment/mine; did you mean corpus.path?",
+    "defaults: [override /size: tinny]": "There is no size=tinny; did you mean tiny?",
+    "defaults: [override /sise: tiny]": "There is no setting sise in experiment/mine; did you mean size?",
+    "defaults: [/experiment/quikstart]": "There is no experiment=quikstart; did you mean quickstart?",
+    "retrieval: {k: 3": "mine.yaml, line",
+    "[retrieval, k]": "mine.yaml is not made of lines KEY: VALUE.",
+    "retrieval.k = 3": "mine.yaml is not made of lines KEY: VALUE.",
+}
+
+
+@pytest.mark.parametrize(("text", "sentence"), WRONG_FILES.items())
+def test_a_wrong_experiment_file(text: str, sentence: str, write: Write) -> None:
+    write("experiments/mine.yaml", f"# @package _global_\n# Mine.\n{text}\n")
+    with pytest.raises(ConfigurationError) as caught:
+        compose(["+experiment=mine"])
+    assert sentence in str(caught.value)
+
+
+def test_a_sweep_over_an_unknown_setting_names_it(write: Write) -> None:
+    from retro_lab.config.arguments import complete
+
+    write("sweeps/mine.yaml", "# Mine.\nhydra:\n  sweeper:\n    params:\n      retrieval.kk: 0,1\n")
+    with pytest.raises(ConfigurationError, match=r"There is no setting retrieval\.kk"):
+        complete(["+sweep=mine"])
+
+
+def test_plain_names_the_key_without_a_value() -> None:
+    node = OmegaConf.create({"corpus": {"path": "???"}})
+    with pytest.raises(ConfigurationError, match=r"path has no value; give it one, as in .*path=\.\.\."):
+        plain(node)
+
+
+def test_plain_resolves_and_forgets_omegaconf() -> None:
+    assert plain(OmegaConf.create({"a": [1, "${b}"], "b": {"c": None}})) == {"a": [1, {"c": None}], "b": {"c": None}}
+
+
+def test_questions_to_hydra_about_the_run_wait_for_the_run() -> None:
+    override = "callbacks.checkpoint.dirpath='${hydra:runtime.output_dir}/kept'"
+    assert "dirpath" in compose([override]).callbacks.checkpoint

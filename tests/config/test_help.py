@@ -1,0 +1,65 @@
+"""`--help` is made from what there is."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from retro_lab.config.catalog import groups, options, schema_settings
+from retro_lab.config.help import group_help, help_text
+from retro_lab.config.schema import RunConfig
+from retro_lab.errors import ConfigurationError
+
+CommandLine = Callable[..., int]
+Write = Callable[[str, str], Path]
+
+
+def test_help_lists_everything_that_can_be_chosen() -> None:
+    text = help_text()
+    for group in groups():
+        assert all(option in text for option in options(group)), group
+    assert "Train RETRO and its baseline twin" in text
+    assert "_schema" not in text
+    assert max(map(len, text.splitlines())) <= 140
+
+
+def test_help_lists_the_users_own_with_its_first_comment(write: Write) -> None:
+    write("experiments/mine.yaml", "# @package _global_\n# What I try today.\nseed: 1\n")
+    write("sweeps/grid.yaml", "# All seeds.\nhydra:\n  sweeper:\n    params:\n      seed: 1,2\n")
+    text = help_text()
+    assert "mine        What I try today." in text
+    assert "All seeds." in text
+
+
+@pytest.mark.parametrize("group", groups())
+def test_help_explains_every_group(group: str) -> None:
+    text = group_help(group)
+    assert text.startswith(f"{group}=OPTION:")
+    assert "_target_" not in text or group in ("trainer", "callbacks", "logger")
+
+
+def test_help_of_a_group_has_types_values_and_descriptions() -> None:
+    text = group_help("retrieval")
+    assert "retrieval.k: int = 2\n      Neighbors of each chunk while training." in text
+    assert "corpus.path: str (must be given)" in group_help("corpus")
+    assert "Settings of c4, pile, wikipedia, wikitext103:" in group_help("corpus")
+
+
+def test_every_setting_is_explained() -> None:
+    unexplained = [setting.key for setting in schema_settings(RunConfig, "") if not setting.text]
+    assert [key for key in unexplained if "_target_" not in key and "_partial_" not in key] == []
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_is_printed(flag: str, command_line: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line("+experiment=quickstart", flag) == 0
+    assert "Experiments:" in capsys.readouterr().out
+    assert command_line(flag, "retrieval") == 0
+    assert "retrieval.k" in capsys.readouterr().out
+
+
+def test_help_for_a_group_that_is_not_there(command_line: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigurationError):
+        group_help("retreival")
+    assert command_line("--help", "retreival") == 2
+    assert "did you mean retrieval?" in capsys.readouterr().err

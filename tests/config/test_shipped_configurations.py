@@ -1,0 +1,70 @@
+"""Every option, experiment and sweep that is shipped composes."""
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from retro_lab.config import catalog
+from retro_lab.config.arguments import complete
+from retro_lab.config.compose import compose
+from retro_lab.config.plain import plain
+
+GIVEN = {"local": ["corpus.path=text.jsonl"], "pretrained": ["tokenizer.name=gpt2"]}
+"""What some options leave to the user."""
+PAPER = {
+    "172m": (896, 16, 64, 12, [6, 9, 12]),
+    "425m": (1536, 12, 128, 12, [6, 9, 12]),
+    "1_5b": (2048, 16, 128, 24, [6, 9, 12, 15, 18, 21, 24]),
+    "7_5b": (4096, 32, 128, 32, [6, 9, 12, 15, 18, 21, 24, 27, 30]),
+}
+"""Table 2 of Borgeaud et al. 2022, with P every third layer from 6."""
+
+
+def shipped(*groups: str) -> list[tuple[str, str]]:
+    return [(group, option) for group in groups for option in catalog.options(group)]
+
+
+@pytest.mark.parametrize(("group", "option"), shipped(*(group for group in catalog.groups() if group != "sweep")))
+def test_every_option_composes_into_plain_values(group: str, option: str) -> None:
+    config = compose([f"{group}={option}", *GIVEN.get(option, [])])
+    assert plain(config)["paths"]["outputs"] == "outputs"
+
+
+@pytest.mark.parametrize(("group", "option"), shipped("sweep"))
+def test_every_cell_of_every_sweep_composes(group: str, option: str) -> None:
+    arguments = complete([f"+{group}={option}"])
+    assert "hydra.mode=MULTIRUN" in arguments
+
+
+@pytest.mark.parametrize(("group", "option"), shipped(*(group for group in catalog.groups() if group != "hydra")))
+def test_every_file_says_what_it_is_for(group: str, option: str) -> None:
+    assert catalog.describe(catalog.options(group)[option])
+
+
+@pytest.mark.parametrize("size", PAPER)
+def test_the_sizes_are_those_of_the_paper(size: str) -> None:
+    shape = compose([f"size={size}"]).size
+    assert (shape.width, shape.heads, shape.head_size, shape.layers, list(shape.cca_layers)) == PAPER[size]
+    assert shape.name == size
+    assert shape.ffw_width == 4 * shape.width
+    assert (shape.encoder_width, shape.encoder_layers, list(shape.encoder_ca_layers)) == (896, 2, [1])
+
+
+@pytest.mark.parametrize("group", ["trainer", "callbacks", "logger"])
+def test_free_form_groups_take_what_the_user_adds(group: str) -> None:
+    assert compose([f"+{group}.more={{_target_: builtins.dict}}"])[group].more == {"_target_": "builtins.dict"}
+
+
+def test_a_schema_is_an_object_again_where_code_wants_one() -> None:
+    config = compose(["size=172m"])
+    assert isinstance(config, DictConfig)
+    assert type(OmegaConf.to_object(config.size)).__name__ == "SizeConfig"
+
+
+def test_a_debug_preset_wins_over_the_experiment() -> None:
+    config = compose(["debug=fast", "+experiment=quickstart"])
+    assert config.schedule.tokens == 4 * config.data.sequence_length * config.data.batch_size
+    assert config.data.batch_size == 2
+
+
+def test_the_user_wins_over_a_debug_preset() -> None:
+    assert compose(["debug=fast", "+experiment=quickstart", "data.batch_size=8"]).data.batch_size == 8

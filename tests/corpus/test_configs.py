@@ -1,0 +1,116 @@
+"""Every file of conf/corpus composes, and reads a small folder in the layout of the dataset that it names."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from hydra.utils import instantiate
+from written_files import read_all, write_lines, write_parquet
+
+from retro_lab.config.schema import register
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def source(*overrides):
+    """Compose the corpus group alone and make its source."""
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return instantiate(compose(overrides=list(overrides)).corpus)
+
+
+def card(folder, subset, **files):
+    """Write the card that tells the hub which files are a subset's splits."""
+    lines = [f"  - split: {split}\n    path: {pattern}" for split, pattern in files.items()]
+    text = "\n".join(["---", "configs:", f"- config_name: {subset}", "  data_files:", *lines, "---"])
+    (folder / "README.md").write_text(text)
+
+
+@pytest.fixture
+def c4(tmp_path):
+    folder = tmp_path / "c4"
+    record = {"timestamp": "2019-04-25T12:57:54Z"}
+    for shard in range(2):
+        rows = ({"text": f"page {shard} {n}", "url": f"https://{shard}/{n}"} | record for n in range(50))
+        write_lines(folder / f"en/c4-train.{shard:05d}-of-00002.json.gz", *rows)
+    write_lines(folder / "en/c4-validation.00000-of-00001.json.gz", {"text": "held", "url": "https://held"} | record)
+    card(folder, "en", train="en/c4-train.*.json.gz", validation="en/c4-validation.*.json.gz")
+    return folder
+
+
+@pytest.fixture
+def wikipedia(tmp_path):
+    folder = tmp_path / "wikipedia"
+    articles = {"id": [str(n) for n in range(100)], "text": [f"article {n}" for n in range(100)]}
+    write_parquet(folder / "20231101.en/train-00000-of-00001.parquet", title=articles["id"], **articles)
+    card(folder, "20231101.en", train="20231101.en/train-*")
+    return folder
+
+
+def test_c4(c4):
+    pairs = read_all(source("+corpus=c4", f"corpus.dataset={c4}"))
+    assert len(pairs) == 101
+    assert [document.id for split, document in pairs if split == "validation"] == ["https://held"]
+
+
+def test_wikipedia(wikipedia):
+    pairs = read_all(source("+corpus=wikipedia", f"corpus.dataset={wikipedia}"))
+    assert [document.id for _, document in pairs] == [str(n) for n in range(100)]
+    assert {split for split, _ in pairs} == {"train", "validation"}
+
+
+def test_wikitext103(tmp_path):
+    rows = ["", " = One = \n", "", " First . \n", "", " = Two = \n", "", " Second . \n"]
+    for split in ("train", "validation"):
+        write_parquet(tmp_path / f"wikitext-103-raw-v1/{split}-00000-of-00001.parquet", text=rows)
+    card(tmp_path, "wikitext-103-raw-v1", **{s: f"wikitext-103-raw-v1/{s}-*" for s in ("train", "validation")})
+    pairs = read_all(source("+corpus=wikitext103", f"corpus.dataset={tmp_path}"))
+    assert [(split, document.id) for split, document in pairs] == [
+        ("train", "train:One"),
+        ("train", "train:Two"),
+        ("validation", "validation:One"),
+        ("validation", "validation:Two"),
+    ]
+
+
+def test_pile(tmp_path):
+    for name in ("train/00", "train/01", "val", "test"):
+        write_lines(tmp_path / f"{name}.jsonl.zst", {"text": name, "meta": {"pile_set_name": "Pile-CC"}})
+    pairs = read_all(source("+corpus=pile", f"corpus.dataset={tmp_path}"))
+    assert [(split, document.text) for split, document in pairs] == [
+        ("train", "train/00"),
+        ("train", "train/01"),
+        ("validation", "val"),
+    ]
+
+
+def test_massivetext_like_mixes_by_the_papers_weights(tmp_path, c4, wikipedia):
+    write_parquet(tmp_path / "books/train-00000-of-00001.parquet", text=["a book"] * 100, url=["u"] * 100)
+    write_parquet(tmp_path / "news/train-00000-of-00001.parquet", text=["some news"] * 100, url=["u"] * 100)
+    write_lines(tmp_path / "github/file-1.json.gz", *({"content": "import os\n", "hash": "h"} for _ in range(100)))
+    folders = {"web": c4, "wikipedia": wikipedia} | {name: tmp_path / name for name in ("books", "news", "github")}
+    overrides = [f"corpus.sources.{name}.dataset={folder}" for name, folder in folders.items()]
+    mixture = source("+corpus=massivetext_like", "corpus.max_bytes=1000", *overrides)
+    taken = dict.fromkeys(folders, 0)
+    for _, document in read_all(mixture):
+        taken[document.source] += len(document.text)
+    expected = {"web": 550, "books": 250, "news": 100, "wikipedia": 50, "github": 50}
+    assert taken == pytest.approx(expected, abs=30)  # each shard may end in the middle of a document
+
+
+def test_local(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", {"text": "one"})
+    assert [document.text for _, document in read_all(source("+corpus=local", f"corpus.path={path}"))] == ["one"]
+
+
+def test_python_source():
+    found = source("+corpus=python_source", "corpus.max_bytes=1e5")
+    assert next(found.read(0))[1].id.startswith("transformers/models/")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "corpus").glob("*.yaml")))
+def test_a_mistyped_key_is_refused(name):
+    with pytest.raises(ConfigCompositionException, match=r"Could not override 'corpus\.data_set'"):
+        source(f"+corpus={name}", "corpus.data_set=x")
+    assert (CONF / "corpus" / f"{name}.yaml").read_text().startswith("# ")
