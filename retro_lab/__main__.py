@@ -1,3 +1,5 @@
+"""Runs the command line: `python -m retro_lab`."""
+
 from retro_lab.cli import main
 
 main()

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from retro_lab.config.check import check
 from retro_lab.config.explain import friendly
 from retro_lab.config.naming import override_key, slug
-from retro_lab.config.session import Assemble, session
+from retro_lab.config.session import session
 
 DEFAULT_ARGUMENTS = ("+experiment=quickstart",)
 APPENDED_GROUPS = ("experiment", "sweep", "debug")
@@ -43,17 +43,20 @@ def complete(arguments: Sequence[str]) -> list[str]:
     mode = next((text.partition("=")[2] for text in overrides if text.startswith("hydra.mode=")), None)
     sweep = any(text.startswith("+sweep=") for text in overrides)
     multirun = parsed.multirun or mode == "MULTIRUN" or (sweep and mode is None and not parsed.run)
-    with friendly(), session() as assemble:
+    with friendly(overrides), session() as assemble:
         if parsed.cfg or parsed.info:  # what is printed may still lack values
             assemble(_fixed(overrides) if parsed.multirun else overrides)
         elif not multirun:
             check(assemble(overrides))
-        elif (base := assemble(_fixed(overrides))).task.name in WHOLE_SWEEP_TASKS:
-            overrides = [text for text in _fixed(overrides) if not text.startswith("hydra.mode=")]
-            overrides.append(f"hydra.run.dir={_sweep_folder(base, overrides)}")
-            flags = [flag for flag in flags if flag not in MULTIRUN_FLAGS]
         else:
-            overrides += _sweep_settings(assemble, base, overrides)
+            base = assemble(_fixed(overrides))
+            folder = _sweep_folder(base, overrides)
+            if base.task.name in WHOLE_SWEEP_TASKS:
+                kept = [text for text in _fixed(overrides) if override_key(text) != "hydra.mode"]
+                return [*kept, f"hydra.run.dir={folder}", *(flag for flag in flags if flag not in MULTIRUN_FLAGS)]
+            for cell in _cells(base, overrides):
+                check(assemble(cell))
+            overrides += _sweep_settings(folder, overrides)
     return [*overrides, *flags]
 
 
@@ -72,37 +75,41 @@ def in_order(overrides: Sequence[str]) -> list[str]:
     return [*(override for group in APPENDED_GROUPS for override in added[group]), *rest]
 
 
-def _sweep_settings(assemble: Assemble, base: DictConfig, overrides: list[str]) -> list[str]:
-    """Check every cell, and have Hydra run them in the sweep's folder, each named after what varies.
+def _sweep_folder(base: DictConfig, overrides: list[str]) -> str:
+    """Return the folder of a sweep, quoted: the one given, or one named after what its cells share and what varies.
 
-    Raises:
-        ConfigurationError: A cell's configuration is wrong.
+    The values of what varies stay out of it: more of them, asked for later, go to the same folder. So do the axes of
+    a sweep file, which has a name.
     """
-    for cell in _cells(base, overrides):
-        check(assemble(cell))
-    fixed = _fixed(overrides)
-    axes = [override_key(text) for text in overrides if text not in fixed]
+    for text in overrides:
+        if override_key(text) == "hydra.sweep.dir":
+            return text.partition("=")[2]
+    axes = [axis for axis in _axes(overrides) if axis not in map(override_key, base.hydra.sweeper.params or ())]
+    return f"'${{paths.outputs}}/sweeps/{base.name or slug([*_fixed(overrides), *axes])}'"
+
+
+def _sweep_settings(folder: str, overrides: list[str]) -> list[str]:
+    """Return what has Hydra run the cells in the sweep's folder, each in one named after what varies."""
     settings = {
         "hydra.mode": "MULTIRUN",
-        "hydra.sweep.dir": _sweep_folder(base, fixed),
-        "hydra.sweep.subdir": f"'${{cell_name:{','.join(axes)}}}'",
+        "hydra.sweep.dir": folder,
+        "hydra.sweep.subdir": f"'${{cell_name:{','.join(_axes(overrides))}}}'",
     }
-    given = [override_key(text) for text in overrides]
+    given = {override_key(text) for text in overrides}
     return [f"{key}={value}" for key, value in settings.items() if key not in given]
-
-
-def _sweep_folder(base: DictConfig, fixed: list[str]) -> str:
-    """Return the folder of a sweep, quoted: the one given, or one named after what all cells have in common."""
-    for text in fixed:
-        if text.startswith("hydra.sweep.dir="):
-            return text.partition("=")[2]
-    return f"'${{paths.outputs}}/sweeps/{base.name or slug(fixed)}'"
 
 
 def _fixed(overrides: list[str]) -> list[str]:
     """Return the overrides that have one value."""
-    parsed = _parse(overrides)
-    return [text for text, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
+    return [
+        text for text, override in zip(overrides, _parse(overrides), strict=True) if not override.is_sweep_override()
+    ]
+
+
+def _axes(overrides: list[str]) -> list[str]:
+    """Return the keys of the overrides that have several values."""
+    fixed = _fixed(overrides)
+    return [override_key(text) for text in overrides if text not in fixed]
 
 
 def _cells(base: DictConfig, overrides: list[str]) -> Iterator[list[str]]:

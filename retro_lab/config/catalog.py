@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import MISSING as DATACLASS_MISSING
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ def option_settings(group: str, option: str) -> set[str]:
     return {setting.key for setting in schema_settings(KINDS[group][kind], f"{group}.")} if kind else set()
 
 
+@cache
 def all_settings() -> dict[str, Setting]:
     """Return every setting that a schema knows, by key."""
     found = schema_settings(RunConfig, "")
@@ -94,6 +96,7 @@ def all_settings() -> dict[str, Setting]:
     return {setting.key: setting for setting in found}
 
 
+@cache
 def default_values() -> dict[str, Any]:
     """Return what every key is without any override, free-form groups and groups themselves included."""
     with session() as assemble:
@@ -110,6 +113,7 @@ def _flat(node: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{prefix}{key}.")
 
 
+@cache
 def _field_texts(schema: type) -> dict[str, str]:
     """Read the strings below the fields of a dataclass and of those it extends; Python itself throws them away."""
     texts = {}

@@ -16,7 +16,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigurationError: An override or a configuration file is wrong, or a value that must be given is not.
     """
-    with friendly(), session() as assemble:
+    with friendly(overrides), session() as assemble:
         config = assemble(in_order(overrides))
         check(config)
     with open_dict(config):

@@ -9,6 +9,7 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from retro_lab.config.catalog import FREE_GROUPS, all_settings, default_values, groups, option_settings, options
+from retro_lab.config.naming import override_key
 from retro_lab.config.schema import SCHEMA_SUFFIX
 from retro_lab.errors import ConfigurationError, RetroLabError
 
@@ -20,8 +21,8 @@ CONFIGURABLE_CAUSES = (TypeError, ValueError, ImportError, AttributeError)
 
 
 @contextmanager
-def friendly() -> Iterator[None]:
-    """Turn whatever goes wrong while a configuration is composed into one sentence.
+def friendly(overrides: Iterable[str]) -> Iterator[None]:
+    """Turn whatever goes wrong while a configuration is composed from overrides into one sentence.
 
     Raises:
         ConfigurationError: In place of any error of Hydra's or OmegaConf's.
@@ -30,8 +31,13 @@ def friendly() -> Iterator[None]:
         yield
     except RetroLabError:
         raise
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # Hydra has ValueErrors of its own
+    except (HydraException, OmegaConfBaseException) as error:
         raise ConfigurationError(explain(error)) from error
+    except ValueError as error:
+        # Hydra's own for a group that is given null or a number; it does not say which group that is.
+        pairs = ((override_key(text), text.partition("=")[2]) for text in overrides)
+        wrong = [(group, option) for group, option in pairs if group in groups() and option not in options(group)]
+        raise ConfigurationError(_no_option(*wrong[0]) if wrong else _sentence(error)) from error
 
 
 def explain(error: Exception) -> str:
@@ -40,7 +46,8 @@ def explain(error: Exception) -> str:
     if known := next((cause for cause in chain if isinstance(cause, RetroLabError)), None):
         return str(known)
     if isinstance(error, MissingConfigException):
-        return _no_option(error)
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return _no_option(group, option, error.options)
     if isinstance(error, OverrideParseException):
         return _bad_syntax(error)
     text = str(error)
@@ -61,8 +68,8 @@ def explain(error: Exception) -> str:
         setting = all_settings().get(re.sub(r"\[.*", "", place)) if isinstance(cause, ValidationError) else None
         kind = f" takes {setting.type}" if setting else ""
         subject = place + where + kind if place else file
-        return f"{subject}: {_first_line(cause).rstrip('.')}."
-    return f"{_first_line(error).rstrip('.')}."
+        return f"{subject}: {_sentence(cause)}"
+    return _sentence(error)
 
 
 def explain_failure(error: Exception) -> str | None:
@@ -77,8 +84,7 @@ def explain_failure(error: Exception) -> str | None:
     # Lightning's own class for settings that do not fit is not imported here: that would take seconds.
     if cause is None or isinstance(cause, CONFIGURABLE_CAUSES) or type(cause).__name__ == "MisconfigurationException":
         key = re.search(r"full_key: (?P<key>\S+)", str(error))
-        reason = _first_line(cause) if cause else _first_line(error)
-        return f"{key['key']}: {reason.rstrip('.')}." if key else f"{reason.rstrip('.')}."
+        return f"{key['key']}: {_sentence(cause or error)}" if key else _sentence(cause or error)
     return None
 
 
@@ -119,11 +125,10 @@ def _likeness(name: str, candidate: str) -> float:
     return min(difflib.SequenceMatcher(None, *pair).ratio() for pair in zip(parts, others, strict=True))
 
 
-def _no_option(error: MissingConfigException) -> str:
-    group, _, option = str(error.missing_cfg_file).rpartition("/")
+def _no_option(group: str, option: str, offered: Iterable[str] | None = None) -> str:
     if option.startswith(LAUNCHER_EXTRA):
         return "hydra/launcher=slurm wants the package hydra-submitit-launcher: pip install 'retro_lab[slurm]'."
-    known = sorted(name for name in error.options or options(group) if not name.endswith(SCHEMA_SUFFIX))
+    known = sorted(name for name in offered or options(group) if not name.endswith(SCHEMA_SUFFIX))
     near = nearest(option, known)
     guess = f"; did you mean {near}?" if near else "."
     return f"There is no {group}={option}{guess} The options are {', '.join(known)}."
@@ -134,7 +139,7 @@ def _bad_syntax(error: OverrideParseException) -> str:
         fitting = [f"{group}={error.override}" for group in groups() if error.override in options(group)]
         guess = f"; did you mean {fitting[0]}?" if fitting else "."
         return f"{error.override} is not of the form KEY=VALUE{guess}"
-    return f"{error.override} cannot be read: {_first_line(error).rstrip('.')}; quote values with special characters."
+    return f"{error.override} cannot be read: {_sentence(error)} Put quotes around values with special characters."
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -144,6 +149,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _first_line(error: BaseException) -> str:
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)
+def _sentence(error: BaseException) -> str:
+    """Return the first line of a message; what follows are Hydra's and OmegaConf's notes to programmers."""
+    lines = (line.strip().rstrip(".") for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__) + "."

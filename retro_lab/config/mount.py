@@ -72,11 +72,13 @@ class MountedFolder(ConfigSource):
             raise ConfigLoadError(f"There is no {config_path} in {self.folder}.")
         text = file.read_text(encoding="utf-8")
         try:
-            config = OmegaConf.create(text)
+            config = OmegaConf.load(file)
         except MarkedYAMLError as error:
             line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
             raise ConfigurationError(f"{file}{line} is not YAML: {error.problem}.") from error
-        if not isinstance(config, DictConfig) or config.keys() == {text.strip()}:
+        except OSError:  # what OmegaConf raises for a file that holds one value
+            config = None
+        if not isinstance(config, DictConfig):
             raise ConfigurationError(f"{file} is not made of lines KEY: VALUE.")
         header = self._get_header_dict(text[:HEADER_CHARACTERS])
         header["package"] = header["package"] or "_global_"

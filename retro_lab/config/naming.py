@@ -13,7 +13,7 @@ IGNORED = ("task", "evaluation", "paths", "logger", "callbacks", "hydra", "name"
 
 
 def slug(overrides: Iterable[str], ignored: Iterable[str] = IGNORED) -> str:
-    """Return a folder name for a set of overrides: the experiment or sweep, then the rest in sorted order.
+    """Return a folder name for a set of overrides, or keys: the experiment or sweep, then the rest in sorted order.
 
     Characters that file systems dislike become `-`; a name that lost something that way, or that is too long, ends in
     a hash of the whole, so that two sets of overrides never share a folder.
@@ -23,7 +23,7 @@ def slug(overrides: Iterable[str], ignored: Iterable[str] = IGNORED) -> str:
         key = override_key(override)
         if not any(key == name or key.startswith((f"{name}.", f"{name}/", f"{name}@")) for name in ignored):
             parts[key] = override.lstrip("+")  # the last one wins, as in Hydra
-    bases = [parts.pop(group).partition("=")[2] for group in ("experiment", "sweep") if group in parts]
+    bases = [parts.pop(group).removeprefix(f"{group}=") for group in ("experiment", "sweep") if group in parts]
     whole = ",".join([*bases, *sorted(parts.values())])
     if not whole:
         return "default"

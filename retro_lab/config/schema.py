@@ -54,12 +54,17 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     paths: PathsConfig = MISSING
-    # Lightning checks these itself, and users add callbacks and loggers of their own by name.
+    # No schema for these three: Lightning checks them itself, and users add entries of their own by name.
     trainer: dict[str, Any] = MISSING
+    """Arguments of Lightning's Trainer."""
     callbacks: dict[str, Any] = field(default_factory=dict)
+    """Lightning's callbacks, each a class to make under a name of its own."""
     logger: dict[str, Any] = field(default_factory=dict)
+    """Lightning's loggers, each a class to make under a name of its own."""
     seed: int = 0
+    """Of weights, batch order and samples."""
     name: str | None = None
+    """Name of the run folder, or of the sweep's; null makes it from the experiment and the overrides."""
 
 
 KINDS: dict[str, dict[str, type]] = {

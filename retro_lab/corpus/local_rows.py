@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO, TypeVar
 
-import fsspec.compression  # type: ignore[import-untyped]
+import fsspec.compression
 
 from retro_lab.corpus.local_files import LocalFile
 from retro_lab.errors import CorpusError

@@ -1,6 +1,6 @@
 """The stages from raw documents to tokens: `documents`, `tokenizer`, `tokens`.
 
-    DocumentSource ─► documents (cleaned, split, Parquet) ─► tokenizer ─► tokens of each split
+DocumentSource ─► documents (cleaned, split, Parquet) ─► tokenizer ─► tokens of each split
 """
 
 from collections import Counter

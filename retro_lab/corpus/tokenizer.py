@@ -121,7 +121,9 @@ class ByteBPE(TokenizerRecipe):
         tokenizer.train_from_iterator(texts, trainer)
         # The marker must not be found in text: a document about tokenizers would otherwise hold false markers.
         tokenizer.encode_special_tokens = True
-        return DocumentTokenizer(tokenizer, tokenizer.token_to_id(TRAINED_MARKER))
+        marker = tokenizer.token_to_id(TRAINED_MARKER)
+        assert marker is not None
+        return DocumentTokenizer(tokenizer, marker)
 
 
 class PretrainedTokenizer(TokenizerRecipe):

@@ -4,13 +4,12 @@ The neighbors of chunk u may be used only once the whole of chunk u is known. It
 first to predict beyond it, so the chunk that attends to RET(C_u) is shifted left by one token against C_{u+1}.
 With M = 4:
 
-    token            1  2  3  4   5  6  7  8   9  10 11 12
-    chunk           [   C_1    ] [   C_2    ] [   C_3     ]
-    attends to       -  -  - [ RET(C_1) ] [ RET(C_2) ]  [ RET(C_3) ...
-                     unchanged   4 5 6 7      8 9 10 11     12
+    token          1   2   3   4   5   6   7   8   9  10  11  12
+    chunk        [     C_1      ][     C_2      ][     C_3      ]
+    attends to     -   -   - [   RET(C_1)   ][   RET(C_2)   ][ RET(C_3) ...
 
-Token 4 is the last of C_1; what it computes predicts token 5. The last attending chunk has as many tokens as the
-sequence has left, from 1 (N a multiple of M) to M.
+Token 4 is the last of C_1; what it computes predicts token 5. The first M - 1 tokens pass unchanged. The last attending
+chunk has as many tokens as the sequence has left, from 1 (N a multiple of M) to M.
 
 Shapes: B batch, N sequence length, L complete chunks, M chunk length, K neighbors, R neighbor tokens, D width of the
 decoder, E width of the encoder.

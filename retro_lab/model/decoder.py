@@ -1,6 +1,7 @@
 """One layer of the decoder (Borgeaud et al. 2022, section 2.4): ATTN, then CCA where p is in P, then FFW.
 
-RETRO(H, E) = FFW(CCA(ATTN(H), E))          LM(H) = FFW(ATTN(H))
+p in P      RETRO(H, E) = FFW(CCA(ATTN(H), E))
+else        LM(H) = FFW(ATTN(H))
 """
 
 from torch import nn
@@ -14,7 +15,8 @@ from retro_lab.model.config import ModelConfig, SizeConfig
 class DecoderLayer(nn.Module):
     """The blocks of one decoder layer; `cca` is None outside P.
 
-    The layer has no `forward` of its own: the encoder runs between two of its blocks, so the model calls them.
+    The layer has no `forward` of its own: the encoder runs between two of its blocks, so the model calls them, and
+    sharding (FSDP) or activation checkpointing wraps the blocks, not the layer.
     """
 
     def __init__(self, size: SizeConfig, model: ModelConfig, *, retrieval: bool) -> None:

@@ -40,7 +40,7 @@ def token_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tens
         [T] nats, float32 or better.
     """
     losses = [
-        F.cross_entropy(at_least_float32(F.linear(hidden[tokens], weight)), targets[tokens], reduction="none")
+        F.cross_entropy(_at_least_float32(F.linear(hidden[tokens], weight)), targets[tokens], reduction="none")
         for tokens in token_slices(hidden, weight)
     ]
     return torch.cat(losses)
@@ -65,11 +65,6 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, mask: 
     return (token_cross_entropy(hidden, weight, targets) * mask).sum()
 
 
-def at_least_float32(logits: Tensor) -> Tensor:
-    """Widen half precision: a softmax over a large vocabulary needs float32."""
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
 class _SummedCrossEntropy(torch.autograd.Function):
     """The sum and its gradients in one pass; backward only multiplies them by the incoming gradient."""
 
@@ -77,26 +72,26 @@ class _SummedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        exact = torch.promote_types(dtype, torch.float32)
+        total, cast_weight = torch.zeros((), dtype=exact, device=hidden.device), weight.to(dtype)
         hidden_gradient = torch.empty_like(hidden)
         weight_gradient = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        cast_weight, total = weight.to(dtype), at_least_float32(hidden.new_zeros(()))
+        product = None if weight_gradient is None or weight.dtype == dtype else torch.empty_like(cast_weight)
         for tokens in token_slices(hidden, weight):
-            states = hidden[tokens].to(dtype)
-            logits = at_least_float32(states @ cast_weight.t())
-            normalizer = logits.logsumexp(dim=-1, keepdim=True)
-            losses = normalizer - logits.gather(1, targets[tokens, None])  # [t, 1]
-            total += (losses * mask[tokens, None]).sum()
-            # d loss / d logits = softmax - one-hot, in the memory of the logits.
-            gradient = logits.sub_(normalizer).exp_()
-            gradient.scatter_add_(1, targets[tokens, None], gradient.new_full((len(states), 1), -1.0))
-            gradient = gradient.mul_(mask[tokens, None]).to(dtype)
+            states, correct, counts = hidden[tokens].to(dtype), targets[tokens, None], mask[tokens, None]
+            log_probabilities = F.log_softmax(states @ cast_weight.t(), dim=-1, dtype=exact)
+            total -= (log_probabilities.gather(1, correct) * counts).sum()
+            # d loss / d logits = softmax - one-hot, in the memory of the log-probabilities.
+            gradient = log_probabilities.exp_()
+            gradient.scatter_add_(1, correct, gradient.new_full(correct.shape, -1.0))
+            gradient = gradient.mul_(counts).to(dtype)
             hidden_gradient[tokens] = gradient @ cast_weight
             if weight_gradient is None:
                 continue
-            if weight_gradient.dtype == dtype:
-                weight_gradient.addmm_(gradient.t(), states)  # without a second [V, D] for the product
-            else:
-                weight_gradient += gradient.t() @ states
+            if product is None:
+                weight_gradient.addmm_(gradient.t(), states)
+            else:  # half precision is added up in the precision of the weight
+                weight_gradient += torch.mm(gradient.t(), states, out=product)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         return total
 
@@ -105,3 +100,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         return hidden_gradient * outer, None if weight_gradient is None else weight_gradient * outer, None, None
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

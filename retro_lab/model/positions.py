@@ -14,7 +14,7 @@ with learned u, v (one vector per head), a learned projection R and sinusoids s 
 R reads sinusoids as wide as the stream that asks, so it has width x (heads x head size) entries: with these entries,
 and only with them, the eight parameter counts of Table 2 come out.
 
-Shapes: G groups (batch, chunks, ...), Q query tokens, J key tokens, T distances, D width, H heads, A head size.
+Shapes: Q query tokens, J key tokens, T distances, D width, H heads, A head size.
 """
 
 import torch
@@ -52,24 +52,23 @@ def align_distances(logits: Tensor, keys: int) -> Tensor:
     """Turn columns that stand for distances into columns that stand for keys ("relative shift" of Dai et al.).
 
     Row a of `logits` holds the logits of query a for the descending distances; key j of query a stands in column
-    Q - 1 - a + j. Each row thus starts one column further left than the row above it. Read as one long row, that is
-    a matrix with rows one entry shorter:
+    Q - 1 - a + j. Each row thus starts one column further left than the row above it. Read as one long row from
+    its entry Q - 1 on, that is a matrix whose rows are one entry shorter:
 
-        a=0   . . 0 1 2          . . [0 1 2 .
-        a=1   . 0 1 2 .    ->    0 1  2 . 0 1      with "." = not needed, Q = 3, J = 3, T = 6
-        a=2   0 1 2 . .          2 .  . .]
+        a=0   . . 0 1 2 .          0 1 2 . .
+        a=1   . 0 1 2 . .    ->    0 1 2 . .      Q = 3, J = 3, T = 6; "." is not needed
+        a=2   0 1 2 . . .          0 1 2 . .
 
     Args:
-        logits: [..., Q, T] with T >= J + 1.
+        logits: [..., Q, T], contiguous, with T >= J + 1.
         keys: J.
 
     Returns:
-        [..., Q, J], a view of a contiguous tensor. Entries whose distance is beyond the last column are arbitrary.
+        [..., Q, J], a view. Entries whose distance lies beyond the last column are arbitrary.
     """
     queries, distances = logits.shape[-2:]
-    logits = logits.contiguous()
-    size, stride = (*logits.shape[:-1], keys), (*logits.stride()[:-2], distances - 1, 1)
-    return logits.as_strided(size, stride, logits.storage_offset() + queries - 1)
+    flat = logits.view(*logits.shape[:-2], queries * distances)[..., queries - 1 : queries * distances - 1]
+    return flat.view(*logits.shape[:-2], queries, distances - 1)[..., :keys]
 
 
 class RelativePositions(nn.Module):

@@ -109,26 +109,25 @@ class _RelativeAttention(torch.autograd.Function):
         # Several tiles add to these, so they are summed in at least float32.
         key_gradient, value_gradient = (torch.zeros_like(tensor, dtype=exact) for tensor in (key, value))
         position_gradient = None if position is None else torch.zeros_like(position, dtype=exact)
-        # With g = d loss / d w, d loss / d logits = w (g - sum_j w_j g_j); the sum is the result times its gradient.
+        # With g = d loss / d w, d loss / d logits = w (g - sum_j w_j g_j); that sum is the result times its gradient.
         scaled = outer * (1 / math.sqrt(value.shape[-1]))
         expected = (scaled * attended).sum(dim=-1, keepdim=True, dtype=exact)
         for tile in _tiles(content_query, key, ctx.causal):
             by_query, by_key = content_query[tile.rows].shape, key[tile.columns].shape
             weights = _weights(tile, content_query, position_query, key, position, padding, ctx.causal)
-            value_gradient[tile.columns] += (weights.to(dtype).transpose(1, 2) @ _matrices(outer[tile.rows])).view(
-                by_key
-            )
-            logits = (_matrices(scaled[tile.rows]) @ _matrices(value[tile.columns]).transpose(1, 2)).to(exact)
-            logits = logits.sub_(_matrices(expected[tile.rows])).mul_(weights).to(dtype)  # gradient [HG, PQ, SJ]
-            content_query_gradient[tile.rows] = (logits @ _matrices(key[tile.columns])).view(by_query)
-            key_gradient[tile.columns] += (logits.transpose(1, 2) @ _matrices(content_query[tile.rows])).view(by_key)
+            outer_rows = _matrices(outer[tile.rows])
+            value_gradient[tile.columns] += (weights.to(dtype).transpose(1, 2) @ outer_rows).view(by_key)
+            gradient = (_matrices(scaled[tile.rows]) @ _matrices(value[tile.columns]).transpose(1, 2)).to(exact)
+            gradient = gradient.sub_(_matrices(expected[tile.rows])).mul_(weights).to(dtype)  # of logits, [HG, PQ, SJ]
+            content_query_gradient[tile.rows] = (gradient @ _matrices(key[tile.columns])).view(by_query)
+            key_gradient[tile.columns] += (gradient.transpose(1, 2) @ _matrices(content_query[tile.rows])).view(by_key)
             if position is None or position_query_gradient is None or position_gradient is None:
                 continue
-            logits = logits.view(*by_query[:4], *by_key[2:4])  # [H, G, P, Q, S, J]
-            logits = logits.sum(dim=-2) if by_key[2] > 1 else logits.squeeze(-2)
+            gradient = gradient.view(*by_query[:4], *by_key[2:4])  # [H, G, P, Q, S, J]
+            gradient = gradient.sum(dim=-2) if by_key[2] > 1 else gradient.squeeze(-2)
             distances = position[tile.distances]
-            by_distance = logits.new_zeros(*by_query[:4], distances.shape[-1])  # [H, G, P, Q, T]
-            align_distances(by_distance, by_key[3]).copy_(logits)
+            by_distance = gradient.new_zeros(*by_query[:4], distances.shape[-1])  # [H, G, P, Q, T]
+            align_distances(by_distance, by_key[3]).copy_(gradient)
             by_distance = by_distance.flatten(1, 3)
             position_query_gradient[tile.rows] = (by_distance @ distances.transpose(1, 2)).view(by_query)
             position_gradient[tile.distances] += position_query[tile.rows].flatten(1, 3).transpose(1, 2) @ by_distance

@@ -9,6 +9,7 @@
     O = READ(H)
 
 Retrieval off (no neighbors given) leaves out the two `if` lines, and is the baseline with the same weights bit for bit.
+As blocks are pre-norm, a last norm comes before READ; the paper does not mention it.
 
 Shapes: B batch, N sequence length, L = floor(N / M) complete chunks, M chunk length, K neighbors, R neighbor tokens,
 D width of the decoder, E width of the encoder, V vocabulary.
@@ -50,7 +51,7 @@ class RetroModel(nn.Module):
         self.layer_counts = {"decoder": size.layers, "encoder": size.encoder_layers}
         self.init_std = model.init_std
         retrieval_layers = set(size.cca_layers)
-        device = torch.get_default_device()
+        device = torch.empty(0).device  # the default, or that of an enclosing `with torch.device(...)`
         with torch.device("meta"):  # so that weights are drawn once, below, and not by each module before
             self.embedding = nn.Embedding(vocabulary_size, size.width)
             self.layers = nn.ModuleList(
@@ -89,7 +90,8 @@ class RetroModel(nn.Module):
         Args:
             tokens: int64 [B, N], any N >= 1.
             neighbors: integers [B, L', K, R] with L' >= L; what is given beyond the complete chunks is not used.
-                None turns retrieval off.
+                R = 2M for [N, F], less for N or F alone; positions i' count from the first token given. None turns
+                retrieval off.
             neighbor_lengths: integers [B, L', K], real tokens of each neighbor, 0 if the neighbor is missing. What
                 follows them is padding, which nothing attends to. None if all neighbors are full.
 
@@ -101,13 +103,11 @@ class RetroModel(nn.Module):
         """
         neighbors, present = self._complete_chunks(tokens, neighbors, neighbor_lengths)
         hidden, encoded = self.embedding(tokens), None
-        # A causal query is furthest from the first key and meets none beyond itself.
-        to_past = descending_distances(tokens.shape[1], 1, 0, tokens.device)
-        to_past = sinusoids(to_past, self.width, hidden.dtype)
+        # From N - 1 to 0, and the filler -1: all the distances there are to the past.
+        to_past = sinusoids(descending_distances(tokens.shape[1], 1, 0, tokens.device), self.width, hidden.dtype)
         if neighbors is not None:
             m, r = self.chunk_length, neighbors.shape[3]
-            to_neighbor = descending_distances(m, r, m - 1, tokens.device)
-            to_neighbor = sinusoids(to_neighbor, self.width, hidden.dtype)
+            to_neighbor = sinusoids(descending_distances(m, r, m - 1, tokens.device), self.width, hidden.dtype)
         for layer in cast("Iterable[DecoderLayer]", self.layers):
             hidden = layer.attention(hidden, to_past)
             if layer.cca is not None and neighbors is not None:

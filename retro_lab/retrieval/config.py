@@ -11,7 +11,7 @@ class RetrievalConfig:
 
     k: int = 2
     """Neighbors of each chunk while training. 0 trains the baseline transformer, which has no retrieval weights."""
-    values: str = "neighbor_and_continuation"
+    value: str = "neighbor_and_continuation"
     """What a neighbor brings: `neighbor_and_continuation` ([N, F] of the paper), `neighbor` or `continuation`."""
     stored: int = 16
     """Neighbors found and stored for each chunk, so that any k up to this needs no new search."""

@@ -113,9 +113,7 @@ class SearchStage(Stage):
         return ids, distances
 
 
-def _first_kept(
-    ids: np.ndarray, distances: np.ndarray, keep: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _first_kept(ids: np.ndarray, distances: np.ndarray, keep: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the first `count` kept entries of each sorted row, padded with -1 and infinity at the end."""
     ids, distances = np.where(keep, ids, MISSING), np.where(keep, distances, np.inf)
     order = np.argsort(~keep, axis=1, kind="stable")[:, :count]

@@ -41,7 +41,7 @@ class Retrieved:
             ConfigurationError: `values` is not known.
         """
         if values not in VALUES:
-            raise ConfigurationError(f"retrieval.values={values} is not one of {', '.join(VALUES)}.")
+            raise ConfigurationError(f"retrieval.value={values} is not one of {', '.join(VALUES)}.")
         self.database = database
         self.ids = ids
         self.values = values

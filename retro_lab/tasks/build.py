@@ -48,7 +48,8 @@ def run(config: DictConfig) -> None:
     database = build_database(config, corpus)
     for split, store in corpus.stores.items():
         console.output.print(
-            f"{split}: {store.documents:,} documents, {store.artifact.facts['tokens']:,} tokens, {store.chunks:,} chunks, "
+            f"{split}: {store.documents:,} documents, {store.artifact.facts['tokens']:,} tokens, "
+            f"{store.chunks:,} chunks, "
             f"{database.neighbors[split].facts['with_neighbors']:.1%} of them with neighbors"
         )
     for index in database.indexes:
@@ -79,7 +80,7 @@ def build_database(config: DictConfig, corpus: Corpus) -> Database:
     """Embed both splits, index the training split's chunks and find the neighbors of every chunk.
 
     Raises:
-        ConfigurationError: More neighbors are asked for than the database has chunks.
+        ConfigurationError: More neighbors are asked for than the database has chunks, or fewer than none.
     """
     store = ArtifactStore(Path(config.paths.artifacts))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -87,6 +88,11 @@ def build_database(config: DictConfig, corpus: Corpus) -> Database:
     embedder = Embedder(**settings, device=device)
     database_store = corpus.stores["train"]
     fraction, cuts = _cuts(config, database_store)
+    if min(config.retrieval.k, *config.evaluation.neighbors) < 0:
+        raise ConfigurationError(
+            f"retrieval.k={config.retrieval.k} and evaluation.neighbors={list(config.evaluation.neighbors)} count "
+            "neighbors, so none may be negative."
+        )
     wanted = max(config.retrieval.k, *config.evaluation.neighbors, 1)
     if wanted > cuts[-1]:
         raise ConfigurationError(
@@ -105,20 +111,16 @@ def build_database(config: DictConfig, corpus: Corpus) -> Database:
         factory = choose_factory(
             config.index.factory, stop - start, embeddings["train"].facts["width"], config.index.exact_below
         )
-        index = store.build(
-            IndexStage(embeddings["train"], start, stop, factory, config.index.nprobe, config.seed)
-        )
+        index = store.build(IndexStage(embeddings["train"], start, stop, factory, config.index.nprobe, config.seed))
         indexes.append(index)
         for split, tokens in corpus.stores.items():
-            search = SearchStage(
-                embeddings[split], tokens, index, database_store, stored, config.index.query_batch
-            )
+            search = SearchStage(embeddings[split], tokens, index, database_store, stored, config.index.query_batch)
             searches[split].append(store.build(search))
     neighbors = {split: store.build(NeighborsStage(found)) for split, found in searches.items()}
     # Every document's chunks are full but its last, so the tokens are counted from the documents themselves.
     documents = int(np.searchsorted(database_store.document_start, cuts[-1]))
-    tokens = int(database_store.document_length[:documents].sum())
-    return Database(cuts[-1], tokens, fraction, tuple(indexes), neighbors)
+    token_count = int(database_store.document_length[:documents].sum())
+    return Database(cuts[-1], token_count, fraction, tuple(indexes), neighbors)
 
 
 def _cuts(config: DictConfig, store: TokenStore) -> tuple[float, list[int]]:

@@ -80,14 +80,14 @@ def evaluate(
         trainer.validate(module, datamodule=data, verbose=False)
     scores = [
         Evaluation(
-            neighbors=int(name),
+            neighbors=k,
             bits_per_byte=float(score.compute()),
             perplexity=score.perplexity,
             tokens=int(score.tokens),
             bytes=int(score.bytes),
             documents=int(score.documents),
         )
-        for name, score in module.scores.items()
+        for k, score in module.measured()
     ]
     kept = [entry for entry in record.evaluations if entry.neighbors not in neighbors]
     record = replace(record, evaluations=tuple(sorted([*kept, *scores], key=lambda entry: entry.neighbors)))

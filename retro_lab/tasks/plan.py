@@ -55,9 +55,12 @@ def _training(config: DictConfig, counts: dict[str, int]) -> dict[str, str]:
     Attention's own products are left out: a few percent at the paper's lengths.
     """
     m, k = config.model.chunk_length, config.retrieval.k
-    values = 2 * m if config.retrieval.values == "neighbor_and_continuation" else m
+    values = 2 * m if config.retrieval.value == "neighbor_and_continuation" else m
     per_token = TRAINING_FLOPS_PER_WEIGHT * (
-        counts["decoder"] + counts["chunked_cross_attention"] + counts["embeddings"] + counts["encoder"] * k * values / m
+        counts["decoder"]
+        + counts["chunked_cross_attention"]
+        + counts["embeddings"]
+        + counts["encoder"] * k * values / m
     )
     flops = per_token * config.schedule.tokens
     rate = config.task.peak_tflops * 1e12 * config.task.utilisation

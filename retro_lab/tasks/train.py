@@ -107,6 +107,9 @@ def _train(config: DictConfig, k: int, folder: Path, corpus: Corpus, database: D
         workers=config.data.workers,
     )
     _announce(config, k, model, database, trainer, tokens_per_step, steps, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if trainer.is_global_zero:
+        write_json(folder / IDENTITY_NAME, identity(config, k, corpus, database))
     started = time.monotonic()
     fit(trainer, module, data, folder)
     record = ModelRecord(
@@ -145,9 +148,15 @@ def build_trainer(
     config: DictConfig, folder: Path, steps: int, callbacks: list[pl.Callback], logging: bool = True
 ) -> pl.Trainer:
     """Instantiate trainer, callbacks and loggers; a null `dirpath` or `save_dir` becomes the model's folder."""
+    console.quiet()  # Lightning has set its loggers up anew when it was imported
     # Validation is counted in batches, of which an optimizer step takes several where gradients are accumulated.
     batches_per_step = config.trainer.get("accumulate_grad_batches") or 1
     interval = max(1, round(steps / max(1, config.evaluation.curve_points)))
+    if logging and "wandb" in (config.logger or {}):
+        # Lightning hands W&B a setting that W&B warns of, before W&B has read that it should be silent.
+        import wandb
+
+        wandb.setup(settings=wandb.Settings(silent=True))
     configured = [instantiate(_in_folder(node, folder)) for node in (config.callbacks or {}).values() if node]
     loggers = [instantiate(_in_folder(node, folder)) for node in (config.logger or {}).values() if node and logging]
     trainer: pl.Trainer = instantiate(
@@ -166,7 +175,7 @@ def build_trainer(
     return trainer
 
 
-def _in_folder(node: DictConfig, folder: Path) -> DictConfig:
+def _in_folder(node: DictConfig, folder: Path) -> Any:
     filled = {"dirpath": str(folder / "checkpoints"), "save_dir": str(folder)}
     return OmegaConf.merge(node, {key: filled[key] for key in filled if key in node and node[key] is None})
 
@@ -176,7 +185,7 @@ def sequences(config: DictConfig, split: Any, corpus: Corpus, database: Database
     retrieved = None
     if database is not None:
         ids = database.neighbors[split].array("ids.npy")
-        retrieved = Retrieved(corpus.stores["train"], ids, config.retrieval.values)
+        retrieved = Retrieved(corpus.stores["train"], ids, config.retrieval.value)
     return Sequences(corpus.stores[split], retrieved, config.data.sequence_length)
 
 
@@ -193,21 +202,19 @@ def identity(config: DictConfig, k: int, corpus: Corpus, database: Database | No
     inputs = {"tokens": corpus.stores["train"].artifact.fingerprint}
     if database is not None:
         inputs["neighbors"] = database.neighbors["train"].fingerprint
-        sections["retrieval"] = {"k": k, "values": config.retrieval.values}
+        sections["retrieval"] = {"k": k, "value": config.retrieval.value}
     precision = str(config.trainer.get("precision", "32-true"))
     return {**sections, "seed": config.seed, "trainer": {"precision": precision}, "inputs": inputs}
 
 
 def check_identity(folder: Path, wanted: dict[str, Any]) -> None:
-    """Compare what a folder holds with what is wanted, or note down the latter in a new folder.
+    """Compare what a folder holds, if anything, with what is wanted.
 
     Raises:
         ConfigurationError: They differ.
     """
     path = folder / IDENTITY_NAME
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, wanted)
         return
     changed = differences(json.loads(path.read_text(encoding="utf-8")), wanted)
     if changed:
@@ -273,4 +280,4 @@ def _finish_loggers(trainer: pl.Trainer) -> None:
             import wandb
 
             logger.finalize("success")
-            wandb.finish(quiet=True)
+            wandb.finish()

@@ -55,7 +55,7 @@ class RetroDataModule(pl.LightningDataModule):
         """Load windows, each rank its share of the batches."""
         assert self.trainer is not None
         world = self.trainer.world_size
-        sampler = (
+        sampler: DistributedSampler[WindowBatch] | None = (
             None if world == 1 else DistributedSampler(windows, world, self.trainer.global_rank, shuffle=False)
         )
         return DataLoader(windows, batch_size=None, sampler=sampler, pin_memory=self._pin_memory)

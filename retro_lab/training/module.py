@@ -1,10 +1,11 @@
 """The LightningModule: how a RETRO, or its baseline, is trained and scored."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -40,7 +41,13 @@ class RetroModule(pl.LightningModule):
         self.seed = seed
         self.scores = nn.ModuleDict({str(neighbors): BitsPerByte() for neighbors in self.validation_neighbors})
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def measured(self) -> Iterator[tuple[int, BitsPerByte]]:
+        """Yield each k that is scored, with its score so far."""
+        for neighbors, score in self.scores.items():
+            assert isinstance(score, BitsPerByte)
+            yield int(neighbors), score
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Decay matrices only, and move the learning rate once each step."""
         trained = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         decayed = [parameter for name, parameter in trained if _is_decayed(name, parameter)]
@@ -64,26 +71,26 @@ class RetroModule(pl.LightningModule):
             tokens = self.trainer.strategy.reduce(tokens.float(), reduce_op="mean")
         loss = nats / tokens.clamp(min=1)
         self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log("train/learning_rate", self.optimizers().param_groups[0]["lr"])
+        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last scores."""
-        for score in self.scores.values():
+        for _, score in self.measured():
             score.reset()
 
     def validation_step(self, batch: WindowBatch, batch_idx: int) -> None:
         """Score a batch of windows with each k."""
         windows = batch["batch"]
-        for neighbors, score in self.scores.items():
+        for neighbors, score in self.measured():
             nats = self.model.loss(
-                windows["tokens"], windows["targets"], windows["mask"], *neighbors_of(windows, int(neighbors))
+                windows["tokens"], windows["targets"], windows["mask"], *neighbors_of(windows, neighbors)
             )
-            score(nats, windows["mask"].sum(), batch["bytes"], batch["documents"])
+            score.update(nats, windows["mask"].sum(), batch["bytes"], batch["documents"])
 
     def on_validation_epoch_end(self) -> None:
         """Log bits per byte for each k."""
-        for neighbors, score in self.scores.items():
+        for neighbors, score in self.measured():
             self.log(f"validation/bits_per_byte/k={neighbors}", score.compute().float())
 
 

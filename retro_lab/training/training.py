@@ -29,10 +29,8 @@ class ValidationCurve(pl.Callback):
         tokens = trainer.global_step * self.tokens_per_step
         if self.points and self.points[-1]["tokens"] == tokens:
             return
-        for neighbors, score in pl_module.scores.items():
-            self.points.append(
-                {"tokens": tokens, "neighbors": int(neighbors), "bits_per_byte": float(score.compute())}
-            )
+        for neighbors, score in pl_module.measured():
+            self.points.append({"tokens": tokens, "neighbors": neighbors, "bits_per_byte": float(score.compute())})
 
     @property
     def curve(self) -> tuple[CurvePoint, ...]:
@@ -95,7 +93,10 @@ def fit(trainer: pl.Trainer, module: RetroModule, data: pl.LightningDataModule, 
         if trainer.interrupted:
             raise KeyboardInterrupt from stop
         raise
-    if not (curve := _curve(trainer)).points or curve.points[-1]["tokens"] != trainer.global_step * curve.tokens_per_step:
+    if (
+        not (curve := _curve(trainer)).points
+        or curve.points[-1]["tokens"] != trainer.global_step * curve.tokens_per_step
+    ):
         trainer.validate(module, datamodule=data, verbose=False)
     trainer.save_checkpoint(checkpoint)
 

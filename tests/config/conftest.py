@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hydra.core.singleton import Singleton
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from retro_lab import cli
@@ -23,9 +23,8 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.delenv("RETRO_LAB_OUTPUTS", raising=False)
     monkeypatch.delenv("RETRO_LAB_ARTIFACTS", raising=False)
-    state = Singleton.get_state()
     yield tmp_path
-    Singleton.set_state(state)
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture

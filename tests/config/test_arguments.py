@@ -27,33 +27,43 @@ def test_a_sweep_is_a_multirun_in_a_folder_of_its_own() -> None:
     assert completed["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/neighbors,seed=3'"
 
 
-@pytest.mark.parametrize("arguments", [("-m", "seed=3"), ("seed=3", "--multirun"), ("hydra.mode=MULTIRUN", "seed=3")])
-def test_multirun_may_be_asked_for(arguments: tuple[str, ...]) -> None:
-    completed = settings("+sweep=neighbors", *arguments)
-    assert completed["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/neighbors,seed=3'"
+@pytest.mark.parametrize("asked", ["-m", "--multirun", "hydra.mode=MULTIRUN"])
+def test_multirun_may_be_asked_for(asked: str) -> None:
+    completed = settings("size=172m", asked, "seed=1,2")
+    assert completed["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/seed,size=172m'"
     assert completed.get("hydra.mode", "MULTIRUN") == "MULTIRUN"
 
 
-@pytest.mark.parametrize("arguments", [("hydra.mode=RUN",), ("--run",), ("-r",)])
+@pytest.mark.parametrize("arguments", [("hydra.mode=RUN",), ("--run",)])
 def test_a_sweep_file_can_be_run_once(arguments: tuple[str, ...]) -> None:
     completed = settings("+sweep=neighbors", *arguments)
     assert completed.get("hydra.mode") in (None, "RUN")
     assert "hydra.sweep.dir" not in completed
 
 
-def test_flags_may_stand_among_overrides() -> None:
-    assert "-m" in complete(["retrieval.k=1,2", "-m", "+experiment=quickstart", "seed=1"])
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (
+            ["-m", "+experiment=quickstart", "retrieval.k=1,2", "data.batch_size=8"],
+            "quickstart,data.batch_size=8,retrieval.k",
+        ),
+        (["-m", "+experiment=quickstart,quickstart"], "experiment"),
+        (["+sweep=neighbors", "retrieval.k=8,9"], "neighbors"),
+        (["+sweep=neighbors", "retrieval.k=8", "seed=1,2"], "neighbors,retrieval.k=8,seed"),
+    ],
+)
+def test_a_sweep_is_named_after_what_it_has_in_common_and_what_varies(arguments: list[str], name: str) -> None:
+    assert settings(*arguments)["hydra.sweep.dir"] == f"'${{paths.outputs}}/sweeps/{name}'"
 
 
-def test_axes_of_the_command_line_name_the_cells_and_not_the_sweep() -> None:
-    completed = settings("-m", "+experiment=quickstart", "retrieval.k=1,2", "size=tiny,172m", "seed=3")
-    assert completed["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/quickstart,seed=3'"
-    assert completed["hydra.sweep.subdir"] == "'${cell_name:retrieval.k,size}'"
+def test_axes_of_the_command_line_name_the_cells() -> None:
+    assert settings("-m", "retrieval.k=1,2", "seed=3")["hydra.sweep.subdir"] == "'${cell_name:retrieval.k}'"
 
 
 def test_given_folders_and_names_are_kept(write: Write) -> None:
-    assert settings("+sweep=neighbors", "name=mine")["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/mine'"
-    assert settings("+sweep=neighbors", "hydra.sweep.dir=elsewhere")["hydra.sweep.dir"] == "elsewhere"
+    assert settings("-m", "seed=1,2", "name=mine")["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/mine'"
+    assert settings("-m", "seed=1,2", "hydra.sweep.dir=elsewhere")["hydra.sweep.dir"] == "elsewhere"
     write("sweeps/named.yaml", "name: by_file\nhydra:\n  sweeper:\n    params:\n      seed: 1,2\n")
     assert settings("+sweep=named")["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/by_file'"
 
@@ -63,7 +73,7 @@ def test_a_report_is_made_once_for_a_sweep() -> None:
     assert completed["hydra.run.dir"] == "'${paths.outputs}/sweeps/neighbors,seed=3'"
     assert not {"hydra.mode", "hydra.sweep.dir", "-m"} & set(completed)
     by_axes = settings("-m", "+experiment=quickstart", "retrieval.k=1,2", "task=report")
-    assert by_axes["hydra.run.dir"] == "'${paths.outputs}/sweeps/quickstart'"
+    assert by_axes["hydra.run.dir"] == "'${paths.outputs}/sweeps/quickstart,retrieval.k'"
     assert "retrieval.k" not in by_axes
 
 

@@ -18,7 +18,7 @@ WRONG_OVERRIDES = {
     "k=3": "There is no setting k; did you mean retrieval.k?",
     "+retrieval.kk=3": "There is no setting retrieval.kk; did you mean retrieval.k?",
     "+anything=1": "There is no setting anything. There are callbacks, corpus,",
-    "retrieval.zzz=1": "There are retrieval.k, retrieval.stored, retrieval.values.",
+    "retrieval.zzz=1": "There are retrieval.k, retrieval.stored, retrieval.value.",
     "trainer.acelerator=gpu": "did you mean trainer.accelerator?",
     "trainer.max_time=1": "+trainer.max_time=... adds it all the same.",
     "retrieval.k=two": "retrieval.k takes int: Value 'two'",
@@ -42,7 +42,7 @@ WRONG_OVERRIDES = {
     "paths.outputs=${oc.env:NO_SUCH_VARIABLE}": "Environment variable 'NO_SUCH_VARIABLE' not found",
     "name=a/b": "name=a/b cannot name a folder",
     "name=sweeps": "name=sweeps cannot name a folder",
-    "size=null": "must be a string",
+    "size=null": "There is no size=null.",
 }
 
 
@@ -65,7 +65,8 @@ WRONG_FILES = {
     "defaults: [/experiment/quikstart]": "There is no experiment=quikstart; did you mean quickstart?",
     "retrieval: {k: 3": "mine.yaml, line",
     "[retrieval, k]": "mine.yaml is not made of lines KEY: VALUE.",
-    "retrieval.k = 3": "mine.yaml is not made of lines KEY: VALUE.",
+    "retrieval.k = 3": "There is no setting retrieval.k = 3 in experiment/mine.",
+    "3": "mine.yaml is not made of lines KEY: VALUE.",
 }
 
 

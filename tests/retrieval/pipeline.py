@@ -15,7 +15,22 @@ from retro_lab.retrieval.index import IndexStage
 from retro_lab.retrieval.neighbors import NeighborsStage, SearchStage
 
 CHUNK_LENGTH = 8
-WORDS = "the frozen encoder embeds chunks and finds neighbors in a database of many tokens".split()
+WORDS = [
+    "the",
+    "frozen",
+    "encoder",
+    "embeds",
+    "chunks",
+    "and",
+    "finds",
+    "neighbors",
+    "in",
+    "a",
+    "database",
+    "of",
+    "many",
+    "tokens",
+]
 
 
 class RandomSentences(DocumentSource):

@@ -72,15 +72,12 @@ def test_a_database_chunk_finds_itself_at_distance_zero(chunks):
 def test_merging_shards_equals_searching_one_index(chunks, cuts):
     whole = search(chunks, "train", stored=6)
     parts = search(chunks, "train", stored=6, cuts=cuts)
-    np.testing.assert_array_equal(parts.array("distances.npy"), whole.array("distances.npy"))
-    same = parts.array("ids.npy") == whole.array("ids.npy")
-    ties = np.isin(whole.array("distances.npy"), _repeated(whole.array("distances.npy")))
-    assert (same | ties).all()
-
-
-def _repeated(values):
-    unique, count = np.unique(values, return_counts=True)
-    return unique[count > 1]
+    # FAISS forms distances as |x|^2 + |y|^2 - 2 x.y in blocks, so other cuts round differently in the last digits.
+    np.testing.assert_allclose(parts.array("distances.npy"), whole.array("distances.npy"), atol=1e-4)
+    clear = np.diff(whole.array("distances.npy"), axis=1, prepend=-1, append=np.inf).clip(0)
+    clear = (clear[:, :-1] > 1e-3) & (clear[:, 1:] > 1e-3) & (np.arange(6) < 5)
+    assert clear.any()
+    np.testing.assert_array_equal(parts.array("ids.npy")[clear], whole.array("ids.npy")[clear])
 
 
 @given(st.lists(st.lists(st.floats(0, 100, width=32), min_size=4, max_size=4), min_size=1, max_size=4))
@@ -120,7 +117,7 @@ def test_a_missing_neighbor_has_no_length(chunks):
 
 
 def test_unknown_values_are_refused(chunks):
-    with pytest.raises(ConfigurationError, match=r"retrieval\.values=both.*neighbor_and_continuation"):
+    with pytest.raises(ConfigurationError, match=r"retrieval\.value=both.*neighbor_and_continuation"):
         Retrieved(chunks.stores["train"], np.zeros((1, 1), int), "both")
 
 

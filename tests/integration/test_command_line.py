@@ -1,0 +1,210 @@
+"""The real command line on a corpus of the user's own, from text to the table."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).parents[2]
+SMALL = [
+    "+experiment=quickstart",
+    "corpus=local",
+    "corpus.path=corpus.jsonl",
+    "corpus.validation_fraction=0.2",
+    "tokenizer.vocabulary_size=300",
+    "model.chunk_length=8",
+    "data.sequence_length=32",
+    "evaluation.stride=16",
+    "evaluation.curve_points=2",
+    "embedder.shard_size=64",
+    "size.width=16",
+    "size.encoder_width=16",
+    "size.layers=2",
+    "size.cca_layers=[2]",
+    "size.ffw_width=32",
+    "size.encoder_ffw_width=32",
+    "schedule.warmup_steps=2",
+    "callbacks.checkpoint.every_n_train_steps=2",
+]
+
+
+def run(folder, *arguments, tokens=1024, check=0, **environment):
+    command = [sys.executable, "-m", "retro_lab", *SMALL, f"schedule.tokens={tokens}", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | environment)
+    assert done.returncode == check, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, tiny_bert):
+    """A folder with a corpus in it, and the small encoder as the embedder."""
+    folder = tmp_path_factory.mktemp("workplace")
+    sources = [path for path in sorted((REPOSITORY / "retro_lab").rglob("*.py")) if path.stat().st_size > 500][:40]
+    rows = [{"text": path.read_text(encoding="utf-8")[:1500]} for path in sources]
+    rows += [{"text": ""}, {"text": "a\0b"}]
+    (folder / "corpus.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    (folder / "embedder.txt").write_text(f"embedder.model={tiny_bert}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embedder(workplace):
+    return (workplace / "embedder.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def compared(workplace, embedder):
+    """The whole experiment once, shared by the tests that look at what it left."""
+    return run(workplace, embedder, "name=whole")
+
+
+def records(folder, name):
+    return {
+        model: json.loads((folder / "outputs" / name / model / "result.json").read_text())
+        for model in ("baseline", "retro")
+    }
+
+
+def test_one_command_from_text_to_the_table(workplace, compared):
+    assert "RETRO[On]" in compared.stdout
+    assert "RETRO[Off]" in compared.stdout
+    assert "skipped 1" in compared.stderr
+    assert "1 empty" in compared.stderr
+    assert "1 NUL character" in compared.stderr
+    found = records(workplace, "whole")
+    assert [entry["neighbors"] for entry in found["retro"]["evaluations"]] == [0, 2]
+    assert [entry["neighbors"] for entry in found["baseline"]["evaluations"]] == [0]
+    assert found["baseline"]["tokens"] == found["retro"]["tokens"] == 1024
+    assert all(0 < entry["bits_per_byte"] < 20 for record in found.values() for entry in record["evaluations"])
+    assert (workplace / "outputs" / "whole" / "report" / "index.html").is_file()
+
+
+def test_no_library_chatter(compared):
+    for chatter in ("Tip", "GPU available", "Warning", "WARNING", "litlogger"):
+        assert chatter not in compared.stderr + compared.stdout
+
+
+def test_the_second_run_reuses_everything_and_says_so(workplace, compared, embedder):
+    before = records(workplace, "whole")
+    again = run(workplace, embedder, "name=whole")
+    assert "building" not in again.stderr
+    assert again.stderr.count("reusing") >= 8
+    assert records(workplace, "whole") == before
+
+
+def test_other_settings_under_the_same_name_are_refused(workplace, compared, embedder):
+    refused = run(workplace, embedder, "name=whole", "optimizer.lr=0.5", check=2)
+    assert "optimizer.lr" in refused.stderr
+    assert "name=" in refused.stderr
+
+
+def test_evaluate_with_more_neighbors_adds_them_to_the_result(workplace, compared, embedder):
+    run(workplace, embedder, "name=whole", "task=evaluate", "evaluation.neighbors=[0,1,4]")
+    entries = records(workplace, "whole")["retro"]["evaluations"]
+    assert [entry["neighbors"] for entry in entries] == [0, 1, 2, 4]
+
+
+def test_inspect_shows_chunks_and_neighbors(workplace, compared, embedder):
+    shown = run(workplace, embedder, "name=whole", "task=inspect", "task.chunk=1").stdout
+    assert "validation chunk 1" in shown
+    assert "neighbor 2" in shown
+
+
+def test_killed_training_resumes_and_equals_the_uninterrupted_run_bit_for_bit(workplace, compared, embedder):
+    """Invariant 5 of the design: same weights, same scores."""
+    arguments = [*SMALL, "schedule.tokens=6400", embedder, "task=train"]
+    whole = run(workplace, embedder, "task=train", "name=uninterrupted", tokens=6400)
+    assert whole.returncode == 0
+    checkpoint = workplace / "outputs" / "killed" / "retro" / "checkpoints" / "last.ckpt"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "retro_lab", *arguments, "name=killed"],
+        cwd=workplace,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not checkpoint.is_file() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (checkpoint.parents[1] / "result.json").is_file(), "killed too late to test anything"
+    resumed = run(workplace, embedder, "task=train", "name=killed", tokens=6400)
+    assert "resuming" in resumed.stderr
+    one, other = (
+        torch.load(
+            workplace / "outputs" / name / "retro" / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True
+        )["state_dict"]
+        for name in ("uninterrupted", "killed")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    curves = [
+        json.loads((workplace / "outputs" / name / "retro" / "result.json").read_text())["curve"]
+        for name in ("uninterrupted", "killed")
+    ]
+    assert curves[0] == curves[1]
+
+
+def test_retrofit_keeps_the_frozen_baseline_exactly(workplace, compared, embedder):
+    """With neighbors off, a RETROfitted model scores what its baseline scored (Borgeaud et al. 2022, Sec. 4.2)."""
+    run(workplace, embedder, "init=retrofit", "name=fitted")
+    found = records(workplace, "fitted")
+    off = next(entry for entry in found["retro"]["evaluations"] if entry["neighbors"] == 0)
+    assert off == found["baseline"]["evaluations"][0]
+
+
+def test_verify_finds_a_changed_byte(workplace, compared, embedder):
+    assert "are whole" in run(workplace, embedder, "task=verify").stdout
+    path = next((workplace / "artifacts" / "embeddings").rglob("embeddings.npy"))
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        assert str(path.relative_to(workplace)) in run(workplace, embedder, "task=verify", check=2).stderr
+    finally:
+        path.write_bytes(content)
+
+
+def test_sweep_runs_its_cells_and_a_restart_skips_them(workplace, compared, embedder):
+    arguments = [argument for argument in SMALL if not argument.startswith("+experiment")]
+    command = [sys.executable, "-m", "retro_lab", "+sweep=neighbors", *arguments, "schedule.tokens=256", embedder]
+    first = subprocess.run([*command, "retrieval.k=0,1"], cwd=workplace, capture_output=True, text=True)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "retrieval.k" in first.stdout
+    again = subprocess.run([*command, "retrieval.k=0,1"], cwd=workplace, capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "trained on 256 tokens" in again.stderr
+    assert "steps of" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("corpus.path=nowhere.jsonl", "nowhere.jsonl"),
+        ("corpus.text_field=body", "body"),
+        ("retrieval.k=100000", "retrieval.k=100000"),
+        ("data.sequence_length=33", "data.sequence_length=33"),
+        ("index.factory=IVF4096,Flat", "index.factory"),
+        ("database.fraction=0", "database.fraction"),
+        ("retrieval.k=-1", "retrieval.k"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_two(workplace, embedder, override, sentence):
+    refused = run(workplace, embedder, "name=bad", override, check=2)
+    assert "Traceback" not in refused.stderr
+    assert sentence in refused.stderr.splitlines()[-1]
+
+
+def test_an_empty_corpus_is_refused(workplace, embedder):
+    (workplace / "empty.jsonl").write_text("")
+    assert "empty.jsonl" in run(workplace, embedder, "corpus.path=empty.jsonl", "name=bad", check=2).stderr
+
+
+def test_a_corpus_shorter_than_a_chunk_is_refused(workplace, embedder):
+    rows = [json.dumps({"text": "a b"}) for _ in range(30)]
+    (workplace / "short.jsonl").write_text("\n".join(rows))
+    refused = run(workplace, embedder, "corpus.path=short.jsonl", "name=bad", check=2)
+    assert "chunk" in refused.stderr.splitlines()[-1]

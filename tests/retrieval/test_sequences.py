@@ -1,0 +1,102 @@
+"""Batches for training and windows for evaluation: what is read, what counts, and that nothing is missed or doubled."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pipeline import CHUNK_LENGTH, build_chunks, search
+from torch.utils.data import DataLoader
+
+from retro_lab.errors import ConfigurationError
+from retro_lab.evaluation.windows import Windows
+from retro_lab.retrieval.sequences import Retrieved, Sequences
+from retro_lab.training.batches import TrainingBatches
+
+
+@pytest.fixture(scope="module")
+def chunks(tmp_path_factory, tiny_bert):
+    return build_chunks(tmp_path_factory.mktemp("sequences"), tiny_bert)
+
+
+@pytest.fixture(scope="module")
+def sequences(chunks):
+    ids = search(chunks, "train", stored=4).array("ids.npy")
+    return Sequences(
+        chunks.stores["train"], Retrieved(chunks.stores["train"], ids, "neighbor_and_continuation"), 4 * CHUNK_LENGTH
+    )
+
+
+def test_targets_are_the_next_tokens(sequences):
+    batch = sequences.read(np.array([0, 5]), 2)
+    assert batch["tokens"].shape == (2, 4 * CHUNK_LENGTH)
+    assert (batch["tokens"][:, 1:] == batch["targets"][:, :-1]).all()
+    following = sequences.store.read(np.array([4, 9]))[:, 0]
+    assert (batch["targets"][:, -1].numpy() == following).all()
+    assert batch["neighbors"].shape == (2, 4, 2, 2 * CHUNK_LENGTH)
+
+
+def test_mask_covers_every_text_token_once_over_the_whole_corpus(sequences):
+    """Neither document markers nor padding count, and no text token is left out but the corpus's first."""
+    store = sequences.store
+    usable = store.chunks // 4
+    counted = sum(int(sequences.read(np.array([4 * number]), 0)["mask"].sum()) for number in range(usable))
+    last = usable * 4
+    text = int((store.document_length - 1).sum())
+    after = sum(int(store.real_tokens(np.array([chunk]))[0]) for chunk in range(last, store.chunks))
+    assert text - after - usable <= counted <= text
+
+
+def test_sequence_length_must_be_whole_chunks(chunks):
+    with pytest.raises(ConfigurationError, match=r"data\.sequence_length=12 is not a multiple"):
+        Sequences(chunks.stores["train"], None, 12)
+
+
+def test_reading_changes_no_file(chunks, sequences):
+    """Peer's bug 13: reading an item enlarged the data on disk."""
+    artifact = chunks.stores["train"].artifact
+    sequences.read(np.array([chunks.stores["train"].chunks - 1]), 2)
+    assert artifact.manifest.damaged_files(artifact.folder) == []
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 3))
+def test_training_order_is_a_permutation_for_any_number_of_ranks(sequences, world, batch_size, seed):
+    """Ranks together read exactly what one rank would, and every sequence once an epoch."""
+    alone = TrainingBatches(sequences, world * batch_size, 0, seed)
+    ranks = [TrainingBatches(sequences, batch_size, 0, seed, rank=rank, world=world) for rank in range(world)]
+    for batch in range(3):
+        together = np.concatenate([rank.sequences_of(batch) for rank in ranks])
+        np.testing.assert_array_equal(together, alone.sequences_of(batch))
+    one = TrainingBatches(sequences, 1, 0, seed)
+    epoch = [int(one.sequences_of(batch)[0]) for batch in range(one.sequence_count)]
+    assert sorted(epoch) == [4 * number for number in range(one.sequence_count)]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_resuming_gives_the_same_next_batches_with_any_number_of_workers(sequences, workers):
+    uninterrupted = list(islice(iter(TrainingBatches(sequences, 2, 1, seed=3)), 7))
+    loader = DataLoader(TrainingBatches(sequences, 2, 1, seed=3, start=4), batch_size=None, num_workers=workers)
+    for batch, expected in zip(islice(iter(loader), 3), uninterrupted[4:], strict=True):
+        assert all((batch[name] == expected[name]).all() for name in expected)
+
+
+@given(st.sampled_from([1, 2, 3, 4]), st.integers(1, 5))
+def test_windows_score_every_text_token_of_whole_documents_once(chunks, stride, batch_size):
+    store = chunks.stores["validation"]
+    windows = Windows(Sequences(store, None, 4 * CHUNK_LENGTH), stride * CHUNK_LENGTH, batch_size, 0, float("inf"))
+    batches = [windows[index] for index in range(len(windows))]
+    assert sum(int(batch["batch"]["mask"].sum()) for batch in batches) == int((store.document_length - 1).sum())
+    assert sum(int(batch["bytes"]) for batch in batches) == store.artifact.facts["bytes"]
+    assert sum(int(batch["documents"]) for batch in batches) == store.documents
+
+
+def test_fewer_tokens_take_the_first_documents(chunks):
+    store = chunks.stores["validation"]
+    some = Windows(Sequences(store, None, 4 * CHUNK_LENGTH), CHUNK_LENGTH, 4, 0, float(store.document_length[0]))
+    assert some.documents == 1
+
+
+def test_a_stride_that_leaves_gaps_is_refused(chunks):
+    with pytest.raises(ConfigurationError, match=r"evaluation\.stride"):
+        Windows(Sequences(chunks.stores["validation"], None, 2 * CHUNK_LENGTH), 3 * CHUNK_LENGTH, 4, 0, 1e9)
