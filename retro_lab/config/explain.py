@@ -143,8 +143,10 @@ def _bad_syntax(error: OverrideParseException) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and all that caused it."""
-    while error is not None:
+    """Yield an exception and all that caused it, each once: Hydra raises errors from one another in circles."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 

@@ -16,7 +16,7 @@ from retro_lab.model.positions import align_distances, descending_distances, sin
 )
 def test_aligned_distances_are_query_minus_key_plus_offset(queries: int, keys: int, offset: int) -> None:
     distances = descending_distances(queries, keys, offset, torch.device("cpu"))
-    aligned = align_distances(distances.expand(queries, -1), keys)
+    aligned = align_distances(distances.repeat(queries, 1), keys)
     expected = torch.arange(queries)[:, None] - torch.arange(keys) + offset
     assert torch.equal(aligned, expected)
 
@@ -24,7 +24,7 @@ def test_aligned_distances_are_query_minus_key_plus_offset(queries: int, keys: i
 def test_aligned_distances_of_a_causal_block_need_no_negative_distance() -> None:
     """A block of queries 2, 3, 4 sees keys 0 to 4: five distances and the filler are enough for the past."""
     distances = torch.arange(4, -2, -1)
-    aligned = align_distances(distances.expand(3, -1), 5)
+    aligned = align_distances(distances.repeat(3, 1), 5)
     expected = torch.arange(2, 5)[:, None] - torch.arange(5)
     past = expected >= 0
     assert torch.equal(aligned[past], expected[past])
@@ -54,6 +54,6 @@ def test_chunked_cross_attention_sees_the_distances_of_the_paper(monkeypatch: py
     m, r = 4, 8
     assert recorded == [(8, 1, 0), (m, r, m - 1)]  # of the decoder's self-attention, and of all CCA layers
 
-    by_pair = align_distances(descending_distances(64, 128, 63, torch.device("cpu")).expand(64, -1), 128)
+    by_pair = align_distances(descending_distances(64, 128, 63, torch.device("cpu")).repeat(64, 1), 128)
     assert (by_pair.min(), by_pair.max()) == (-64, 126)
     assert by_pair[0, 63] == 0

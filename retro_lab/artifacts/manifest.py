@@ -1,0 +1,94 @@
+"""Manifests: the file, written last, that says an artifact is whole and what every byte of it should be."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from retro_lab.artifacts.fingerprint import file_checksum
+from retro_lab.errors import ArtifactError
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and SHA-256 of one file."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileRecord":
+        """Measure the file at `path`."""
+        return cls(path.stat().st_size, file_checksum(path))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is made from (`recipe`), what it holds (`files`) and what was learnt making it (`facts`)."""
+
+    recipe: dict[str, Any]
+    facts: dict[str, Any]
+    files: dict[str, FileRecord]
+    version: int = MANIFEST_VERSION
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest into `folder` so that it is there whole or not at all."""
+        write_json(folder / MANIFEST_NAME, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Read the manifest of the artifact in `folder`.
+
+        Raises:
+            ArtifactError: The manifest is not JSON, lacks a field, or was written by another version of the format.
+        """
+        path = folder / MANIFEST_NAME
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["version"] != MANIFEST_VERSION:
+                raise ArtifactError(
+                    f"{path} has manifest version {content['version']} but this release reads version "
+                    f"{MANIFEST_VERSION}; delete {folder} and build it again."
+                )
+            files = {name: FileRecord(**record) for name, record in content["files"].items()}
+            return cls(content["recipe"], content["facts"], files)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{path} is not a manifest ({error}); delete {folder} and build it again.") from error
+
+    def check_sizes(self, folder: Path) -> None:
+        """Compare every file's size with the manifest; cheap enough for each opening.
+
+        Raises:
+            ArtifactError: A file is missing or has another size.
+        """
+        for name, record in self.files.items():
+            path = folder / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != record.size:
+                found = "is missing" if size is None else f"has {size} bytes"
+                raise ArtifactError(
+                    f"{path} {found} where its manifest says {record.size}; delete {folder} and build it again."
+                )
+
+    def damaged_files(self, folder: Path) -> list[str]:
+        """Return the names of the files whose bytes differ from the manifest; reads everything."""
+        return [
+            name
+            for name, record in self.files.items()
+            if not (folder / name).is_file() or FileRecord.of(folder / name) != record
+        ]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` to `path` through a temporary file, so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, sort_keys=True, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

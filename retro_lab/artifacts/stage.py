@@ -1,0 +1,103 @@
+"""The interface of a stage: a pure function from settings and input artifacts to files, cut into shards."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from retro_lab.artifacts.fingerprint import fingerprint
+from retro_lab.artifacts.manifest import Manifest
+
+Advance = Callable[[int], None]
+"""Called by a stage with the number of units (chunks, documents, ...) it has just done."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished, read-only result of a stage."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that the artifact was made from; the folder's name."""
+        return self.folder.name
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the stage counted and measured while it built."""
+        return self.manifest.facts
+
+    def array(self, name: str) -> np.ndarray:
+        """Open the `.npy` file `name` as a read-only memory map, never unpickling."""
+        array: np.ndarray = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+        return array
+
+
+class Stage(ABC):
+    """One step of the data pipeline.
+
+    A stage must be deterministic: building any shard twice gives the same bytes. It never sees temporary names; the
+    store hands it an empty folder for each shard and moves what it wrote into place.
+    """
+
+    name: ClassVar[str]
+    """Folder of the stage's artifacts, and what the user sees."""
+    version: ClassVar[int] = 1
+    """Raised whenever the code changes what it writes."""
+    unit: ClassVar[str]
+    """What `shard_sizes` counts, in the plural."""
+
+    @abstractmethod
+    def settings(self) -> Mapping[str, Any]:
+        """Everything besides the inputs that decides the output, as JSON-able values."""
+
+    def inputs(self) -> Mapping[str, Artifact]:
+        """Artifacts that the stage reads, by role."""
+        return {}
+
+    @abstractmethod
+    def shard_sizes(self) -> Sequence[int]:
+        """Units of work in each shard; the number of shards is the length."""
+
+    def prepare(self) -> AbstractContextManager[Any]:
+        """Hold what all shards need (a loaded model, say); entered only if there is a shard left to build."""
+        return nullcontext()
+
+    @abstractmethod
+    def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
+        """Write the files of one shard into the empty `folder` and return facts about it as JSON-able values."""
+
+    combines_shards: ClassVar[bool] = False
+    """Whether `finish` writes files that take the place of the shards'."""
+
+    def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
+        """Turn the shards' facts into the artifact's; a stage that combines shards writes its files into `folder`.
+
+        Args:
+            shards: Folders of the finished shards, in order.
+            facts: What `write_shard` returned for each.
+            folder: Empty folder for combined files.
+        """
+        return {}
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """All that decides the output; what the fingerprint is taken of."""
+        return {
+            "stage": self.name,
+            "version": self.version,
+            "settings": dict(self.settings()),
+            "inputs": {role: artifact.fingerprint for role, artifact in self.inputs().items()},
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Name of the artifact this stage builds."""
+        return fingerprint(self.recipe)
