@@ -3,7 +3,6 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["WANDB_MODE"] = "offline"
 # Two pytest workers on two cores: more threads each would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -21,7 +21,7 @@ def run(config: DictConfig) -> None:
         raise ConfigurationError("retrieval.k=0 is the baseline itself; use task=train, or a k of at least 1.")
     corpus = build_corpus(config)
     database = build_database(config, corpus)
-    run = run_folder(config)
+    run = run_folder()
     train_model(config, 0, run, corpus, None)
     train_model(config, config.retrieval.k, run, corpus, database)
     report.run(config)

@@ -11,6 +11,8 @@ from retro_lab import console
 from retro_lab.errors import ArtifactError, ConfigurationError
 from retro_lab.launch.run_folder import run_folder
 from retro_lab.report.records import MODELS, RESULT_NAME, Evaluation, ModelRecord, load_result, write_result
+from retro_lab.tasks import report
+from retro_lab.tasks.assemble import build_model, build_trainer, sequences, windows
 from retro_lab.tasks.build import Corpus, Database, build_corpus, build_database
 from retro_lab.training.data import RetroDataModule
 from retro_lab.training.module import RetroModule
@@ -24,9 +26,7 @@ def run(config: DictConfig) -> None:
     Raises:
         ArtifactError: The run folder holds no trained model.
     """
-    from retro_lab.tasks import report
-
-    run = run_folder(config)
+    run = run_folder()
     records = {name: load_result(run / name / RESULT_NAME) for name in MODELS if (run / name / RESULT_NAME).is_file()}
     if not records:
         raise ArtifactError(f"{run} holds no trained model; train one with the same command and task=compare.")
@@ -60,8 +60,6 @@ def evaluate(
     Raises:
         ConfigurationError: The checkpoint does not fit the size and model configured.
     """
-    from retro_lab.tasks.train import build_model, build_trainer, sequences, windows
-
     model = build_model(config, record.k, corpus)
     try:
         model.load_state_dict(model_weights(folder / CHECKPOINT))

@@ -1,7 +1,6 @@
 """`task=report`: tables, figures and a page of a finished run or sweep, made again from its folder alone."""
 
 import shlex
-from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -16,13 +15,15 @@ from retro_lab.report.sweeps import is_sweep, load_sweep
 
 
 def run(config: DictConfig) -> None:
-    """Write the report into the folder that `config` names, print its table and where the page is.
+    """Write the report into the run's folder, print its table and where the page is; rank 0 does.
 
     Raises:
         RetroLabError: Nothing is finished there; the message has the command that makes it.
         ArtifactError: A result is damaged, or the report cannot be written.
     """
-    folder = Path(run_folder(config))
+    if not console.is_main_process():
+        return
+    folder = run_folder()
     if is_sweep(folder):
         if not load_sweep(folder).has_outcome:
             raise RetroLabError(f"Nothing to report in {folder}: no cell has finished. To run the sweep: {_command()}")

@@ -2,23 +2,20 @@
 
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from retro_lab import console
 from retro_lab.artifacts.fingerprint import differences
 from retro_lab.artifacts.manifest import write_json
 from retro_lab.config.plain import plain
 from retro_lab.errors import ConfigurationError
-from retro_lab.evaluation.windows import Windows
 from retro_lab.launch.provenance import provenance
 from retro_lab.launch.run_folder import run_folder
-from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.retro import RetroModel
 from retro_lab.report.records import (
     RESULT_NAME,
@@ -29,10 +26,12 @@ from retro_lab.report.records import (
     load_result,
     write_result,
 )
-from retro_lab.retrieval.sequences import Retrieved, Sequences
+from retro_lab.tasks import report
+from retro_lab.tasks.assemble import build_model, build_trainer, sequences, windows
 from retro_lab.tasks.build import Corpus, Database, build_corpus, build_database
 from retro_lab.tasks.evaluate import evaluate, missing_evaluations
 from retro_lab.training.data import RetroDataModule
+from retro_lab.training.loggers import finish_loggers
 from retro_lab.training.module import RetroModule, freeze_all_but_retrieval
 from retro_lab.training.schedule import WarmupCosine
 from retro_lab.training.training import CHECKPOINT, ValidationCurve, fit, load_baseline_weights
@@ -42,11 +41,9 @@ IDENTITY_NAME = "run.json"
 
 def run(config: DictConfig) -> None:
     """Train and evaluate the model of `retrieval.k`, then report on the run folder."""
-    from retro_lab.tasks import report
-
     corpus = build_corpus(config)
     k = config.retrieval.k
-    train_model(config, k, run_folder(config), corpus, build_database(config, corpus) if k else None)
+    train_model(config, k, run_folder(), corpus, build_database(config, corpus) if k else None)
     report.run(config)
 
 
@@ -127,72 +124,10 @@ def _train(config: DictConfig, k: int, folder: Path, corpus: Corpus, database: D
         curve=curve.curve,
         provenance=provenance(),
     )
-    _finish_loggers(trainer)
+    finish_loggers(trainer.loggers)
     if trainer.is_global_zero:
         write_result(folder / RESULT_NAME, record)
     return record
-
-
-def build_model(config: DictConfig, k: int, corpus: Corpus) -> RetroModel:
-    """Create the model; without neighbors it has no encoder and no chunked cross-attention."""
-    size: Any = OmegaConf.to_object(config.size)
-    model: Any = OmegaConf.to_object(config.model)
-    assert isinstance(size, SizeConfig)
-    assert isinstance(model, ModelConfig)
-    if not k:
-        size = replace(size, cca_layers=[])
-    return RetroModel(size, model, corpus.stores["train"].tokenizer.vocabulary_size)
-
-
-def build_trainer(
-    config: DictConfig, folder: Path, steps: int, callbacks: list[pl.Callback], logging: bool = True
-) -> pl.Trainer:
-    """Instantiate trainer, callbacks and loggers; a null `dirpath` or `save_dir` becomes the model's folder."""
-    console.quiet()  # Lightning has set its loggers up anew when it was imported
-    # Validation is counted in batches, of which an optimizer step takes several where gradients are accumulated.
-    batches_per_step = config.trainer.get("accumulate_grad_batches") or 1
-    interval = max(1, round(steps / max(1, config.evaluation.curve_points)))
-    if logging and "wandb" in (config.logger or {}):
-        # Lightning hands W&B a setting that W&B warns of, before W&B has read that it should be silent.
-        import wandb
-
-        wandb.setup(settings=wandb.Settings(silent=True))
-    configured = [instantiate(_in_folder(node, folder)) for node in (config.callbacks or {}).values() if node]
-    loggers = [instantiate(_in_folder(node, folder)) for node in (config.logger or {}).values() if node and logging]
-    trainer: pl.Trainer = instantiate(
-        config.trainer,
-        max_steps=steps,
-        val_check_interval=interval * batches_per_step,
-        check_val_every_n_epoch=None,
-        gradient_clip_val=config.schedule.gradient_clip,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-        default_root_dir=str(folder),
-        callbacks=[*configured, *callbacks],
-        logger=loggers or False,
-    )
-    return trainer
-
-
-def _in_folder(node: DictConfig, folder: Path) -> Any:
-    filled = {"dirpath": str(folder / "checkpoints"), "save_dir": str(folder)}
-    return OmegaConf.merge(node, {key: filled[key] for key in filled if key in node and node[key] is None})
-
-
-def sequences(config: DictConfig, split: Any, corpus: Corpus, database: Database | None) -> Sequences:
-    """Read sequences of a split, with what they retrieve if there is a database."""
-    retrieved = None
-    if database is not None:
-        ids = database.neighbors[split].array("ids.npy")
-        retrieved = Retrieved(corpus.stores["train"], ids, config.retrieval.value)
-    return Sequences(corpus.stores[split], retrieved, config.data.sequence_length)
-
-
-def windows(config: DictConfig, corpus: Corpus, database: Database | None, k: int, max_tokens: float) -> Windows:
-    """Cut the held-out documents into evaluation windows."""
-    held_out = sequences(config, "validation", corpus, database)
-    return Windows(held_out, config.evaluation.stride, config.evaluation.batch_size, k, max_tokens)
 
 
 def identity(config: DictConfig, k: int, corpus: Corpus, database: Database | None) -> dict[str, Any]:
@@ -269,15 +204,3 @@ def _summarize_database(database: Database) -> DatabaseSummary:
         index=database.indexes[-1].facts["factory"],
         chunks_with_neighbors=database.neighbors["train"].facts["with_neighbors"],
     )
-
-
-def _finish_loggers(trainer: pl.Trainer) -> None:
-    """Close W&B's run: without it the next job of a multirun would go on in this one's."""
-    from pytorch_lightning.loggers import WandbLogger
-
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            import wandb
-
-            logger.finalize("success")
-            wandb.finish()
