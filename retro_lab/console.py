@@ -6,8 +6,9 @@ Only rank 0 speaks. Progress goes to standard error, so that standard output hol
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -22,7 +23,13 @@ from rich.progress import (
 )
 from rich.text import Text
 
-Advance = Callable[[int], None]
+
+class Advance(Protocol):
+    """Advances a progress bar."""
+
+    def __call__(self, count: int, note: str | None = None) -> None:
+        """Add `count` units; `note`, if given, stands at the end of the bar from now on."""
+
 
 output = Console()
 messages = Console(stderr=True)
@@ -77,8 +84,14 @@ def progress(subject: str, unit: str, total: int, completed: int = 0) -> Iterato
     """Show a bar with count, rate and time left; yields the function that advances it by a number of units."""
     columns = (
         TextColumn("[bold cyan]{task.description:<12}"), BarColumn(), MofNCompleteColumn(), RateColumn(unit),
-        TimeElapsedColumn(), TimeRemainingColumn(),
+        TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with Progress(*columns, console=messages, disable=not is_main_process()) as bar:
-        task = bar.add_task(subject, total=total, completed=completed)
-        yield lambda count: bar.advance(task, count)
+        task = bar.add_task(subject, total=total, completed=completed, note="")
+
+        def advance(count: int, note: str | None = None) -> None:
+            if note is not None:
+                bar.update(task, note=note)
+            bar.advance(task, count)
+
+        yield advance

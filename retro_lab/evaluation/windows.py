@@ -84,3 +84,30 @@ class Windows(Dataset[WindowBatch]):
             bytes=torch.tensor(int(store.document_bytes[complete].sum())),
             documents=torch.tensor(len(complete)),
         )
+
+
+class RankWindows(Dataset[WindowBatch]):
+    """The share of one rank: every `world`-th batch, as many on each rank.
+
+    A DistributedSampler would even ranks out with batches that others score too, and count them twice. Here those that
+    have run out get batches with nothing to score.
+    """
+
+    def __init__(self, windows: Windows, rank: int, world: int) -> None:
+        """Take batches `rank`, `rank + world`, ... of `windows`."""
+        self.windows, self.rank, self.world = windows, rank, world
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-len(self.windows) // self.world)
+
+    def __getitem__(self, index: int) -> WindowBatch:
+        """Read the rank's batch number `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = index * self.world + self.rank
+        if number < len(self.windows):
+            return self.windows[number]
+        batch = self.windows[0]["batch"]
+        batch["mask"] = torch.zeros_like(batch["mask"])
+        return WindowBatch(batch=batch, bytes=torch.tensor(0), documents=torch.tensor(0))

@@ -1,10 +1,10 @@
 """The LightningDataModule: training batches and evaluation windows."""
 
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from retro_lab.errors import ConfigurationError
-from retro_lab.evaluation.windows import WindowBatch, Windows
+from retro_lab.evaluation.windows import RankWindows, WindowBatch, Windows
 from retro_lab.retrieval.sequences import Batch, Sequences
 from retro_lab.training.batches import TrainingBatches
 
@@ -54,11 +54,8 @@ class RetroDataModule(pl.LightningDataModule):
     def loader(self, windows: Windows) -> DataLoader[WindowBatch]:
         """Load windows, each rank its share of the batches."""
         assert self.trainer is not None
-        world = self.trainer.world_size
-        sampler: DistributedSampler[WindowBatch] | None = (
-            None if world == 1 else DistributedSampler(windows, world, self.trainer.global_rank, shuffle=False)
-        )
-        return DataLoader(windows, batch_size=None, sampler=sampler, pin_memory=self._pin_memory)
+        share = RankWindows(windows, self.trainer.global_rank, self.trainer.world_size)
+        return DataLoader(share, batch_size=None, pin_memory=self._pin_memory)
 
     @property
     def _pin_memory(self) -> bool:

@@ -10,7 +10,7 @@ from pipeline import CHUNK_LENGTH, build_chunks, search
 from torch.utils.data import DataLoader
 
 from retro_lab.errors import ConfigurationError
-from retro_lab.evaluation.windows import Windows
+from retro_lab.evaluation.windows import RankWindows, Windows
 from retro_lab.retrieval.sequences import Retrieved, Sequences
 from retro_lab.training.batches import TrainingBatches
 
@@ -81,11 +81,13 @@ def test_resuming_gives_the_same_next_batches_with_any_number_of_workers(sequenc
         assert all((batch[name] == expected[name]).all() for name in expected)
 
 
-@given(st.sampled_from([1, 2, 3, 4]), st.integers(1, 5))
-def test_windows_score_every_text_token_of_whole_documents_once(chunks, stride, batch_size):
+@given(st.sampled_from([1, 2, 3, 4]), st.integers(1, 5), st.integers(1, 4))
+def test_all_ranks_together_score_every_text_token_of_whole_documents_once(chunks, stride, batch_size, world):
     store = chunks.stores["validation"]
     windows = Windows(Sequences(store, None, 4 * CHUNK_LENGTH), stride * CHUNK_LENGTH, batch_size, 0, float("inf"))
-    batches = [windows[index] for index in range(len(windows))]
+    ranks = [RankWindows(windows, rank, world) for rank in range(world)]
+    assert len({len(rank) for rank in ranks}) == 1  # in step, for what they compute together
+    batches = [rank[index] for rank in ranks for index in range(len(rank))]
     assert sum(int(batch["batch"]["mask"].sum()) for batch in batches) == int((store.document_length - 1).sum())
     assert sum(int(batch["bytes"]) for batch in batches) == store.artifact.facts["bytes"]
     assert sum(int(batch["documents"]) for batch in batches) == store.documents

@@ -1,0 +1,79 @@
+"""What a user sees of training and evaluation: bars in tokens and in windows, with rate and time left."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.trainer.states import TrainerFn
+
+from retro_lab import console
+
+LOSS_INTERVAL = 10
+"""Steps between looks at the loss, each of which waits for the device."""
+
+
+class TokenProgress(ProgressBar):
+    """One bar for a whole training run, and one for an evaluation of its own."""
+
+    def __init__(self, tokens_per_step: int) -> None:
+        """Count `tokens_per_step` tokens for each optimizer step."""
+        super().__init__()
+        self.tokens_per_step = tokens_per_step
+        self._open = ExitStack()
+        self._advance: console.Advance = _ignore
+        self._step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin where the run begins, or goes on."""
+        self._step = trainer.global_step
+        done, total = (steps * self.tokens_per_step for steps in (self._step, trainer.max_steps))
+        self._advance = self._open.enter_context(console.progress("training", "tokens", total, done))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advance by the optimizer step, if this batch ended one."""
+        steps, self._step = trainer.global_step - self._step, trainer.global_step
+        if steps:
+            look = self._step % LOSS_INTERVAL == 0 or self._step == trainer.max_steps
+            self._advance(
+                steps * self.tokens_per_step, f"loss {trainer.callback_metrics['train/loss']:.3f}" if look else None
+            )
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin a bar for an evaluation that is not part of training."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            total = sum(int(count) for count in trainer.num_val_batches)
+            self._advance = self._open.enter_context(console.progress("evaluating", "batches", total))
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Advance that bar."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._advance(1, None)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """End the bar."""
+        self._open.close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """End the bar, so that the error stands below it."""
+        self._open.close()
+
+    def disable(self) -> None:
+        """Do nothing: `console.progress` shows nothing on other ranks."""
+
+    def enable(self) -> None:
+        """Do nothing, likewise."""
+
+
+def _ignore(count: int, note: str | None = None) -> None:
+    """Stand in for a bar that is not open."""
