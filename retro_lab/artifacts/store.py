@@ -13,10 +13,11 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import sleep
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -36,6 +37,7 @@ class ArtifactStore:
     def __init__(self, root: Path) -> None:
         """Use `root`, which is made at the first build."""
         self.root = root
+        self._served: set[Path] = set()
 
     def find(self, stage: Stage) -> Artifact | None:
         """Return the finished artifact of `stage`, or None if it is not there.
@@ -57,6 +59,7 @@ class ArtifactStore:
             ArtifactError: The disk is full, the folder cannot be written, or what stands there is damaged.
         """
         artifact = self.find(stage)
+        self._served.add(self._folder(stage))
         if artifact is not None:
             console.status(stage.name, f"reusing {artifact.folder}")
             return artifact
@@ -136,11 +139,13 @@ class ArtifactStore:
         """Say why the stage has to be built, from the finished artifact of the same stage most like it."""
         others = []
         for path in self._folder(stage).parent.glob(f"*/{MANIFEST_NAME}"):
-            others.append(differences(Manifest.read(path.parent).recipe, stage.recipe))
-        if not others:
+            if path.parent not in self._served:  # what this command uses too, another split say, is no predecessor
+                old = Manifest.read(path.parent).recipe
+                others.append(_changes(old, stage.recipe))
+        reasons = min(others, key=len, default=[])
+        if not reasons:
             return "building"
-        closest = min(others, key=len)
-        return f"building, because {'; '.join(closest[:3])}{'; ...' if len(closest) > 3 else ''}"
+        return f"building, because {'; '.join(reasons[:3])}{'; ...' if len(reasons) > 3 else ''}"
 
     @contextmanager
     def _write_errors(self, stage: Stage) -> Iterator[None]:
@@ -161,6 +166,13 @@ class ArtifactStore:
 
 def _shard_folder(folder: Path, shard: int) -> Path:
     return folder / f"{shard:05}"
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Say what tells two recipes of one stage apart."""
+    code = ["the stage's code changed"] if old["version"] != new["version"] else []
+    inputs = [f"other {role}" for role, artifact in new["inputs"].items() if old["inputs"].get(role) != artifact]
+    return [*code, *inputs, *differences(old["settings"], new["settings"])]
 
 
 def _build_shard(stage: Stage, folder: Path, shard: int, advance: console.Advance) -> None:

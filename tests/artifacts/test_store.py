@@ -54,9 +54,15 @@ def test_arrays_are_read_only(store):
 
 def test_a_changed_setting_builds_anew_and_says_why(store, capsys):
     first = store.build(Squares())
-    second = store.build(Squares(version_note="b"))
+    second = ArtifactStore(store.root).build(Squares(version_note="b"))
     assert second.folder != first.folder
-    assert "because settings.note: 'a' -> 'b'" in " ".join(capsys.readouterr().err.split())
+    assert "because note: 'a' -> 'b'" in " ".join(capsys.readouterr().err.split())
+
+
+def test_artifacts_side_by_side_are_no_reason_for_each_other(store, capsys):
+    store.build(Squares())
+    store.build(Squares(version_note="b"))
+    assert "because" not in capsys.readouterr().err
 
 
 def test_combined_files_take_the_place_of_shards(store):
