@@ -56,6 +56,26 @@ def tokens_of_steps(steps: int, *, _root_: DictConfig) -> int:
     return steps * int(_root_.data.sequence_length) * int(_root_.data.batch_size)
 
 
+def layers_from(first: int, step: int, *, _root_: DictConfig) -> list[int]:
+    """Resolve `${layers_from:FIRST,STEP}`: decoder layers FIRST, FIRST + STEP, ... up to the last.
+
+    Raises:
+        ConfigurationError: The decoder has no layer FIRST; no layer at all would silently be the baseline.
+    """
+    layers = int(_root_.size.layers)
+    if first > layers:
+        raise ConfigurationError(
+            f"Chunked cross-attention from layer {first} on needs as many layers; size.layers={layers}. Choose another "
+            "cca, or name the layers, as in size.cca_layers=[2,4]."
+        )
+    return list(range(first, layers + 1, step))
+
+
+def middle_layer(*, _root_: DictConfig) -> int:
+    """Resolve `${middle_layer:}`: the middle decoder layer, 6 of 12."""
+    return max(1, int(_root_.size.layers) // 2)
+
+
 def tasks_per_node(*, _root_: DictConfig) -> int:
     """Resolve `${tasks_per_node:}`: the processes that SLURM starts on a node, one for each device.
 
@@ -74,7 +94,8 @@ def gpus_per_node(*, _root_: DictConfig) -> int | None:
 
 
 RESOLVERS = (
-    run_name, run_dir, record_dir, cell_name, group_name, tokens_of_steps, tasks_per_node, gpus_per_node,
+    run_name, run_dir, record_dir, cell_name, group_name, tokens_of_steps, layers_from, middle_layer, tasks_per_node,
+    gpus_per_node,
 )  # fmt: skip
 
 

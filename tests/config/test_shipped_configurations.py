@@ -8,8 +8,8 @@ from retro_lab.config.arguments import complete
 from retro_lab.config.compose import compose
 from retro_lab.config.plain import plain
 
-GIVEN = {"local": ["corpus.path=text.jsonl"], "pretrained": ["tokenizer.name=gpt2"]}
-"""What some options leave to the user."""
+GIVEN = {"local": ["corpus.path=text.jsonl"], "pretrained": ["tokenizer.name=gpt2"], "every_3_from_6": ["size=172m"]}
+"""What some options leave to the user, or need."""
 PAPER = {
     "172m": (896, 16, 64, 12, [6, 9, 12]),
     "425m": (1536, 12, 128, 12, [6, 9, 12]),

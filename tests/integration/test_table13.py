@@ -1,0 +1,158 @@
+"""Every row of the ablation table (Borgeaud et al. 2022, Table 13) is one override of the real configuration.
+
+Each row composes, reads its own data, builds its model and takes a real training step. What a row must change in the
+model is asserted from the formulas of its parameter counts; what it must change in the data, from the batch.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from torch.utils.data import DataLoader
+
+from retro_lab.config.compose import compose
+from retro_lab.config.plain import plain
+from retro_lab.errors import ConfigurationError
+from retro_lab.tasks.assemble import build_model, sequences
+from retro_lab.tasks.build import build_corpus, build_database
+from retro_lab.training.batches import TrainingBatches
+from retro_lab.training.module import RetroModule
+from retro_lab.training.schedule import WarmupCosine
+
+M, V = 8, 300
+# Of the decoder: width, heads x head size. Of the encoder: the same, and its inner width.
+D, DI, E, EI, F = 16, 24, 16, 16, 32
+SMALL = [
+    "size=172m",  # the model of Table 13, in its depth; narrow
+    f"size.width={D}", "size.heads=3", "size.head_size=8", "size.ffw_width=32",
+    f"size.encoder_width={E}", "size.encoder_heads=2", "size.encoder_head_size=8", f"size.encoder_ffw_width={F}",
+    f"model.chunk_length={M}", f"tokenizer.vocabulary_size={V}",
+    "data.sequence_length=32", "data.batch_size=4", "evaluation.stride=16",
+    "schedule.warmup_steps=0", "optimizer.lr=1e-3",
+    "corpus=local", "corpus.text_field=text", "corpus.validation_fraction=0.2", "retrieval.stored=4",
+]  # fmt: skip
+
+CCA_POSITIONS = D * DI + 2 * DI  # R, u and v
+CCA = 2 * D * DI + 2 * E * DI + CCA_POSITIONS + D  # query, output; key, value; the norm before
+ENCODER_LAYER = (5 * E * EI + 2 * EI + E) + (2 * E * F + E)  # attention with R, u, v; feed-forward; their norms
+ENCODER_CA = 3 * E * EI + 2 * D * EI + 2 * EI + E + D  # query, output, R; key, value; u, v; norms of both streams
+
+
+@dataclass
+class Row:
+    """What one override must change against the default."""
+
+    override: str | None
+    changes: dict[str, int] = field(default_factory=dict)  # of the parameters, by part
+    k: int = 2
+    r: int = 2 * M
+    cca_layers: list[int] = field(default_factory=lambda: [6, 9, 12])
+
+
+def cca_row(override: str, layers: list[int]) -> Row:
+    """A row of the group "CA position"."""
+    return Row(override, {"chunked_cross_attention": (len(layers) - 3) * CCA}, cca_layers=layers)
+
+
+ROWS = {
+    "default": Row(None),
+    "no-query-conditioning": Row("model.query_conditioning=false", {"encoder": -ENCODER_CA}),
+    "no-ca-positions": Row("model.cca_positions=false", {"chunked_cross_attention": -3 * CCA_POSITIONS}),
+    "shared-embeddings": Row("model.shared_embeddings=true", {"embeddings": -V * E}),
+    "6-layer-encoder": Row("size.encoder_layers=6", {"encoder": 4 * ENCODER_LAYER}),
+    "neighbors-n-only": Row("retrieval.value=neighbor", r=M),
+    "continuations-f-only": Row("retrieval.value=continuation", r=M),
+    "no-retrieval": Row(
+        "retrieval.k=0",
+        {
+            "chunked_cross_attention": -3 * CCA,
+            "encoder": -(2 * ENCODER_LAYER + ENCODER_CA + E),
+            "embeddings": -V * E,
+        },
+        k=0,
+    ),
+    "1-training-neighbor": Row("retrieval.k=1", k=1),
+    "4-training-neighbors": Row("retrieval.k=4", k=4),
+    "ca-first-layer": cca_row("cca=first", [1]),
+    "ca-mid-layer": cca_row("cca=middle", [6]),
+    "ca-top-layer": cca_row("cca=top", [12]),
+    "ca-all-layers": cca_row("cca=all", list(range(1, 13))),
+    "ca-every-3-from-1": cca_row("cca=every_3_from_1", [1, 4, 7, 10]),
+    "ca-every-3-from-6": cca_row("cca=every_3_from_6", [6, 9, 12]),
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, tiny_bert):
+    """Overrides of a small model on a corpus of its own."""
+    folder = tmp_path_factory.mktemp("table13")
+    rows = [{"text": f"{number} " + "the frozen encoder finds neighbors of chunks " * 8} for number in range(20)]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    given = {
+        "corpus.path": folder / "corpus.jsonl",
+        "embedder.model": tiny_bert,
+        "paths.artifacts": folder / "artifacts",
+    }
+    return [*SMALL, *(f"{key}={value}" for key, value in given.items())]
+
+
+@pytest.fixture(scope="module")
+def default_counts(small):
+    """Parameters of the row "RETRO", by part."""
+    config = compose(small)
+    return build_model(config, config.retrieval.k, build_corpus(config)).parameter_counts()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_table13_row_is_one_override_that_trains(name, small, default_counts):
+    row = ROWS[name]
+    config = compose([*small, *([row.override] if row.override else [])])
+    assert plain(config)["size"]["cca_layers"] == row.cca_layers
+    k = config.retrieval.k
+    assert k == row.k
+
+    corpus = build_corpus(config)
+    database = build_database(config, corpus) if k else None
+    torch.manual_seed(0)
+    model = build_model(config, k, corpus)
+    counts = model.parameter_counts()
+    changes = {part: counts[part] - default_counts[part] for part in counts if part not in ("total", "non_embedding")}
+    assert {part: change for part, change in changes.items() if change} == {p: c for p, c in row.changes.items() if c}
+
+    batches = TrainingBatches(sequences(config, "train", corpus, database), config.data.batch_size, k, seed=0)
+    if k:
+        batch = next(iter(batches))
+        assert batch["neighbors"].shape == (4, 4, k, row.r)
+        assert (batch["neighbor_lengths"] > 0).any()
+
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    module = RetroModule(model, k, [], instantiate(config.optimizer), WarmupCosine(10, 0, 1, 1), seed=0)
+    trainer = pl.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(module, DataLoader(batches, batch_size=None))
+    assert trainer.callback_metrics["train/loss"].isfinite()
+    still = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
+    assert still == []
+
+
+@pytest.mark.parametrize(("override", "layers"), [("first", [1]), ("middle", [2]), ("top", [4]), ("all", [1, 2, 3, 4]),
+                                                  ("every_3_from_1", [1, 4]), ("of_size", [2, 3, 4])])  # fmt: skip
+def test_table13_positions_of_cca_fit_any_depth(override, layers):
+    assert plain(compose(["size=tiny", f"cca={override}"]))["size"]["cca_layers"] == layers
+
+
+def test_table13_middle_of_one_layer_is_that_layer():
+    assert plain(compose(["size.layers=1", "cca=middle"]))["size"]["cca_layers"] == [1]
+
+
+def test_table13_a_decoder_without_the_first_layer_named_is_refused():
+    """No layer at all would be the baseline, without a word."""
+    with pytest.raises(ConfigurationError, match=r"from layer 6 on needs as many layers; size\.layers=4\."):
+        compose(["size=tiny", "cca=every_3_from_6"])
+
+
+def test_table13_layers_by_number_win_over_layers_by_name():
+    assert plain(compose(["cca=top", "size.cca_layers=[1,3]"]))["size"]["cca_layers"] == [1, 3]
