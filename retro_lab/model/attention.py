@@ -1,5 +1,7 @@
 """The projections around `relative_attention`: self-attention of decoder and encoder, and cross-attention.
 
+With rotary positions, an option, `rotary_attention` takes its place, and there are no parameters R, u and v.
+
 Shapes: G groups (sequences, neighbors or chunks), N tokens of a sequence, P query blocks and Q tokens in each, S key
 blocks and J tokens in each, T distances, D width of the stream that asks, C width of the stream that answers, H heads,
 A head size.
@@ -7,8 +9,10 @@ A head size.
 
 from torch import Tensor, nn
 
+from retro_lab.model.distances import TRANSFORMER_XL, Distances
 from retro_lab.model.positions import RelativePositions
 from retro_lab.model.relative_attention import relative_attention
+from retro_lab.model.rotary import Rotations, rotary_attention
 
 
 def split_heads(projected: Tensor, heads: int, parts: int = 1) -> tuple[Tensor, ...]:
@@ -25,10 +29,43 @@ def merge_heads(attended: Tensor) -> Tensor:
     return attended.movedim(0, -2).flatten(-2)
 
 
+def attend(
+    positions: RelativePositions | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    distances: Distances | None,
+    *,
+    present: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """Attend with the positions that `distances` are encoded for, or with none.
+
+    Args:
+        positions: the parameters that sinusoids need; None for rotations, or without positions.
+        query: [H, G, P, Q, A].
+        key: [H, G, S, J, A].
+        value: [H, G, S, J, A].
+        distances: of the queries and the keys; None for attention that knows no positions.
+        present: bool [G, S, J], False where a key is padding; None where there is no padding.
+        causal: whether query i sees the keys j <= i alone.
+
+    Returns:
+        [H, G, P, Q, A].
+    """
+    if isinstance(distances, Rotations):
+        return rotary_attention(query, key, value, distances, present=present, causal=causal)
+    if positions is None or distances is None:
+        return relative_attention(query, None, key, value, None, present=present, causal=causal)
+    content_query, position_query = positions.add_biases(query)
+    position = positions.project(distances)
+    return relative_attention(content_query, position_query, key, value, position, present=present, causal=causal)
+
+
 class SelfAttention(nn.Module):
     """Self-attention: ATTN of the decoder where causal, ATTN_enc of the encoder where not."""
 
-    def __init__(self, width: int, heads: int, head_size: int, *, causal: bool) -> None:
+    def __init__(self, width: int, heads: int, head_size: int, *, causal: bool, positions: str) -> None:
         """Create the projections.
 
         Args:
@@ -36,19 +73,20 @@ class SelfAttention(nn.Module):
             heads: H.
             head_size: A.
             causal: whether a token sees the past and itself alone.
+            positions: one of `POSITIONS`.
         """
         super().__init__()
         self.heads, self.causal = heads, causal
         self.query_key_value = nn.Linear(width, 3 * heads * head_size, bias=False)
         self.output = nn.Linear(heads * head_size, width, bias=False)
-        self.positions = RelativePositions(width, heads, head_size)
+        self.positions = RelativePositions(width, heads, head_size) if positions == TRANSFORMER_XL else None
 
-    def forward(self, hidden: Tensor, encodings: Tensor, present: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, distances: Distances, present: Tensor | None = None) -> Tensor:
         """Attend within each sequence.
 
         Args:
             hidden: [G, N, D].
-            encodings: sinusoids [T, D] of the distances i - j, with a filler.
+            distances: i - j, encoded.
             present: bool [G, N], False where a token is padding; None without padding.
 
         Returns:
@@ -56,12 +94,8 @@ class SelfAttention(nn.Module):
         """
         projected = self.query_key_value(hidden).unsqueeze(1)  # one block of queries and one of keys, [G, 1, N, 3HA]
         query, key, value = split_heads(projected, self.heads, parts=3)
-        content_query, position_query = self.positions.add_biases(query)
-        position = self.positions.project(encodings)
         present = None if present is None else present.unsqueeze(1)
-        attended = relative_attention(
-            content_query, position_query, key, value, position, present=present, causal=self.causal
-        )
+        attended = attend(self.positions, query, key, value, distances, present=present, causal=self.causal)
         return self.output(merge_heads(attended).squeeze(1))
 
 
@@ -69,7 +103,7 @@ class CrossAttention(nn.Module):
     """Attention from the tokens of one stream to those of another, neighbors on one of the two sides."""
 
     def __init__(
-        self, width: int, context_width: int, heads: int, head_size: int, *, use_positions: bool = True
+        self, width: int, context_width: int, heads: int, head_size: int, *, positions: str, use_positions: bool = True
     ) -> None:
         """Create the projections.
 
@@ -78,22 +112,24 @@ class CrossAttention(nn.Module):
             context_width: C, of the stream that answers.
             heads: H.
             head_size: A.
+            positions: one of `POSITIONS`.
             use_positions: whether the logits know relative positions.
         """
         super().__init__()
-        self.heads = heads
+        self.heads, self.use_positions = heads, use_positions
         self.query = nn.Linear(width, heads * head_size, bias=False)
         self.key_value = nn.Linear(context_width, 2 * heads * head_size, bias=False)
         self.output = nn.Linear(heads * head_size, width, bias=False)
-        self.positions = RelativePositions(width, heads, head_size) if use_positions else None
+        learned = use_positions and positions == TRANSFORMER_XL
+        self.positions = RelativePositions(width, heads, head_size) if learned else None
 
-    def forward(self, hidden: Tensor, context: Tensor, encodings: Tensor, present: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, context: Tensor, distances: Distances, present: Tensor | None = None) -> Tensor:
         """Attend from each group of `hidden` to the same group of `context`.
 
         Args:
             hidden: [G, P, Q, D].
             context: [G, S, J, C].
-            encodings: sinusoids [Q + J, D] of the distance between a token of `hidden` and one of `context`.
+            distances: from a token of `hidden` to one of `context`, encoded.
             present: bool [G, S, J], False where a token of `context` is padding; None without padding.
 
         Returns:
@@ -101,10 +137,5 @@ class CrossAttention(nn.Module):
         """
         (query,) = split_heads(self.query(hidden), self.heads)
         key, value = split_heads(self.key_value(context), self.heads, parts=2)
-        if self.positions is None:
-            attended = relative_attention(query, None, key, value, None, present=present)
-        else:
-            content_query, position_query = self.positions.add_biases(query)
-            position = self.positions.project(encodings)
-            attended = relative_attention(content_query, position_query, key, value, position, present=present)
+        attended = attend(self.positions, query, key, value, distances if self.use_positions else None, present=present)
         return self.output(merge_heads(attended))

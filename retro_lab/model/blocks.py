@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retro_lab.model.distances import Distances
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
 
@@ -30,7 +32,7 @@ class Residual(nn.Module):
         self.block = block
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden: Tensor, *arguments: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, *arguments: Distances | None) -> Tensor:
         """Map [..., D] to [..., D]; `arguments` go to the block."""
         return hidden + self.dropout(self.block(self.norm(hidden), *arguments))
 

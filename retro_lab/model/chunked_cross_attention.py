@@ -19,13 +19,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retro_lab.model.attention import CrossAttention
+from retro_lab.model.distances import Distances
 
 
 class ChunkedCrossAttention(nn.Module):
     """CCA without its residual: zeros where a token has no neighbors to attend to."""
 
     def __init__(
-        self, width: int, encoder_width: int, heads: int, head_size: int, chunk_length: int, *, use_positions: bool
+        self,
+        width: int,
+        encoder_width: int,
+        heads: int,
+        head_size: int,
+        chunk_length: int,
+        *,
+        positions: str,
+        use_positions: bool,
     ) -> None:
         """Create the projections.
 
@@ -35,19 +44,22 @@ class ChunkedCrossAttention(nn.Module):
             heads: heads of the decoder.
             head_size: their size.
             chunk_length: M.
+            positions: one of `POSITIONS`.
             use_positions: False for the ablation "No CA positional encodings" of Table 13.
         """
         super().__init__()
         self.chunk_length = chunk_length
-        self.attention = CrossAttention(width, encoder_width, heads, head_size, use_positions=use_positions)
+        self.attention = CrossAttention(
+            width, encoder_width, heads, head_size, positions=positions, use_positions=use_positions
+        )
 
-    def forward(self, hidden: Tensor, encoded: Tensor, encodings: Tensor, present: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, encoded: Tensor, distances: Distances, present: Tensor | None) -> Tensor:
         """Let each attending chunk attend to all tokens of all its neighbors jointly.
 
         Args:
             hidden: [B, N, D] with N >= M.
             encoded: [B, L, K, R, E], encoded neighbors of the L = floor(N / M) complete chunks.
-            encodings: sinusoids [M + R, D] of the distances i - i' + M - 1.
+            distances: i - i' + M - 1, encoded.
             present: bool [B, L, K, R], False where a neighbor's token is padding; None without padding.
 
         Returns:
@@ -59,7 +71,7 @@ class ChunkedCrossAttention(nn.Module):
         attending = F.pad(hidden[:, first:], (0, 0, 0, missing_tail))
         attending = attending.reshape(batch * chunks, 1, self.chunk_length, width)
         present = None if present is None else present.flatten(0, 1)
-        attended = self.attention(attending, encoded.flatten(0, 1), encodings, present)  # [BL, 1, M, D]
+        attended = self.attention(attending, encoded.flatten(0, 1), distances, present)  # [BL, 1, M, D]
         if present is not None:
             # A chunk without a single neighbor token has attended to padding: it gets nothing instead.
             attended = attended * present.flatten(1).any(dim=1)[:, None, None, None]

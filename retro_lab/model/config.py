@@ -51,6 +51,11 @@ class ModelConfig:
     """Let the encoder cross-attend to the decoder's activations H_u (Table 13: 'No query conditioning')."""
     cca_positions: bool = True
     """Relative positions in chunked cross-attention (Table 13: 'No CA positional encodings')."""
+    positions: str = "transformer_xl"
+    """Relative positions in every attention: `transformer_xl`, the paper's, or `rotary`, which has no parameters and
+    runs on fused kernels, and which RETROfit of a rotary model needs. The paper's counts need `transformer_xl`."""
+    rotary_base: float = 10_000.0
+    """Rotary positions only: the smallest frequency is almost 1 / base. 10,000 in Su et al. 2021."""
     shared_embeddings: bool = False
     """One embedding table for decoder and encoder (Table 13: 'Shared embeddings')."""
     tied_readout: bool = True

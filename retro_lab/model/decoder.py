@@ -30,11 +30,19 @@ class DecoderLayer(nn.Module):
         super().__init__()
         width, heads, head_size = size.width, size.heads, size.head_size
         residual = (width, model.norm_eps, model.dropout)
-        self.attention = Residual(SelfAttention(width, heads, head_size, causal=True), *residual)
+        self.attention = Residual(
+            SelfAttention(width, heads, head_size, causal=True, positions=model.positions), *residual
+        )
         self.cca: Residual | None = None
         if retrieval:
             cca = ChunkedCrossAttention(
-                width, size.encoder_width, heads, head_size, model.chunk_length, use_positions=model.cca_positions
+                width,
+                size.encoder_width,
+                heads,
+                head_size,
+                model.chunk_length,
+                positions=model.positions,
+                use_positions=model.cca_positions,
             )
             self.cca = Residual(cca, *residual)
         self.feed_forward = Residual(FeedForward(width, size.ffw_width, model.activation), *residual)

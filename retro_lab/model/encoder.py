@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from retro_lab.model.attention import CrossAttention, SelfAttention
 from retro_lab.model.blocks import FeedForward, Residual
 from retro_lab.model.config import ModelConfig, SizeConfig
-from retro_lab.model.positions import descending_distances, sinusoids
+from retro_lab.model.distances import DistanceEncoder
 
 
 class EncoderLayer(nn.Module):
@@ -33,16 +33,18 @@ class EncoderLayer(nn.Module):
 
         Args:
             size: widths and heads.
-            model: activation, norm and dropout.
+            model: positions, activation, norm and dropout.
             conditioned: whether this layer attends to H_u.
         """
         super().__init__()
         width, heads, head_size = size.encoder_width, size.encoder_heads, size.encoder_head_size
         residual = (width, model.norm_eps, model.dropout)
-        self.attention = Residual(SelfAttention(width, heads, head_size, causal=False), *residual)
-        self.cross_attention = (
-            Residual(CrossAttention(width, size.width, heads, head_size), *residual) if conditioned else None
-        )
+        positions = model.positions
+        self.attention = Residual(SelfAttention(width, heads, head_size, causal=False, positions=positions), *residual)
+        self.cross_attention: Residual | None = None
+        if conditioned:
+            cross_attention = CrossAttention(width, size.width, heads, head_size, positions=positions)
+            self.cross_attention = Residual(cross_attention, *residual)
         self.feed_forward = Residual(FeedForward(width, size.encoder_ffw_width, model.activation), *residual)
 
 
@@ -59,6 +61,7 @@ class NeighborEncoder(nn.Module):
         """
         super().__init__()
         self.width = size.encoder_width
+        self.distances = DistanceEncoder(model, self.width, size.encoder_head_size)
         self.embedding = None if model.shared_embeddings else nn.Embedding(vocabulary_size, self.width)
         conditioned = set(size.encoder_ca_layers) if model.query_conditioning else set()
         self.chunk_norm = nn.RMSNorm(size.width, eps=model.norm_eps) if conditioned else None
@@ -80,10 +83,9 @@ class NeighborEncoder(nn.Module):
         """
         neighbor_length, chunk_length = embedded.shape[3], chunk_states.shape[2]
         present = None if present is None else present.flatten(0, 2)
-        device, dtype = embedded.device, embedded.dtype
-        within = sinusoids(descending_distances(neighbor_length, neighbor_length, 0, device), self.width, dtype)
+        within = self.distances.between(neighbor_length, neighbor_length, 0, embedded)
         if self.chunk_norm is not None:
-            to_chunk = sinusoids(descending_distances(neighbor_length, chunk_length, 0, device), self.width, dtype)
+            to_chunk = self.distances.between(neighbor_length, chunk_length, 0, embedded)
             chunk_states = self.chunk_norm(chunk_states.flatten(0, 1)).unsqueeze(1)  # [BL, 1, M, D]
         hidden = embedded.flatten(0, 2)  # every neighbor by itself, [BLK, R, E]
         for layer in cast("Iterable[EncoderLayer]", self.layers):

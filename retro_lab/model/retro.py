@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.decoder import DecoderLayer
+from retro_lab.model.distances import DistanceEncoder
 from retro_lab.model.encoder import NeighborEncoder
 from retro_lab.model.loss import summed_cross_entropy, token_cross_entropy
-from retro_lab.model.positions import descending_distances, sinusoids
 from retro_lab.model.validation import check_model
 
 
@@ -48,6 +48,7 @@ class RetroModel(nn.Module):
         check_model(size, model, vocabulary_size)
         super().__init__()
         self.width, self.chunk_length = size.width, model.chunk_length
+        self.distances = DistanceEncoder(model, size.width, size.head_size)
         self.layer_counts = {"decoder": size.layers, "encoder": size.encoder_layers}
         self.init_std = model.init_std
         retrieval_layers = set(size.cca_layers)
@@ -103,11 +104,10 @@ class RetroModel(nn.Module):
         """
         neighbors, present = self._complete_chunks(tokens, neighbors, neighbor_lengths)
         hidden, encoded = self.embedding(tokens), None
-        # From N - 1 to 0, and the filler -1: all the distances there are to the past.
-        to_past = sinusoids(descending_distances(tokens.shape[1], 1, 0, tokens.device), self.width, hidden.dtype)
+        to_past = self.distances.to_past(tokens.shape[1], hidden)
         if neighbors is not None:
             m, r = self.chunk_length, neighbors.shape[3]
-            to_neighbor = sinusoids(descending_distances(m, r, m - 1, tokens.device), self.width, hidden.dtype)
+            to_neighbor = self.distances.between(m, r, m - 1, hidden)
         for layer in cast("Iterable[DecoderLayer]", self.layers):
             hidden = layer.attention(hidden, to_past)
             if layer.cca is not None and neighbors is not None:

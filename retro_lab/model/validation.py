@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from retro_lab.errors import ConfigurationError
 from retro_lab.model.blocks import ACTIVATIONS
 from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.model.distances import POSITIONS, ROTARY
 
 _DECODER_KEYS = ("width", "ffw_width", "heads", "head_size", "layers")
 _ENCODER_KEYS = ("encoder_width", "encoder_ffw_width", "encoder_heads", "encoder_head_size", "encoder_layers")
@@ -31,11 +32,16 @@ def check_model(size: SizeConfig, model: ModelConfig, vocabulary_size: int) -> N
                 f"model.shared_embeddings=true needs size.encoder_width ({size.encoder_width}) to equal "
                 f"size.width ({size.width})."
             )
+    if model.positions not in POSITIONS:
+        raise ConfigurationError(f"model.positions must be one of {', '.join(POSITIONS)}, not {model.positions!r}.")
+    if model.positions == ROTARY:
+        for key in ("head_size", *(("encoder_head_size",) if retrieval else ())):
+            _check_even(f"size.{key}", getattr(size, key))
     if model.activation not in ACTIVATIONS:
         raise ConfigurationError(f"model.activation must be one of {', '.join(ACTIVATIONS)}, not {model.activation!r}.")
     if not 0 <= model.dropout < 1:
         raise ConfigurationError(f"model.dropout must be at least 0 and below 1, not {model.dropout}.")
-    for key in ("norm_eps", "init_std"):
+    for key in ("norm_eps", "init_std", "rotary_base"):
         if not getattr(model, key) > 0:
             raise ConfigurationError(f"model.{key} must be positive, not {getattr(model, key)}.")
 

@@ -146,7 +146,8 @@ class NaiveRetro:
     ) -> Tensor:
         """Multi-head attention of one token to `others`, each with its distance, or None for no positions.
 
-        Head by head: softmax(((q + u) . k + (q + v) . R s(d)) / sqrt(A)) (Dai et al. 2019, section 3.3).
+        Head by head: softmax(((q + u) . k + (q + v) . R s(d)) / sqrt(A)) (Dai et al. 2019, section 3.3); with rotary
+        positions softmax(q . rotated(k, d) / sqrt(A)).
         """
         in_encoder = name.startswith("encoder.")
         heads = self.size.encoder_heads if in_encoder else self.size.heads
@@ -160,6 +161,8 @@ class NaiveRetro:
                 k = key[rows] @ other
                 if distance is None:
                     logit = q @ k
+                elif self.model.positions == "rotary":
+                    logit = rotary_logit(q, k, distance, self.model.rotary_base)
                 else:
                     relative = self.weights[f"{name}.positions.projection.weight"][rows] @ sinusoid(
                         distance, len(state)
@@ -178,3 +181,14 @@ def sinusoid(distance: int, width: int) -> Tensor:
     """The vector of sines and cosines of one distance."""
     angles = [distance / 10_000 ** (2 * pair / width) for pair in range(width // 2)]
     return torch.tensor([math.sin(a) for a in angles] + [math.cos(a) for a in angles], dtype=torch.float64)
+
+
+def rotary_logit(q: Tensor, k: Tensor, distance: int, base: float) -> Tensor:
+    """Sum over pairs (a, a + A/2), as complex numbers, of Re(q conj(k) exp(i w d))."""
+    half = len(q) // 2
+    total = torch.zeros((), dtype=q.dtype)
+    for pair in range(half):
+        angle = distance * base ** (-2 * pair / len(q))
+        product = torch.complex(q[pair], q[pair + half]) * torch.complex(k[pair], k[pair + half]).conj()
+        total = total + product.real * math.cos(angle) - product.imag * math.sin(angle)
+    return total

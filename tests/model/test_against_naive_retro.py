@@ -34,24 +34,28 @@ def cases(draw: st.DrawFn) -> Case:
     """Draw every shape and choice that the model has, all of them small."""
     shared = draw(st.booleans())
     width = draw(st.sampled_from([2, 4, 6]))
+    positions = draw(st.sampled_from(["transformer_xl", "rotary"]))
+    head_sizes = st.integers(1, 3) if positions == "transformer_xl" else st.sampled_from([2, 4])
     layers, encoder_layers = draw(st.integers(1, 3)), draw(st.integers(1, 2))
     size = small_size(
         width=width,
         ffw_width=draw(st.integers(1, 5)),
         heads=draw(st.integers(1, 2)),
-        head_size=draw(st.integers(1, 3)),
+        head_size=draw(head_sizes),
         layers=layers,
         cca_layers=draw(st.lists(st.integers(1, layers), unique=True, min_size=1)),
         encoder_width=width if shared else draw(st.sampled_from([2, 4])),
         encoder_ffw_width=draw(st.integers(1, 5)),
         encoder_heads=draw(st.integers(1, 2)),
-        encoder_head_size=draw(st.integers(1, 3)),
+        encoder_head_size=draw(head_sizes),
         encoder_layers=encoder_layers,
         encoder_ca_layers=draw(st.lists(st.integers(1, encoder_layers), unique=True)),
     )
     m = draw(st.integers(1, 4))
     model = small_choices(
         chunk_length=m,
+        positions=positions,
+        rotary_base=draw(st.sampled_from([10_000.0, 10.0])),
         shared_embeddings=shared,
         query_conditioning=draw(st.booleans()),
         cca_positions=draw(st.booleans()),

@@ -31,6 +31,8 @@ BAD_SIZES: list[tuple[dict[str, Any], str]] = [
 ]
 BAD_CHOICES: list[tuple[dict[str, Any], str]] = [
     ({"chunk_length": 0}, r"model\.chunk_length must be a positive whole number, not 0"),
+    ({"positions": "alibi"}, r"model\.positions must be one of transformer_xl, rotary, not 'alibi'"),
+    ({"rotary_base": 0.0}, r"model\.rotary_base must be positive, not 0\.0"),
     ({"activation": "swiglu"}, r"model\.activation must be one of gelu, relu, not 'swiglu'"),
     ({"dropout": 1.0}, r"model\.dropout must be at least 0 and below 1, not 1\.0"),
     ({"dropout": -0.1}, r"model\.dropout"),
@@ -53,6 +55,12 @@ def test_an_impossible_size_is_refused(changes: dict[str, Any], message: str) ->
 def test_an_impossible_choice_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         RetroModel(small_size(), small_choices(**changes), VOCABULARY)
+
+
+@pytest.mark.parametrize("key", ["head_size", "encoder_head_size"])
+def test_rotary_positions_need_pairs(key: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"size\.{key} must be even.* 5"):
+        RetroModel(small_size(**{key: 5}), small_choices(positions="rotary"), VOCABULARY)
 
 
 def test_an_empty_vocabulary_is_refused() -> None:
@@ -108,6 +116,8 @@ OTHER_CHOICES: dict[str, Any] = {
     "chunk_length": 5,
     "query_conditioning": False,
     "cca_positions": False,
+    "positions": "rotary",
+    "rotary_base": 10.0,
     "shared_embeddings": True,
     "tied_readout": False,
     "activation": "relu",
@@ -139,6 +149,7 @@ def test_every_setting_of_the_size_is_used(field: str) -> None:
 def test_every_setting_of_the_model_is_used(field: str) -> None:
     """Peers' bug 11 again."""
     size = small_size(encoder_width=8)
-    before = fingerprint(size, small_choices())
-    after = fingerprint(size, small_choices(**{field: OTHER_CHOICES[field]}))
+    others = {"positions": "rotary"} if field == "rotary_base" else {}
+    before = fingerprint(size, small_choices(**others))
+    after = fingerprint(size, small_choices(**others, **{field: OTHER_CHOICES[field]}))
     assert before[0] != after[0] or not torch.equal(before[1], after[1])

@@ -7,7 +7,7 @@ import torch
 from model_builders import random_tokens, small_model
 from naive_retro import sinusoid
 
-from retro_lab.model import retro as retro_module
+from retro_lab.model import distances as distances_module
 from retro_lab.model.positions import align_distances, descending_distances, sinusoids
 
 
@@ -49,10 +49,11 @@ def test_chunked_cross_attention_sees_the_distances_of_the_paper(monkeypatch: py
         recorded.append((queries, keys, offset))
         return original(queries, keys, offset, device)
 
-    monkeypatch.setattr(retro_module, "descending_distances", record)
+    monkeypatch.setattr(distances_module, "descending_distances", record)
     small_model()(random_tokens(1, 8), random_tokens(1, 2, 2, 8))
     m, r = 4, 8
-    assert recorded == [(8, 1, 0), (m, r, m - 1)]  # of the decoder's self-attention, and of all CCA layers
+    # Of the decoder's self-attention, of all CCA layers; of the encoder's self-attention and its cross-attention.
+    assert recorded == [(8, 1, 0), (m, r, m - 1), (r, r, 0), (r, m, 0)]
 
     by_pair = align_distances(descending_distances(64, 128, 63, torch.device("cpu")).repeat(64, 1), 128)
     assert (by_pair.min(), by_pair.max()) == (-64, 126)

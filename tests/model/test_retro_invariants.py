@@ -5,6 +5,7 @@ import torch
 from model_builders import VOCABULARY, random_tokens, small_choices, small_model, small_size
 from torch import Tensor
 
+from retro_lab.model.config import ModelConfig
 from retro_lab.model.retro import RetroModel
 
 M, K, R = 4, 2, 8
@@ -12,10 +13,16 @@ BATCH, LENGTH = 2, 15
 CHUNKS = LENGTH // M
 
 
+@pytest.fixture(params=["transformer_xl", "rotary"])
+def choices(request: pytest.FixtureRequest) -> ModelConfig:
+    """Both kinds of positions."""
+    return small_choices(positions=request.param)
+
+
 @pytest.fixture
-def retro() -> RetroModel:
+def retro(choices: ModelConfig) -> RetroModel:
     """Both CCA layers, both encoder layers conditioned."""
-    return small_model(small_size(encoder_ca_layers=[1, 2]))
+    return small_model(small_size(encoder_ca_layers=[1, 2]), choices)
 
 
 @pytest.fixture
@@ -111,18 +118,17 @@ def test_logits_of_a_prefix_are_the_prefix_of_the_logits(
 # RETRO[Off] is the baseline transformer.
 
 
-def test_off_is_the_baseline_with_the_same_weights_bit_for_bit(tokens: Tensor) -> None:
-    retro = small_model().float()
-    baseline = RetroModel(small_size(cca_layers=[]), small_choices(), VOCABULARY)
+def test_off_is_the_baseline_with_the_same_weights_bit_for_bit(choices: ModelConfig, tokens: Tensor) -> None:
+    retro = small_model(model=choices).float()
+    baseline = RetroModel(small_size(cca_layers=[]), choices, VOCABULARY)
     baseline.load_state_dict(
         {name: value for name, value in retro.state_dict().items() if name in baseline.state_dict()}
     )
     assert torch.equal(logits(retro, tokens), logits(baseline, tokens))
 
 
-def test_all_neighbors_missing_is_off_bit_for_bit(tokens: Tensor, neighbors: Tensor) -> None:
-    """Peers' bug 3 (Megatron): a missing neighbor, -1, became the last text of the database."""
-    retro = small_model().float()
+def test_all_neighbors_missing_is_off_bit_for_bit(choices: ModelConfig, tokens: Tensor, neighbors: Tensor) -> None:
+    retro = small_model(model=choices).float()
     nothing = torch.zeros(BATCH, CHUNKS, K, dtype=torch.long)
     assert torch.equal(logits(retro, tokens, torch.full_like(neighbors, -1), nothing), logits(retro, tokens))
 

@@ -20,8 +20,9 @@ def loss_and_gradients(model: RetroModel) -> tuple[Tensor, dict[str, Tensor]]:
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_autocast_to_bfloat16_is_close_to_float32() -> None:
-    model = small_model(model=small_choices(init_std=0.2)).float()
+@pytest.mark.parametrize("positions", ["transformer_xl", "rotary"])
+def test_autocast_to_bfloat16_is_close_to_float32(positions: str) -> None:
+    model = small_model(model=small_choices(init_std=0.2, positions=positions)).float()
     exact, exact_gradients = loss_and_gradients(model)
     with torch.autocast("cpu", torch.bfloat16):
         rough, rough_gradients = loss_and_gradients(model)
@@ -32,8 +33,9 @@ def test_autocast_to_bfloat16_is_close_to_float32() -> None:
         assert (rough_gradients[name] - gradient).norm() < 0.1 * gradient.norm() + 0.05, name
 
 
-def test_float64_agrees_with_float32() -> None:
-    model = small_model()
+@pytest.mark.parametrize("positions", ["transformer_xl", "rotary"])
+def test_float64_agrees_with_float32(positions: str) -> None:
+    model = small_model(model=small_choices(positions=positions))
     exact, _ = loss_and_gradients(model)
     assert exact.dtype == torch.float64
     single, _ = loss_and_gradients(model.float())
@@ -64,7 +66,8 @@ def test_dropout_acts_in_training_only() -> None:
         assert torch.equal(model(*inputs), model(*inputs))
 
 
-def test_learns_to_copy_from_its_neighbors() -> None:
+@pytest.mark.parametrize("positions", ["transformer_xl", "rotary"])
+def test_learns_to_copy_from_its_neighbors(positions: str) -> None:
     """Random text has no other source of information: only a model that reads RET(C_u) can predict C_{u+1}.
 
     The neighbor of each chunk is the chunk that follows it, at fixed places of [N, F], as a leak would put it.
@@ -72,7 +75,7 @@ def test_learns_to_copy_from_its_neighbors() -> None:
     torch.manual_seed(0)
     size = small_size(width=32, ffw_width=64, heads=4, head_size=8, layers=2, cca_layers=[1, 2], encoder_width=32,
                       encoder_ffw_width=64, encoder_heads=4, encoder_head_size=8)  # fmt: skip
-    model = RetroModel(size, small_choices(init_std=0.1), VOCABULARY)
+    model = RetroModel(size, small_choices(init_std=0.1, positions=positions), VOCABULARY)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step in range(100):
         text = random_tokens(16, 13, seed=step)

@@ -1,0 +1,40 @@
+"""What an attention is told about the distances between its queries and keys: sinusoids, or rotations.
+
+It is the same for all layers, so the model makes it once for each kind of attention. Which distance each attention
+sees is written in `positions.py`.
+"""
+
+import torch
+from torch import Tensor
+
+from retro_lab.model.config import ModelConfig
+from retro_lab.model.positions import descending_distances, sinusoids
+from retro_lab.model.rotary import Rotations, rotations
+
+TRANSFORMER_XL, ROTARY = "transformer_xl", "rotary"
+POSITIONS = (TRANSFORMER_XL, ROTARY)
+
+Distances = Tensor | Rotations
+"""Sinusoids [T, D] of all distances, in the order of `descending_distances`; or rotations of queries and keys."""
+
+
+class DistanceEncoder:
+    """Encodes distances for the attentions of one stream, decoder or encoder."""
+
+    def __init__(self, model: ModelConfig, width: int, head_size: int) -> None:
+        """Encode as `model.positions` says: sinusoids as wide as the stream, or rotations of a head."""
+        self.rotary, self.rotary_base = model.positions == ROTARY, model.rotary_base
+        self.width, self.head_size = width, head_size
+
+    def to_past(self, length: int, like: Tensor) -> Distances:
+        """Distances i - j of a causal attention of `length` tokens, on the device and of the type of `like`."""
+        # For sinusoids the distances from N - 1 to 0, and the filler -1: all there are to the past.
+        return self.between(length, length if self.rotary else 1, 0, like)
+
+    def between(self, queries: int, keys: int, offset: int, like: Tensor) -> Distances:
+        """Distances `query - key + offset` of Q queries and J keys, on the device and of the type of `like`."""
+        device, dtype = like.device, like.dtype
+        if not self.rotary:
+            return sinusoids(descending_distances(queries, keys, offset, device), self.width, dtype)
+        asking, answering = torch.arange(queries, device=device) + offset, torch.arange(keys, device=device)
+        return Rotations(*(rotations(at, self.head_size, self.rotary_base, dtype) for at in (asking, answering)))

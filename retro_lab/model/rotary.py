@@ -1,0 +1,89 @@
+"""Rotary positions (Su et al. 2021), `model.positions=rotary`: an option beyond the paper.
+
+Pairs of entries of a query at position p are rotated by the angles p w, those of a key at position p' by p' w, for
+frequencies w from 1 to almost 1 / base. Their product then depends on the distance p - p' alone. Positions are chosen
+so that the distances are those of `positions.py`; in chunked cross-attention the query of attending token i stands at
+i + M - 1 and the key of neighbor token i' at i', whichever neighbor it is of.
+
+There are no parameters, and logits are plain products, so torch's fused attention kernels apply; a decoder that was
+trained with rotary positions can become a RETRO (RETROfit). Entry a is paired with entry a + A/2, as in GPT-NeoX and
+Llama.
+
+Shapes: H heads, G groups (sequences or chunks), P query blocks of Q tokens each, S key blocks of J tokens each,
+T positions, A head size.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Rotations(NamedTuple):
+    """How the queries and the keys of an attention are rotated."""
+
+    query: Tensor  # [2, Q, A/2], cosines and sines
+    key: Tensor  # [2, J, A/2]
+
+
+def rotations(positions: Tensor, head_size: int, base: float, dtype: torch.dtype) -> Tensor:
+    """Cosines and sines of the angles of each position.
+
+    Args:
+        positions: integers [T].
+        head_size: A, even.
+        base: frequency a of A/2 is base^(-2a / A), a from 0.
+        dtype: type of the hidden states.
+
+    Returns:
+        [2, T, A/2], float64 for float64 states, else float32: half precision holds integers only up to 256.
+    """
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    exponents = torch.arange(0, head_size, 2, device=positions.device, dtype=exact) / head_size
+    angles = positions.to(exact)[:, None] * base**-exponents
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(vectors: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate `vectors` [..., T, A] by `rotation` [2, T, A/2]."""
+    cosine, sine = rotation
+    first, second = vectors.chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1).to(vectors.dtype)
+
+
+def rotary_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rotation: Rotations,
+    *,
+    present: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """Attend to all tokens of all key blocks jointly; the arguments are those of `relative_attention`.
+
+    Args:
+        query: [H, G, P, Q, A].
+        key: [H, G, S, J, A].
+        value: [H, G, S, J, A].
+        rotation: of the Q queries and the J keys of a block.
+        present: bool [G, S, J], False where a key is padding; None where there is no padding.
+        causal: whether query i sees the keys j <= i alone (P = S = 1 and Q = J).
+
+    Returns:
+        [H, G, P, Q, A]. A query without any key gets an arbitrary finite vector, never NaN: the caller discards it.
+    """
+    mask = None
+    if present is not None:
+        keys = present.flatten(1)
+        keys = keys | ~keys.any(dim=1, keepdim=True)  # without any key, attend to padding: kernels differ on no key
+        mask = keys[None, :, None]  # [1, G, 1, SJ]
+    attended = F.scaled_dot_product_attention(
+        rotate(query, rotation.query).flatten(2, 3),
+        rotate(key, rotation.key).flatten(2, 3),
+        value.flatten(2, 3),
+        attn_mask=mask,
+        is_causal=causal,  # not as a mask, so that the fastest kernel applies
+    )
+    return attended.unflatten(2, query.shape[2:4])
