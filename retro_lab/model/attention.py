@@ -38,6 +38,7 @@ def attend(
     *,
     present: Tensor | None = None,
     causal: bool = False,
+    documents: Tensor | None = None,
 ) -> Tensor:
     """Attend with the positions that `distances` are encoded for, or with none.
 
@@ -49,17 +50,20 @@ def attend(
         distances: of the queries and the keys; None for attention that knows no positions.
         present: bool [G, S, J], False where a key is padding; None where there is no padding.
         causal: whether query i sees the keys j <= i alone.
+        documents: integers [G, Q], the document of each token, if causal attention is to stay within it.
 
     Returns:
         [H, G, P, Q, A].
     """
     if isinstance(distances, Rotations):
-        return rotary_attention(query, key, value, distances, present=present, causal=causal)
-    if positions is None or distances is None:
-        return relative_attention(query, None, key, value, None, present=present, causal=causal)
-    content_query, position_query = positions.add_biases(query)
-    position = positions.project(distances)
-    return relative_attention(content_query, position_query, key, value, position, present=present, causal=causal)
+        return rotary_attention(query, key, value, distances, present=present, causal=causal, documents=documents)
+    position_query, position = None, None
+    if positions is not None and distances is not None:
+        query, position_query = positions.add_biases(query)
+        position = positions.project(distances)
+    return relative_attention(
+        query, position_query, key, value, position, present=present, causal=causal, documents=documents
+    )
 
 
 class SelfAttention(nn.Module):
@@ -81,13 +85,20 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(heads * head_size, width, bias=False)
         self.positions = RelativePositions(width, heads, head_size) if positions == TRANSFORMER_XL else None
 
-    def forward(self, hidden: Tensor, distances: Distances, present: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        distances: Distances,
+        present: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
         """Attend within each sequence.
 
         Args:
             hidden: [G, N, D].
             distances: i - j, encoded.
             present: bool [G, N], False where a token is padding; None without padding.
+            documents: integers [G, N], the document of each token, if causal attention is to stay within it.
 
         Returns:
             [G, N, D].
@@ -95,7 +106,9 @@ class SelfAttention(nn.Module):
         projected = self.query_key_value(hidden).unsqueeze(1)  # one block of queries and one of keys, [G, 1, N, 3HA]
         query, key, value = split_heads(projected, self.heads, parts=3)
         present = None if present is None else present.unsqueeze(1)
-        attended = attend(self.positions, query, key, value, distances, present=present, causal=self.causal)
+        attended = attend(
+            self.positions, query, key, value, distances, present=present, causal=self.causal, documents=documents
+        )
         return self.output(merge_heads(attended).squeeze(1))
 
 

@@ -53,7 +53,14 @@ class ChunkedCrossAttention(nn.Module):
             width, encoder_width, heads, head_size, positions=positions, use_positions=use_positions
         )
 
-    def forward(self, hidden: Tensor, encoded: Tensor, distances: Distances, present: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        encoded: Tensor,
+        distances: Distances,
+        present: Tensor | None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
         """Let each attending chunk attend to all tokens of all its neighbors jointly.
 
         Args:
@@ -61,9 +68,11 @@ class ChunkedCrossAttention(nn.Module):
             encoded: [B, L, K, R, E], encoded neighbors of the L = floor(N / M) complete chunks.
             distances: i - i' + M - 1, encoded.
             present: bool [B, L, K, R], False where a neighbor's token is padding; None without padding.
+            documents: integers [B, N], the document of each token, if neighbors are to stay with theirs.
 
         Returns:
-            [B, N, D], zero for the first M - 1 tokens and for the tokens whose neighbors are all missing.
+            [B, N, D], zero for the first M - 1 tokens, for the tokens whose neighbors are all missing, and, if there
+            are `documents`, for those of another document than the whole of the chunk that retrieved.
         """
         batch, length, width = hidden.shape
         chunks, first = encoded.shape[1], self.chunk_length - 1
@@ -75,5 +84,10 @@ class ChunkedCrossAttention(nn.Module):
         if present is not None:
             # A chunk without a single neighbor token has attended to padding: it gets nothing instead.
             attended = attended * present.flatten(1).any(dim=1)[:, None, None, None]
-        attended = attended.reshape(batch, chunks * self.chunk_length, width)
-        return F.pad(attended[:, : length - first], (0, 0, first, 0))
+        attended = attended.reshape(batch, chunks * self.chunk_length, width)[:, : length - first]
+        if documents is not None:
+            # The documents of a sequence are contiguous: a chunk that starts in a token's document is all of it.
+            retrieving = documents[:, : chunks * self.chunk_length : self.chunk_length]  # of its first token, [B, L]
+            retrieving = retrieving.repeat_interleave(self.chunk_length, dim=1)[:, : length - first]
+            attended = attended * (retrieving == documents[:, first:])[..., None]
+        return F.pad(attended, (0, 0, first, 0))

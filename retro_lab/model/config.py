@@ -56,6 +56,9 @@ class ModelConfig:
     runs on fused kernels, and which RETROfit of a rotary model needs. The paper's counts need `transformer_xl`."""
     rotary_base: float = 10_000.0
     """Rotary positions only: the smallest frequency is almost 1 / base. 10,000 in Su et al. 2021."""
+    document_masks: bool = False
+    """Keep attention and neighbors within each of the documents that share a sequence. The paper describes no such
+    masks; without them a document is read in the light of those that happen to come before it."""
     shared_embeddings: bool = False
     """One embedding table for decoder and encoder (Table 13: 'Shared embeddings')."""
     tied_readout: bool = True

@@ -42,6 +42,7 @@ def relative_attention(
     *,
     present: Tensor | None = None,
     causal: bool = False,
+    documents: Tensor | None = None,
 ) -> Tensor:
     """Attend to all tokens of all key blocks jointly.
 
@@ -54,6 +55,7 @@ def relative_attention(
             causal; None for attention that knows no positions.
         present: bool [G, S, J], False where a key is padding; None where there is no padding.
         causal: whether query i sees the keys j <= i alone (P = S = 1 and Q = J).
+        documents: integers [G, Q], the document of each token, if causal attention is to stay within it.
 
     Returns:
         [H, G, P, Q, A]. A query without any key gets an arbitrary finite vector, never NaN: the caller discards it.
@@ -64,7 +66,9 @@ def relative_attention(
         # gradient. Beside any real key the weight of padding is exactly 0.
         absent = torch.finfo(key.dtype).min / 2
         padding = key.new_zeros(present.shape).masked_fill_(~present, absent)[:, None, None]  # [G, 1, 1, S, J]
-    attended: Tensor = _RelativeAttention.apply(content_query, position_query, key, value, position, padding, causal)
+    attended: Tensor = _RelativeAttention.apply(
+        content_query, position_query, key, value, position, padding, causal, documents
+    )
     return attended
 
 
@@ -89,20 +93,22 @@ class _RelativeAttention(torch.autograd.Function):
         position: Tensor | None,
         padding: Tensor | None,
         causal: bool,
+        documents: Tensor | None,
     ) -> Tensor:
         attended = torch.empty_like(content_query)
         for tile in _tiles(content_query, key, causal):
-            weights = _weights(tile, content_query, position_query, key, position, padding, causal).to(value.dtype)
+            weights = _weights(tile, content_query, position_query, key, position, padding, causal, documents)
+            weights = weights.to(value.dtype)
             result = attended[tile.rows]
             result.copy_((weights @ _matrices(value[tile.columns])).view(result.shape))
-        ctx.save_for_backward(content_query, position_query, key, value, position, padding, attended)
+        ctx.save_for_backward(content_query, position_query, key, value, position, padding, attended, documents)
         ctx.causal = causal
         return attended
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-        content_query, position_query, key, value, position, padding, attended = ctx.saved_tensors
+        content_query, position_query, key, value, position, padding, attended, documents = ctx.saved_tensors
         dtype, exact = value.dtype, _at_least_float32(value)
         content_query_gradient = torch.empty_like(content_query)
         position_query_gradient = None if position is None else torch.empty_like(position_query)
@@ -114,7 +120,7 @@ class _RelativeAttention(torch.autograd.Function):
         expected = (scaled * attended).sum(dim=-1, keepdim=True, dtype=exact)
         for tile in _tiles(content_query, key, ctx.causal):
             by_query, by_key = content_query[tile.rows].shape, key[tile.columns].shape
-            weights = _weights(tile, content_query, position_query, key, position, padding, ctx.causal)
+            weights = _weights(tile, content_query, position_query, key, position, padding, ctx.causal, documents)
             outer_rows = _matrices(outer[tile.rows])
             value_gradient[tile.columns] += (weights.to(dtype).transpose(1, 2) @ outer_rows).view(by_key)
             gradient = (_matrices(scaled[tile.rows]) @ _matrices(value[tile.columns]).transpose(1, 2)).to(exact)
@@ -137,6 +143,7 @@ class _RelativeAttention(torch.autograd.Function):
             key_gradient.to(dtype),
             value_gradient.to(dtype),
             None if position_gradient is None else position_gradient.to(dtype),
+            None,
             None,
             None,
         )
@@ -174,6 +181,7 @@ def _weights(
     position: Tensor | None,
     padding: Tensor | None,
     causal: bool,
+    documents: Tensor | None,
 ) -> Tensor:
     """Attention weights of one tile, [HG, PQ, SJ], at least float32."""
     content_query, key = content_query[tile.rows], key[tile.columns]
@@ -181,6 +189,9 @@ def _weights(
     shape = (heads, groups, askers, queries, answerers, keys)
     if causal:  # the last query is as late as the last key; a query sees itself, so that no row is without keys
         mask = key.new_full((queries, keys), -math.inf).triu_(keys - queries + 1).unsqueeze(1)  # [Q, 1, J]
+        if documents is not None:
+            other = documents[:, tile.rows[-1], None] != documents[:, None, tile.columns[-1]]  # [G, Q, J]
+            mask = mask.masked_fill(other[:, None, :, None], -math.inf)
     else:
         mask = key.new_zeros(()) if padding is None else padding
     logits = key.new_empty(shape)

@@ -50,7 +50,7 @@ class RetroModel(nn.Module):
         self.width, self.chunk_length = size.width, model.chunk_length
         self.distances = DistanceEncoder(model, size.width, size.head_size)
         self.layer_counts = {"decoder": size.layers, "encoder": size.encoder_layers}
-        self.init_std = model.init_std
+        self.init_std, self.document_masks = model.init_std, model.document_masks
         retrieval_layers = set(size.cca_layers)
         device = torch.empty(0).device  # the default, or that of an enclosing `with torch.device(...)`
         with torch.device("meta"):  # so that weights are drawn once, below, and not by each module before
@@ -84,7 +84,11 @@ class RetroModel(nn.Module):
                 nn.init.normal_(parameter, std=self.init_std)
 
     def forward(
-        self, tokens: Tensor, neighbors: Tensor | None = None, neighbor_lengths: Tensor | None = None
+        self,
+        tokens: Tensor,
+        neighbors: Tensor | None = None,
+        neighbor_lengths: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """Compute the final hidden states.
 
@@ -95,13 +99,17 @@ class RetroModel(nn.Module):
                 retrieval off.
             neighbor_lengths: integers [B, L', K], real tokens of each neighbor, 0 if the neighbor is missing. What
                 follows them is padding, which nothing attends to. None if all neighbors are full.
+            documents: integers [B, N], the document of each token, each document contiguous: for a model with
+                `document_masks`, and only for such a model.
 
         Returns:
             [B, N, D], normalized.
 
         Raises:
-            ValueError: neighbors for a baseline, or shapes that do not belong together.
+            ValueError: neighbors for a baseline, documents that are missing or not asked for, or shapes that do not
+                belong together.
         """
+        self._check_documents(tokens, documents)
         neighbors, present = self._complete_chunks(tokens, neighbors, neighbor_lengths)
         hidden, encoded = self.embedding(tokens), None
         to_past = self.distances.to_past(tokens.shape[1], hidden)
@@ -109,13 +117,22 @@ class RetroModel(nn.Module):
             m, r = self.chunk_length, neighbors.shape[3]
             to_neighbor = self.distances.between(m, r, m - 1, hidden)
         for layer in cast("Iterable[DecoderLayer]", self.layers):
-            hidden = layer.attention(hidden, to_past)
+            hidden = layer.attention(hidden, to_past, None, documents)
             if layer.cca is not None and neighbors is not None:
                 if encoded is None:  # this is layer min(P)
                     encoded = self._encode(neighbors, hidden, present)
-                hidden = layer.cca(hidden, encoded, to_neighbor, present)
+                hidden = layer.cca(hidden, encoded, to_neighbor, present, documents)
             hidden = layer.feed_forward(hidden)
         return cast("Tensor", self.norm(hidden))
+
+    def _check_documents(self, tokens: Tensor, documents: Tensor | None) -> None:
+        if self.document_masks != (documents is not None):
+            raise ValueError(
+                f"A model with model.document_masks={str(self.document_masks).lower()} takes "
+                f"{'the document of each token' if self.document_masks else 'no documents'}."
+            )
+        if documents is not None and documents.shape != tokens.shape:
+            raise ValueError(f"documents must be {list(tokens.shape)}, as the tokens are, not {list(documents.shape)}.")
 
     def _complete_chunks(
         self, tokens: Tensor, neighbors: Tensor | None, neighbor_lengths: Tensor | None
@@ -177,6 +194,7 @@ class RetroModel(nn.Module):
         targets: Tensor,
         neighbors: Tensor | None = None,
         neighbor_lengths: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """Cross-entropy of each target token.
 
@@ -185,11 +203,12 @@ class RetroModel(nn.Module):
             targets: int64 [B, N], the token that follows each token.
             neighbors: as in `forward`.
             neighbor_lengths: as in `forward`.
+            documents: as in `forward`.
 
         Returns:
             [B, N] nats, float32 (float64 for a float64 model).
         """
-        hidden = self(tokens, neighbors, neighbor_lengths)
+        hidden = self(tokens, neighbors, neighbor_lengths, documents)
         return token_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten()).view(targets.shape)
 
     def loss(
@@ -199,6 +218,7 @@ class RetroModel(nn.Module):
         mask: Tensor,
         neighbors: Tensor | None = None,
         neighbor_lengths: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """Sum of the cross-entropy over the targets that count; the caller normalizes.
 
@@ -208,11 +228,12 @@ class RetroModel(nn.Module):
             mask: bool [B, N], True where a target counts.
             neighbors: as in `forward`.
             neighbor_lengths: as in `forward`.
+            documents: as in `forward`.
 
         Returns:
             Scalar, nats, float32 (float64 for a float64 model).
         """
-        hidden = self(tokens, neighbors, neighbor_lengths)
+        hidden = self(tokens, neighbors, neighbor_lengths, documents)
         return summed_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten(), mask.flatten().bool())
 
     def retrieval_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

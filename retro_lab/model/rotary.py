@@ -60,6 +60,7 @@ def rotary_attention(
     *,
     present: Tensor | None = None,
     causal: bool = False,
+    documents: Tensor | None = None,
 ) -> Tensor:
     """Attend to all tokens of all key blocks jointly; the arguments are those of `relative_attention`.
 
@@ -70,6 +71,7 @@ def rotary_attention(
         rotation: of the Q queries and the J keys of a block.
         present: bool [G, S, J], False where a key is padding; None where there is no padding.
         causal: whether query i sees the keys j <= i alone (P = S = 1 and Q = J).
+        documents: integers [G, Q], the document of each token, if causal attention is to stay within it.
 
     Returns:
         [H, G, P, Q, A]. A query without any key gets an arbitrary finite vector, never NaN: the caller discards it.
@@ -79,11 +81,13 @@ def rotary_attention(
         keys = present.flatten(1)
         keys = keys | ~keys.any(dim=1, keepdim=True)  # without any key, attend to padding: kernels differ on no key
         mask = keys[None, :, None]  # [1, G, 1, SJ]
+    if documents is not None:
+        mask = (documents[:, :, None] == documents[:, None]).tril()[None]  # [1, G, Q, Q]
     attended = F.scaled_dot_product_attention(
         rotate(query, rotation.query).flatten(2, 3),
         rotate(key, rotation.key).flatten(2, 3),
         value.flatten(2, 3),
         attn_mask=mask,
-        is_causal=causal,  # not as a mask, so that the fastest kernel applies
+        is_causal=causal and mask is None,  # causal without a mask, so that the fastest kernel applies
     )
     return attended.unflatten(2, query.shape[2:4])

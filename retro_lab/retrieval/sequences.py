@@ -29,6 +29,8 @@ class Batch(TypedDict):
     """int64 [B, l, k, r]."""
     neighbor_lengths: Tensor
     """int64 [B, l, k]: real tokens of each neighbor; 0 = there is none."""
+    documents: Tensor
+    """int64 [B, n]: the document of each token; empty unless it is asked for."""
 
 
 class Retrieved:
@@ -65,8 +67,10 @@ class Retrieved:
 class Sequences:
     """Reads batches of sequences from a token store; `retrieved` is None for a model without retrieval."""
 
-    def __init__(self, store: TokenStore, retrieved: Retrieved | None, length: int) -> None:
-        """Read sequences of `length` tokens.
+    def __init__(
+        self, store: TokenStore, retrieved: Retrieved | None, length: int, *, with_documents: bool = False
+    ) -> None:
+        """Read sequences of `length` tokens; `with_documents` for a model that masks other documents.
 
         Raises:
             ConfigurationError: `length` is not a multiple of the chunk length.
@@ -78,6 +82,7 @@ class Sequences:
         self.store = store
         self.retrieved = retrieved
         self.length = length
+        self.with_documents = with_documents
         self.chunks_per_sequence = length // store.chunk_length
 
     def read(self, first_chunks: np.ndarray, k: int) -> Batch:
@@ -90,7 +95,11 @@ class Sequences:
             mask=torch.from_numpy(self._is_text(first_chunks)[:, 1:]),
             neighbors=torch.empty(0),
             neighbor_lengths=torch.empty(0),
+            documents=torch.empty(0),
         )
+        if self.with_documents:
+            documents = self.store.document_of(chunks).repeat(self.store.chunk_length, axis=1)
+            batch["documents"] = torch.from_numpy(documents)
         if self.retrieved is None or k == 0:
             return batch
         neighbors, lengths = self.retrieved.read(chunks, k)
@@ -114,3 +123,8 @@ def neighbors_of(batch: Batch, k: int) -> tuple[Tensor | None, Tensor | None]:
     if k == 0 or batch["neighbors"].numel() == 0:
         return None, None
     return batch["neighbors"][:, :, :k], batch["neighbor_lengths"][:, :, :k]
+
+
+def documents_of(batch: Batch) -> Tensor | None:
+    """Return the document of each token of a batch, as the model takes them; none where they were not asked for."""
+    return batch["documents"] if batch["documents"].numel() else None

@@ -70,7 +70,8 @@ def sequences(config: DictConfig, split: Any, corpus: Corpus, database: Database
     if database is not None:
         ids = database.neighbors[split].array("ids.npy")
         retrieved = Retrieved(corpus.stores["train"], ids, config.retrieval.value)
-    return Sequences(corpus.stores[split], retrieved, config.data.sequence_length)
+    with_documents = config.model.document_masks
+    return Sequences(corpus.stores[split], retrieved, config.data.sequence_length, with_documents=with_documents)
 
 
 def windows(config: DictConfig, corpus: Corpus, database: Database | None, k: int, max_tokens: float) -> Windows:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from retro_lab.evaluation.bits_per_byte import BitsPerByte
 from retro_lab.evaluation.windows import WindowBatch
 from retro_lab.model.retro import RetroModel
-from retro_lab.retrieval.sequences import Batch, neighbors_of
+from retro_lab.retrieval.sequences import Batch, documents_of, neighbors_of
 from retro_lab.training.schedule import WarmupCosine
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
@@ -63,7 +63,9 @@ class RetroModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of the text tokens of the global batch, in nats."""
         neighbors, lengths = neighbors_of(batch, self.k)
-        nats = self.model.loss(batch["tokens"], batch["targets"], batch["mask"], neighbors, lengths)
+        nats = self.model.loss(
+            batch["tokens"], batch["targets"], batch["mask"], neighbors, lengths, documents_of(batch)
+        )
         tokens = batch["mask"].sum()
         if self.trainer.world_size > 1:
             # Ranks hold different numbers of text tokens, and gradients are averaged over ranks: dividing by the mean
@@ -84,7 +86,11 @@ class RetroModule(pl.LightningModule):
         windows = batch["batch"]
         for neighbors, score in self.measured():
             nats = self.model.loss(
-                windows["tokens"], windows["targets"], windows["mask"], *neighbors_of(windows, neighbors)
+                windows["tokens"],
+                windows["targets"],
+                windows["mask"],
+                *neighbors_of(windows, neighbors),
+                documents_of(windows),
             )
             score.update(nats, windows["mask"].sum(), batch["bytes"], batch["documents"])
 

@@ -23,14 +23,21 @@ class NaiveRetro:
         """Remember the weights by name."""
         self.weights, self.size, self.model = weights, size, model
 
-    def hidden_states(self, tokens: Sequence[int], retrieved: Sequence[Sequence[Sequence[int]]] | None) -> Vectors:
+    def hidden_states(
+        self,
+        tokens: Sequence[int],
+        retrieved: Sequence[Sequence[Sequence[int]]] | None,
+        documents: Sequence[int] | None = None,
+    ) -> Vectors:
         """Algorithm 1 for one sequence.
 
         Args:
             tokens: x_1 ... x_n.
             retrieved: retrieved[u - 1] holds the neighbors of chunk u, each a list of its real tokens; empty
                 neighbors count as absent. None turns retrieval off.
+            documents: the document of each token, if documents know nothing of each other.
         """
+        self.documents = documents or [0] * len(tokens)
         size, m = self.size, self.model.chunk_length
         chunks = len(tokens) // m
         states = [self.weights["embedding.weight"][token] for token in tokens]
@@ -91,10 +98,17 @@ class NaiveRetro:
         return torch.where(x > 0, x, torch.zeros_like(x))
 
     def relative_attention(self, name: str, states: Vectors) -> Vectors:
-        """ATTN: token i attends to the tokens j <= i at distance i - j."""
+        """ATTN: token i attends to the tokens j <= i of its document at distance i - j."""
         query, key, value = self.weights[f"{name}.query_key_value.weight"].chunk(3)
         return [
-            self.attend(name, query, key, value, state, [(other, i - j) for j, other in enumerate(states[: i + 1])])
+            self.attend(
+                name,
+                query,
+                key,
+                value,
+                state,
+                [(states[j], i - j) for j in range(i + 1) if self.documents[j] == self.documents[i]],
+            )
             for i, state in enumerate(states)
         ]
 
@@ -126,6 +140,8 @@ class NaiveRetro:
                 token = u * m + i - 1
                 if token > len(states):
                     continue
+                if any(self.documents[j - 1] != self.documents[token - 1] for j in range((u - 1) * m + 1, u * m + 1)):
+                    continue  # some of chunk u is of another document
                 attended = [
                     (other, i - i_ + m - 1 if self.model.cca_positions else None)
                     for neighbor in neighbors

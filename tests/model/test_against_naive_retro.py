@@ -24,6 +24,7 @@ class Case:
     tokens: Tensor
     neighbors: Tensor | None
     lengths: Tensor | None
+    documents: Tensor | None = None
     seed: int = 0
     block: int = relative_attention.BLOCK
     tile_limit: int = 2**20
@@ -51,10 +52,11 @@ def cases(draw: st.DrawFn) -> Case:
         encoder_layers=encoder_layers,
         encoder_ca_layers=draw(st.lists(st.integers(1, encoder_layers), unique=True)),
     )
-    m = draw(st.integers(1, 4))
+    m, document_masks = draw(st.integers(1, 4)), draw(st.booleans())
     model = small_choices(
         chunk_length=m,
         positions=positions,
+        document_masks=document_masks,
         rotary_base=draw(st.sampled_from([10_000.0, 10.0])),
         shared_embeddings=shared,
         query_conditioning=draw(st.booleans()),
@@ -74,8 +76,12 @@ def cases(draw: st.DrawFn) -> Case:
                 draw(st.lists(st.integers(0, r), min_size=batch * chunks * k, max_size=batch * chunks * k))
             ).view(batch, chunks, k)
     tokens = random_tokens(batch, length, seed=seed)
+    documents = None
+    if document_masks:
+        starts = draw(st.lists(st.booleans(), min_size=batch * length, max_size=batch * length))
+        documents = torch.tensor(starts).view(batch, length).cumsum(dim=1)
     block, tile_limit = draw(st.integers(1, 6)), draw(st.sampled_from([1, 2**20]))
-    return Case(size, model, tokens, neighbors, lengths, seed, block, tile_limit)
+    return Case(size, model, tokens, neighbors, lengths, documents, seed, block, tile_limit)
 
 
 def naive_hidden_states(built: RetroModel, case: Case) -> Tensor:
@@ -90,7 +96,8 @@ def naive_hidden_states(built: RetroModel, case: Case) -> Tensor:
                 [tokens[:real] for tokens, real in zip(of_chunk, real_of_chunk, strict=True)]
                 for of_chunk, real_of_chunk in zip(case.neighbors[b].tolist(), lengths[b].tolist(), strict=True)
             ]
-        sequences.append(torch.stack(naive.hidden_states(sequence, retrieved)))
+        documents = None if case.documents is None else case.documents[b].tolist()
+        sequences.append(torch.stack(naive.hidden_states(sequence, retrieved, documents)))
     return torch.stack(sequences)
 
 
@@ -99,13 +106,13 @@ def assert_equal_to_naive(case: Case) -> None:
     built = small_model(case.size, case.model, case.seed)
     targets, mask = random_tokens(*case.tokens.shape, seed=7), random_tokens(*case.tokens.shape, seed=8) > 5
     slow_states = naive_hidden_states(built, case)
-    fast_states = built(case.tokens, case.neighbors, case.lengths)
+    fast_states = built(case.tokens, case.neighbors, case.lengths, case.documents)
     torch.testing.assert_close(fast_states, slow_states, rtol=1e-10, atol=1e-10)
 
     logits = slow_states @ (built.embedding.weight if built.readout is None else built.readout.weight).t()
     probabilities = torch.softmax(logits, dim=-1)
     slow_loss = -(probabilities.gather(-1, targets[..., None])[..., 0].log() * mask).sum()
-    fast_loss = built.loss(case.tokens, targets, mask, case.neighbors, case.lengths)
+    fast_loss = built.loss(case.tokens, targets, mask, case.neighbors, case.lengths, case.documents)
     torch.testing.assert_close(fast_loss, slow_loss, rtol=1e-10, atol=1e-10)
 
     names, parameters = zip(*built.named_parameters(), strict=True)

@@ -118,6 +118,7 @@ OTHER_CHOICES: dict[str, Any] = {
     "cca_positions": False,
     "positions": "rotary",
     "rotary_base": 10.0,
+    "document_masks": True,
     "shared_embeddings": True,
     "tied_readout": False,
     "activation": "relu",
@@ -133,7 +134,8 @@ def fingerprint(size: SizeConfig, choices: ModelConfig) -> tuple[list[tuple[str,
     model = RetroModel(size, choices, VOCABULARY)
     torch.manual_seed(0)
     model.reset_parameters()
-    hidden = model(random_tokens(1, 15), random_tokens(1, 3, 2, 8))
+    documents = torch.arange(15)[None] // 8 if choices.document_masks else None
+    hidden = model(random_tokens(1, 15), random_tokens(1, 3, 2, 8), None, documents)
     return [(name, p.shape) for name, p in model.named_parameters()], model.logits(hidden)
 
 

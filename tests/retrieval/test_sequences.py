@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.windows import RankWindows, Windows
-from retro_lab.retrieval.sequences import Retrieved, Sequences
+from retro_lab.retrieval.sequences import Retrieved, Sequences, documents_of
 from retro_lab.training.batches import TrainingBatches
 
 
@@ -46,6 +46,20 @@ def test_mask_covers_every_text_token_once_over_the_whole_corpus(sequences):
     text = int((store.document_length - 1).sum())
     after = sum(int(store.real_tokens(np.array([chunk]))[0]) for chunk in range(last, store.chunks))
     assert text - after - usable <= counted <= text
+
+
+def test_documents_are_read_only_where_they_are_asked_for(chunks, sequences):
+    first = np.arange(0, sequences.store.chunks, 4)
+    assert documents_of(sequences.read(first, 0)) is None
+    batch = Sequences(chunks.stores["train"], None, 4 * CHUNK_LENGTH, with_documents=True).read(first, 0)
+    documents = documents_of(batch)
+    assert documents.shape == batch["tokens"].shape
+    # One document ends and the next begins at its marker, and padding is of the document that it fills up.
+    marker = sequences.store.document_start[:-1] * CHUNK_LENGTH
+    expected = np.searchsorted(marker, np.arange(len(first) * 4 * CHUNK_LENGTH), side="right") - 1
+    inside = np.arange(expected.size) < sequences.store.chunks * CHUNK_LENGTH
+    np.testing.assert_array_equal(documents.flatten().numpy()[inside], expected[inside])
+    assert (documents.flatten().numpy()[~inside] == sequences.store.documents).all()
 
 
 def test_sequence_length_must_be_whole_chunks(chunks):
