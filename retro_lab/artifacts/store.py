@@ -12,6 +12,7 @@ processes that are given the same stage share its shards, and a killed one leave
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -151,17 +152,26 @@ class ArtifactStore:
     def _write_errors(self, stage: Stage) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        except (OSError, RuntimeError) as error:
+            if _is_full_disk(error):
                 raise ArtifactError(
                     f"The disk is full at {self._folder(stage)} while building {stage.name}; finished shards are kept: "
                     "make room, then run the same command again."
                 ) from error
-            if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
                 raise ArtifactError(
                     f"{error.filename or self.root} cannot be written; point paths.artifacts at a folder you may write."
                 ) from error
             raise
+
+
+def _is_full_disk(error: OSError | RuntimeError) -> bool:
+    """Tell a full disk, or an exhausted quota, from what the libraries that write files make of it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # FAISS raises a RuntimeError with the system's words; NumPy, for an array that fitted in part, one of its own.
+    text = str(error)
+    return os.strerror(errno.ENOSPC) in text or bool(re.fullmatch(r"\d+ requested and \d+ written", text))
 
 
 def _shard_folder(folder: Path, shard: int) -> Path:

@@ -1,94 +1,354 @@
-"""`task=plan`: what a model, a database and a training run would take, before anything is spent."""
+"""`task=plan`: what a model, a training run and a database would take, before anything is spent.
+
+Nothing is read, downloaded or built: the model is made on the meta device, everything else is arithmetic.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from retro_lab import console
+from retro_lab.errors import ConfigurationError
+from retro_lab.model.blocks import Residual
 from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.model.flops import TRAINING_TO_FORWARD, Flops, required_flops
+from retro_lab.model.memory import Precision, activation_bytes
 from retro_lab.model.retro import RetroModel
 from retro_lab.retrieval.index import choose_factory
+from retro_lab.retrieval.sequences import VALUES
 
 PAPER_VOCABULARY = 128_000
 """Vocabulary counted with where the tokenizer's is not known before it is made (Borgeaud et al. 2022, Sec. 2.1)."""
-TRAINING_FLOPS_PER_WEIGHT = 6
-"""Multiplications and additions of forward and backward pass for each weight and token that uses it."""
+GUESSED_DEVICES = 8
+"""GPUs of a node where `trainer.devices` is not a number."""
+ADAMW_MOMENTS = 2
+"""Numbers that AdamW keeps for each weight, in the weight's precision."""
+PRECISIONS = {
+    "32-true": Precision(4, 4),
+    "bf16-mixed": Precision(4, 2),
+    "16-mixed": Precision(4, 2),
+    "bf16-true": Precision(2, 2),
+    "16-true": Precision(2, 2),
+    "64-true": Precision(8, 8),
+}
+"""Lightning's `trainer.precision`."""
+SHORT_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}
+"""Lightning's short names of some of them."""
+SI_PREFIXES = ("", "k", "M", "G", "T", "P")
+LABELS = {
+    "self_attention": "self-attention",
+    "feed_forward": "feed-forward",
+    "chunked_cross_attention": "chunked cross-attention",
+    "encoder": "neighbor encoder",
+    "readout": "read-out",
+    "non_embedding": "without embeddings, as in Table 2",
+}
+"""What parts of a model are called where their names are not words."""
+BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def run(config: DictConfig) -> None:
-    """Print parameters by part, bytes of each artifact, and device hours of embedding and training."""
-    size, model = OmegaConf.to_object(config.size), OmegaConf.to_object(config.model)
-    assert isinstance(size, SizeConfig)
-    assert isinstance(model, ModelConfig)
-    vocabulary = int(config.tokenizer.get("vocabulary_size", PAPER_VOCABULARY))
-    with torch.device("meta"):
-        counts = RetroModel(size, model, vocabulary).parameter_counts()
-    _print("Parameters", {f"size={size.name}, vocabulary {vocabulary:,}": "", **_thousands(counts)})
-    tokens = float(config.database.tokens or config.schedule.tokens)
-    _print(f"Database of {tokens:,.0f} tokens", _database(config, tokens, vocabulary))
-    _print(f"Training on {config.schedule.tokens:,.0f} tokens", _training(config, counts))
+    """Print parameters, FLOPs, memory and GPU hours of training, and what the database takes if there is one.
 
-
-def _database(config: DictConfig, tokens: float, vocabulary: int) -> dict[str, str]:
-    m, width = config.model.chunk_length, config.task.embedding_width
-    chunks = -(-int(tokens) // m)
-    id_bytes = 2 if vocabulary <= 2**16 else 4
-    neighbor_bytes = 8 + 4
-    factory = choose_factory(config.index.factory, chunks, width, config.index.exact_below)
-    hours = chunks / config.task.embedding_chunks_per_second / 3600
-    return {
-        "chunks": f"{chunks:,}",
-        "tokens": _bytes(tokens * id_bytes),
-        f"embeddings (float16, {width} wide)": _bytes(chunks * width * 2),
-        "float32 keys and [N, F] values, as the paper stores them": _bytes(chunks * (4 * width + 4 * 2 * m)),
-        "index": factory,
-        f"neighbors (of as many chunks, {config.retrieval.stored} each)": _bytes(
-            chunks * config.retrieval.stored * neighbor_bytes
-        ),
-        "device hours to embed": f"{hours:,.1f} at {config.task.embedding_chunks_per_second:,.0f} chunks/s",
-    }
-
-
-def _training(config: DictConfig, counts: dict[str, int]) -> dict[str, str]:
-    """Count weights times tokens; each token brings k r / m neighbor tokens through the encoder.
-
-    Attention's own products are left out: a few percent at the paper's lengths.
+    Raises:
+        ConfigurationError: a value, or a combination of values, that cannot work.
     """
-    m, k = config.model.chunk_length, config.retrieval.k
-    values = 2 * m if config.retrieval.value == "neighbor_and_continuation" else m
-    per_token = TRAINING_FLOPS_PER_WEIGHT * (
-        counts["decoder"]
-        + counts["chunked_cross_attention"]
-        + counts["embeddings"]
-        + counts["encoder"] * k * values / m
-    )
-    flops = per_token * config.schedule.tokens
-    rate = config.task.peak_tflops * 1e12 * config.task.utilisation
-    steps = config.schedule.tokens / (config.data.sequence_length * config.data.batch_size)
-    return {
-        "steps": f"{steps:,.0f} of {config.data.batch_size} x {config.data.sequence_length} tokens",
-        "FLOPs per token": f"{per_token:.3g}",
-        "FLOPs": f"{flops:.3g}",
-        "device hours": f"{flops / rate / 3600:,.1f} at {config.task.utilisation:.0%} of "
-        f"{config.task.peak_tflops:,.0f} TFLOP/s",
-        "weights, gradients and AdamW moments (float32)": _bytes(counts["total"] * 16),
+    plan = Plan.of(config)
+    sections = [_parameters(plan), _flops(plan), _training(plan, config), _memory(plan, config)]
+    if plan.k:
+        sections.append(_database(plan, config))
+    console.output.print(Group(*sections))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The model and the shape of what it is trained on."""
+
+    size: SizeConfig
+    """Without layers in P if there is no retrieval, as in training."""
+    model: ModelConfig
+    vocabulary: int
+    vocabulary_source: str
+    """Where the vocabulary's size is known from."""
+    k: int
+    neighbor_length: int
+    sequence_length: int
+    tokens: float
+    """Of the training run."""
+    parts: Mapping[str, int]
+    """Parameters by part, `RetroModel.parameter_counts`."""
+    retrieval_parameters: int
+    """Those that RETROfit trains."""
+    largest_unit: int
+    """Parameters of the largest block or embedding table."""
+
+    @classmethod
+    def of(cls, config: DictConfig) -> "Plan":
+        """Check the configuration and build its model on the meta device.
+
+        Raises:
+            ConfigurationError: a value, or a combination of values, that cannot work.
+        """
+        size: Any = OmegaConf.to_object(config.size)
+        model: Any = OmegaConf.to_object(config.model)
+        assert isinstance(size, SizeConfig)
+        assert isinstance(model, ModelConfig)
+        k, n = config.retrieval.k, config.data.sequence_length
+        vocabulary, source = config.tokenizer.get("vocabulary_size"), "tokenizer.vocabulary_size"
+        if vocabulary is None:
+            vocabulary, source = PAPER_VOCABULARY, "the paper's; the tokenizer's is known once it is made"
+        _check(config)
+        if not k:
+            size = replace(size, cca_layers=[])
+        with torch.device("meta"):
+            network = RetroModel(size, model, vocabulary)
+        if n % model.chunk_length:
+            raise ConfigurationError(
+                f"data.sequence_length={n} is not a multiple of model.chunk_length={model.chunk_length}."
+            )
+        units = [unit for unit in network.modules() if isinstance(unit, Residual | torch.nn.Embedding)]
+        return cls(
+            size=size,
+            model=model,
+            vocabulary=vocabulary,
+            vocabulary_source=source,
+            k=k,
+            neighbor_length=model.chunk_length * (2 if config.retrieval.value == VALUES[0] else 1),
+            sequence_length=n,
+            tokens=config.schedule.tokens,
+            parts=network.parameter_counts(),
+            retrieval_parameters=sum(parameter.numel() for _, parameter in network.retrieval_parameters()),
+            largest_unit=max(sum(parameter.numel() for parameter in unit.parameters()) for unit in units),
+        )
+
+    def flops_per_token(self, k: int) -> Flops:
+        """Count the forward pass with `k` neighbors, for the mean token of a sequence."""
+        sequence = required_flops(
+            self.size,
+            self.model,
+            self.vocabulary,
+            sequence_length=self.sequence_length,
+            k=k,
+            neighbor_length=self.neighbor_length,
+        )
+        return sequence.times(1 / self.sequence_length)
+
+    @property
+    def models(self) -> dict[str, int]:
+        """Columns of what is compared: name and number of neighbors."""
+        return {f"RETRO k={self.k}": self.k, "baseline": 0} if self.k else {"baseline": 0}
+
+
+def _check(config: DictConfig) -> None:
+    positive = {
+        "schedule.tokens": config.schedule.tokens,
+        "data.sequence_length": config.data.sequence_length,
+        "data.batch_size": config.data.batch_size,
+        "task.peak_tflops": config.task.peak_tflops,
+        "task.embedding_chunks_per_second": config.task.embedding_chunks_per_second,
+        "task.embedding_width": config.task.embedding_width,
+        "retrieval.stored": config.retrieval.stored,
+        "database.tokens": 1 if config.database.tokens is None else config.database.tokens,
+        "database.fraction": config.database.fraction,
     }
+    for key, value in positive.items():
+        if not value > 0:
+            raise ConfigurationError(f"{key} must be positive, not {value}.")
+    if config.retrieval.k < 0:
+        raise ConfigurationError(f"retrieval.k must be 0 or more, not {config.retrieval.k}.")
+    if not 0 < config.task.utilisation <= 1:
+        raise ConfigurationError(
+            f"task.utilisation is a share of the peak, above 0 and up to 1, not {config.task.utilisation}."
+        )
+    if config.database.fraction > 1:
+        raise ConfigurationError(
+            f"database.fraction is a share of the training split, up to 1, not {config.database.fraction}."
+        )
+    if config.retrieval.value not in VALUES:
+        raise ConfigurationError(f"retrieval.value={config.retrieval.value} is not one of {', '.join(VALUES)}.")
 
 
-def _thousands(counts: dict[str, int]) -> dict[str, str]:
-    return {name.replace("_", " "): f"{count:,}" for name, count in counts.items()}
+def _parameters(plan: Plan) -> Group:
+    return _section(
+        f"Parameters of {plan.size.name}",
+        f"vocabulary {plan.vocabulary:,} ({plan.vocabulary_source})",
+        {LABELS.get(part, part): [f"{count:,}"] for part, count in plan.parts.items() if count},
+        ["parameters"],
+    )
 
 
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000:
-            return f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} PB"
+def _flops(plan: Plan) -> Group:
+    """Show each model's mean token of a sequence, forward and training, by part."""
+    counts = [plan.flops_per_token(k) for k in plan.models.values()]
+    by_part = [flops.parts() | {"total": flops.total} for flops in counts]
+    rows = {
+        LABELS.get(part, part): _forward_and_training([parts[part] for parts in by_part])
+        for part in by_part[0]
+        if any(parts[part] for parts in by_part)
+    }
+    if plan.k:
+        retro, baseline = (flops.total for flops in counts)
+        rows["overhead of retrieval"] = [f"+{retro / baseline - 1:.1%}"]
+    return _section(
+        "FLOPs per token",
+        f"matrix products of sequences of {plan.sequence_length:,} tokens, causal attention counted once; "
+        f"training = {TRAINING_TO_FORWARD} x forward",
+        rows,
+        [f"{name}\n{kind}" for name in plan.models for kind in ("forward", "training")],
+    )
 
 
-def _print(title: str, rows: dict[str, str]) -> None:
-    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console.output.print(table)
+def _forward_and_training(forward: Sequence[float]) -> list[str]:
+    return [_scaled(factor * flops, SI_PREFIXES) for flops in forward for factor in (1, TRAINING_TO_FORWARD)]
+
+
+def _training(plan: Plan, config: DictConfig) -> Group:
+    task, batch_size = config.task, config.data.batch_size
+    steps = plan.tokens / (plan.sequence_length * batch_size)
+    flops = [TRAINING_TO_FORWARD * plan.flops_per_token(k).total * plan.tokens for k in plan.models.values()]
+    rate = task.peak_tflops * 1e12 * task.utilisation
+    return _section(
+        f"Training on {plan.tokens:,.0f} tokens",
+        f"{steps:,.0f} steps of {batch_size} x {plan.sequence_length:,} tokens; GPU hours at {task.utilisation:.0%} of "
+        f"{task.peak_tflops:,.0f} TFLOP/s",
+        {
+            "FLOPs": [f"{count:.3g}" for count in flops],
+            "GPU hours": [f"{count / rate / 3600:,.1f}" for count in flops],
+        },
+        list(plan.models),
+    )
+
+
+def _memory(plan: Plan, config: DictConfig) -> Group:
+    """Show each GPU's share under DDP, which copies the state of training, and FSDP, which cuts it up."""
+    gpus, guess = _gpus(config.trainer)
+    sequences = _sequences(config, gpus, guessed=bool(guess))
+    name, precision = _precision(config.trainer.get("precision") or "32-true")
+    trained = plan.retrieval_parameters if config.init.name == "retrofit" else plan.parts["total"]
+    state = {
+        "weights": plan.parts["total"] * precision.stream,
+        "gradients": trained * precision.stream,
+        f"{ADAMW_MOMENTS} moments of AdamW": ADAMW_MOMENTS * trained * precision.stream,
+    }
+    # Under DDP the buckets in which gradients travel, and what autocast makes of weights; under FSDP the weights and
+    # gradients of one unit, gathered.
+    casts = plan.parts["non_embedding"] * precision.product if precision.casts else 0
+    buckets = trained * precision.stream if gpus > 1 else 0
+    rows = {part: (count, count / gpus) for part, count in state.items()}
+    rows["copies in use"] = casts + buckets, plan.largest_unit * (precision.stream + precision.product)
+    before = [sum(column) for column in zip(*rows.values(), strict=True)]
+    activations = {
+        kind: activation_bytes(
+            plan.size,
+            plan.model,
+            plan.vocabulary,
+            precision,
+            sequences=sequences,
+            sequence_length=plan.sequence_length,
+            k=plan.k,
+            neighbor_length=plan.neighbor_length,
+            checkpointing=bool(kind),
+        )
+        for kind in ("", ", checkpointed")
+    }
+    rows |= {f"activations{kind}": (count, count) for kind, count in activations.items()}
+    rows |= {f"total{kind}": (before[0] + count, before[1] + count) for kind, count in activations.items()}
+    return _section(
+        f"Memory per GPU, with {gpus} GPU{'s' * (gpus > 1)}{guess}",
+        f"precision {name}; {sequences} sequence{'s' * (sequences > 1)} on a GPU at a time, fewer with "
+        "trainer.accumulate_grad_batches; activations as estimated in retro_lab.model.memory",
+        {part: [_scaled(count, BYTES) for count in row] for part, row in rows.items()},
+        ["DDP", "FSDP"],
+    )
+
+
+def _gpus(trainer: DictConfig) -> tuple[int, str]:
+    """Return the number of GPUs of all nodes, and what to say where it is a guess.
+
+    Raises:
+        ConfigurationError: `trainer.num_nodes` or `trainer.devices` is a number that cannot be.
+    """
+    devices, nodes = trainer.get("devices", "auto"), trainer.get("num_nodes", 1)
+    if not isinstance(nodes, int) or nodes < 1:
+        raise ConfigurationError(f"trainer.num_nodes must be a positive whole number, not {nodes}.")
+    if isinstance(devices, ListConfig):
+        return len(devices) * nodes, ""
+    if devices == 0:
+        raise ConfigurationError(
+            "trainer.devices=0 leaves nothing to train on; give a number, or -1 for all there are."
+        )
+    if not str(devices).isdecimal():
+        return GUESSED_DEVICES * nodes, f" (trainer.devices={devices}, taken as {GUESSED_DEVICES})"
+    return int(devices) * nodes, ""
+
+
+def _sequences(config: DictConfig, gpus: int, *, guessed: bool) -> int:
+    """Return how many sequences a GPU has at a time.
+
+    Raises:
+        ConfigurationError: The batch cannot be divided over the GPUs, and their number is no guess.
+    """
+    accumulated = config.trainer.get("accumulate_grad_batches", 1)
+    if not isinstance(accumulated, int) or accumulated < 1:
+        raise ConfigurationError(f"trainer.accumulate_grad_batches must be a positive whole number, not {accumulated}.")
+    if config.data.batch_size % (gpus * accumulated) and not guessed:
+        raise ConfigurationError(
+            f"data.batch_size={config.data.batch_size} cannot be divided over {gpus} devices x {accumulated} "
+            f"accumulated batches; make it a multiple of {gpus * accumulated}."
+        )
+    return -(-int(config.data.batch_size) // (gpus * accumulated))
+
+
+def _precision(given: str | int) -> tuple[str, Precision]:
+    name = SHORT_PRECISIONS.get(str(given), str(given))
+    if name not in PRECISIONS:
+        raise ConfigurationError(f"trainer.precision={given} is not one of {', '.join(PRECISIONS)}.")
+    return name, PRECISIONS[name]
+
+
+def _database(plan: Plan, config: DictConfig) -> Group:
+    """Show the bytes of each artifact, of as much text as is trained on unless the database's size is given."""
+    m, width = plan.model.chunk_length, config.task.embedding_width
+    tokens = config.database.tokens or config.database.fraction * plan.tokens
+    chunks = -(-int(tokens) // m)
+    id_bytes = 2 if plan.vocabulary <= 2**16 else 4
+    neighbor_bytes = 8 + 4
+    hours = chunks / config.task.embedding_chunks_per_second / 3600
+    rows = {
+        "chunks": f"{chunks:,}",
+        "tokens": _scaled(tokens * id_bytes, BYTES),
+        "embeddings": _scaled(chunks * width * 2, BYTES),
+        "float32 keys and [N, F] values": _scaled(chunks * (4 * width + 4 * 2 * m), BYTES),
+        "neighbors": _scaled(chunks * config.retrieval.stored * neighbor_bytes, BYTES),
+        "index": choose_factory(config.index.factory, chunks, width, config.index.exact_below),
+        "GPU hours to embed": f"{hours:,.1f}",
+    }
+    return _section(
+        f"Database of {tokens:,.0f} tokens",
+        f"embeddings in float16, {width} wide, {config.task.embedding_chunks_per_second:,.0f} of them a second; "
+        f"keys and values as the paper stores them; {config.retrieval.stored} neighbors for each of as many chunks",
+        {part: [value] for part, value in rows.items()},
+    )
+
+
+def _scaled(count: float, units: Sequence[str]) -> str:
+    """Write a count with the largest unit that leaves at least 1, each a thousand times the one before."""
+    power = 0
+    while count >= 1000 and power + 1 < len(units):
+        count, power = count / 1000, power + 1
+    return f"{count:,.3g} {units[power]}" if count else "-"
+
+
+def _section(title: str, note: str, rows: Mapping[str, Sequence[str]], columns: Sequence[str] = ("",)) -> Group:
+    table = Table(box=None, padding=(0, 2), show_header=any(columns))
+    for number, column in enumerate(("", *columns)):
+        table.add_column(column, justify="right" if any(columns) and number else "left", no_wrap=True)
+    for name, values in rows.items():
+        table.add_row(name, *values, style="bold" if name.startswith("total") else "")
+    return Group(Text(title, style="bold cyan"), Text(note, style="dim"), table, Text())

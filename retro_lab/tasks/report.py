@@ -12,6 +12,7 @@ from retro_lab.launch.sweep import print_sweep_report
 from retro_lab.report.build import write_run_report
 from retro_lab.report.records import load_run
 from retro_lab.report.sweeps import is_sweep, load_sweep
+from retro_lab.training.training import CHECKPOINT
 
 
 def run(config: DictConfig) -> None:
@@ -36,6 +37,12 @@ def run(config: DictConfig) -> None:
     report = write_run_report(folder)
     console.output.print(report.table.to_rich())
     console.status("report", str(report.page))
+    console.status("figures", str(report.page.parent / "figures"))
+    folders = [folder / record.model for record in found.models]
+    console.status("checkpoints", ", ".join(str(path / CHECKPOINT.parent) for path in folders))
+    # Whichever loggers there were, each has left a folder.
+    logs = (str(path / name) for path in folders for name in ("metrics", "wandb") if (path / name).is_dir())
+    console.status("logs", ", ".join(logs) or "none")
 
 
 def _command() -> str:

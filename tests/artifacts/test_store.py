@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faiss
 import numpy as np
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,9 +93,33 @@ def test_processes_share_the_shards_and_none_is_built_twice(tmp_path):
     assert ArtifactStore(root).find(Squares(count=6)).facts == {"sum": 55}
 
 
-def test_full_disk_keeps_finished_shards_and_leaves_nothing_half_written(store, tmp_path):
-    log = tmp_path / "log"
-    full = OSError(errno.ENOSPC, "No space left on device")
+def write_with_python(path):
+    with path.open("wb", buffering=0) as file:
+        file.write(b"x")
+
+
+def write_with_numpy(path):
+    # Said of an array of which a part was written; for one of which nothing was, NumPy gives the system's error.
+    raise OSError("98304 requested and 65472 written")
+
+
+def write_with_arrow(path):
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["x" * 10**6]}), path)
+
+
+def write_with_faiss(path):
+    index = faiss.IndexFlatL2(2)
+    index.add(np.zeros((10**5, 2), np.float32))
+    faiss.write_index(index, str(path))
+
+
+@pytest.mark.parametrize("write", [write_with_python, write_with_numpy, write_with_arrow, write_with_faiss])
+def test_full_disk_keeps_finished_shards_and_leaves_nothing_half_written(store, tmp_path, write):
+    log, device = tmp_path / "log", tmp_path / "full"
+    device.symlink_to("/dev/full")  # a link, because Arrow removes what it could not write
+    with pytest.raises((OSError, RuntimeError)) as caught:
+        write(device)
+    full = caught.value
     with pytest.raises(ArtifactError, match=r"disk is full .* squares"):
         store.build(Squares(log=log, fail_in=2, error=full))
     assert not list(store.root.rglob("half.npy"))

@@ -20,7 +20,7 @@ CONFIG = OmegaConf.create({})
 
 
 def report_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task, "run_folder", lambda config: folder)
+    monkeypatch.setattr(task, "run_folder", lambda: folder)
     task.run(CONFIG)
 
 

@@ -1,0 +1,276 @@
+"""How many floating-point operations RETRO takes, from its shapes alone.
+
+Counted are matrix products, where a multiplication and an addition are two operations; norms, softmax, non-linearities
+and sinusoids come on top, and are few. There are two countings of a forward pass:
+
+    required    what the architecture of Borgeaud et al. 2022 asks for: each logit that some token may see, once.
+                Comparisons of models and model FLOPs utilization (MFU) are made of it.
+    executed    what this implementation multiplies, to be held against a counter or the peak of a device.
+
+`executed` is more in four places: tiles on the diagonal of causal attention are whole; a tile has a position logit for
+each of its distances, not for each of its keys; CCA has queries for the places that fill up its last chunk; and R
+projects all distances once for a batch, which is no work of any one sequence. It stays a count of the forward pass:
+the backward pass of `relative_attention` also forms the logits of each tile once more. With all of this a training step
+of the sizes of Table 2, two sequences of 2,048 tokens at a time, multiplies 4 to 6% more than is required.
+
+Shapes: B batch, N sequence length, M chunk length, K neighbors of a chunk, R neighbor tokens.
+"""
+
+from dataclasses import asdict, dataclass
+
+from retro_lab.errors import ConfigurationError
+from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.model.relative_attention import BLOCK
+from retro_lab.model.validation import check_model
+
+TRAINING_TO_FORWARD = 3
+"""Forward and backward pass over forward pass: each product has two gradients, each a product of the same size.
+
+This is of the architecture with all its weights trained. The frozen weights of RETROfit need one gradient less, and
+what an implementation computes again (tiles, checkpointed activations) is no part of model FLOPs.
+"""
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations by part."""
+
+    self_attention: float
+    """ATTN of all decoder layers."""
+    feed_forward: float
+    """FFW of all decoder layers."""
+    chunked_cross_attention: float
+    """CCA of the layers in P, keys and values of the encoded neighbors among it."""
+    encoder: float
+    """The neighbor encoder, for all neighbors of all chunks."""
+    readout: float
+    """READ: the logits of all tokens."""
+
+    @property
+    def total(self) -> float:
+        """Sum of the parts."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, float]:
+        """Return the operations of each part by its name."""
+        return asdict(self)
+
+    def times(self, factor: float) -> "Flops":
+        """Multiply each part: by `TRAINING_TO_FORWARD`, or by 1 / N for the mean token of a sequence."""
+        return Flops(**{part: flops * factor for part, flops in self.parts().items()})
+
+
+def required_flops(
+    size: SizeConfig,
+    model: ModelConfig,
+    vocabulary_size: int,
+    *,
+    sequence_length: int,
+    k: int = 0,
+    neighbor_length: int = 0,
+) -> Flops:
+    """Count the forward pass of one sequence as the architecture requires it.
+
+    A token of the decoder sees itself and the past, which is half of all pairs. The neighbors of a chunk share their
+    position logits (Borgeaud et al. 2022, appendix B.1.2), and keys and values of H_u. The first M - 1 tokens have no
+    chunked cross-attention (Listing 1).
+
+    Args:
+        size: widths, heads, layers, P and P_enc.
+        model: chunk length, and the switches of the ablations.
+        vocabulary_size: logits of each token.
+        sequence_length: N.
+        k: K; 0 is the baseline, or RETRO[Off].
+        neighbor_length: R, 2M for [N, F]. Every neighbor counts as full.
+
+    Returns:
+        Operations of one sequence.
+
+    Raises:
+        ConfigurationError: a value, or a combination of values, that cannot work.
+    """
+    batch = _Batch(1, sequence_length, model.chunk_length, k, neighbor_length, executed=False)
+    return _count(size, model, vocabulary_size, batch)
+
+
+def executed_flops(
+    size: SizeConfig,
+    model: ModelConfig,
+    vocabulary_size: int,
+    *,
+    sequences: int,
+    sequence_length: int,
+    k: int = 0,
+    neighbor_length: int = 0,
+) -> Flops:
+    """Count the forward pass of a batch as `RetroModel` executes it, to the last product.
+
+    Args:
+        size: as in `required_flops`.
+        model: as in `required_flops`.
+        vocabulary_size: as in `required_flops`.
+        sequences: B.
+        sequence_length: as in `required_flops`.
+        k: as in `required_flops`.
+        neighbor_length: as in `required_flops`, of the padded tensor.
+
+    Returns:
+        Operations of the whole batch.
+
+    Raises:
+        ConfigurationError: a value, or a combination of values, that cannot work.
+    """
+    batch = _Batch(sequences, sequence_length, model.chunk_length, k, neighbor_length, executed=True)
+    return _count(size, model, vocabulary_size, batch)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Shape of a batch, and which of the two countings is asked for."""
+
+    b: int
+    n: int
+    m: int
+    k: int
+    r: int
+    executed: bool
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all sequences."""
+        return self.b * self.n
+
+    @property
+    def chunks(self) -> int:
+        """Complete chunks of all sequences."""
+        return self.b * (self.n // self.m)
+
+    @property
+    def neighbor_tokens(self) -> int:
+        """Tokens of all neighbors of all chunks."""
+        return self.chunks * self.k * self.r
+
+    def causal_logits(self) -> tuple[int, int]:
+        """Count the logits of causal attention, all sequences: between tokens, and between token and distance."""
+        if not self.executed:
+            return (self.b * self.n * (self.n + 1) // 2,) * 2
+        tiles = [(start, min(start + BLOCK, self.n)) for start in range(0, self.n, BLOCK)]
+        # Queries from start to end see keys up to end, at as many distances and the filler of `descending_distances`.
+        by_key = sum((end - start) * end for start, end in tiles)
+        by_distance = sum((end - start) * (end + 1) for start, end in tiles)
+        return self.b * by_key, self.b * by_distance
+
+    def position_logits(self, asking: int, queries: int, keys: int) -> int:
+        """Count the logits between token and distance of `asking` tokens, in blocks of `queries` that meet `keys`."""
+        return asking * (queries + keys if self.executed else keys)
+
+    def distances(self, queries: int, keys: int) -> int:
+        """Count the distances between blocks of `queries` and `keys` that R projects for the batch."""
+        return queries + keys if self.executed else 0
+
+
+def _attention(
+    inner: int,
+    *,
+    asking: int,
+    width: int,
+    answering: int,
+    context_width: int,
+    pairs: int,
+    position_logits: int,
+    distances: int,
+) -> int:
+    """Count the attention of one layer.
+
+    Args:
+        inner: heads x head size.
+        asking: tokens that have a query and an output.
+        width: width of their stream.
+        answering: tokens that have a key and a value.
+        context_width: width of their stream.
+        pairs: logits of one head between tokens; as many weights meet values.
+        position_logits: logits of one head between token and distance.
+        distances: distances that R projects.
+    """
+    projected = (2 * asking + distances) * width + 2 * answering * context_width
+    return 2 * inner * (projected + 2 * pairs + position_logits)
+
+
+def _count(size: SizeConfig, model: ModelConfig, vocabulary_size: int, batch: _Batch) -> Flops:
+    _check(size, model, vocabulary_size, batch)
+    pairs, position_logits = batch.causal_logits()
+    attention = _attention(
+        size.heads * size.head_size,
+        asking=batch.tokens,
+        width=size.width,
+        answering=batch.tokens,
+        context_width=size.width,
+        pairs=pairs,
+        position_logits=position_logits,
+        distances=batch.distances(batch.n, 1),
+    )
+    return Flops(
+        self_attention=size.layers * attention,
+        feed_forward=size.layers * 4 * batch.tokens * size.width * size.ffw_width,
+        chunked_cross_attention=_chunked_cross_attention(size, model, batch) if batch.neighbor_tokens else 0,
+        encoder=_encoder(size, model, batch) if batch.neighbor_tokens else 0,
+        readout=2 * batch.tokens * size.width * vocabulary_size,
+    )
+
+
+def _chunked_cross_attention(size: SizeConfig, model: ModelConfig, batch: _Batch) -> int:
+    m, k, r = batch.m, batch.k, batch.r
+    attending = batch.chunks * m if batch.executed else batch.b * (batch.n - m + 1)
+    return len(size.cca_layers) * _attention(
+        size.heads * size.head_size,
+        asking=attending,
+        width=size.width,
+        answering=batch.neighbor_tokens,
+        context_width=size.encoder_width,
+        pairs=attending * k * r,
+        position_logits=batch.position_logits(attending, m, r) * model.cca_positions,
+        distances=batch.distances(m, r) * model.cca_positions,
+    )
+
+
+def _encoder(size: SizeConfig, model: ModelConfig, batch: _Batch) -> int:
+    m, r, tokens = batch.m, batch.r, batch.neighbor_tokens
+    width, inner = size.encoder_width, size.encoder_heads * size.encoder_head_size
+    self_attention = _attention(
+        inner,
+        asking=tokens,
+        width=width,
+        answering=tokens,
+        context_width=width,
+        pairs=tokens * r,
+        position_logits=batch.position_logits(tokens, r, r),
+        distances=batch.distances(r, r),
+    )
+    cross_attention = _attention(
+        inner,
+        asking=tokens,
+        width=width,
+        answering=batch.chunks * m,
+        context_width=size.width,
+        pairs=tokens * m,
+        position_logits=batch.position_logits(tokens, r, m),
+        distances=batch.distances(r, m),
+    )
+    feed_forward = 4 * tokens * width * size.encoder_ffw_width
+    conditioned = len(size.encoder_ca_layers) if model.query_conditioning else 0
+    return size.encoder_layers * (self_attention + feed_forward) + conditioned * cross_attention
+
+
+def _check(size: SizeConfig, model: ModelConfig, vocabulary_size: int, batch: _Batch) -> None:
+    check_model(size, model, vocabulary_size)
+    least = {"number of sequences": (batch.b, 1), "sequence length": (batch.n, 1), "number of neighbors": (batch.k, 0)}
+    for name, (value, smallest) in least.items():
+        if value < smallest:
+            raise ConfigurationError(f"The {name} must be at least {smallest}, not {value}.")
+    if batch.k and not size.cca_layers:
+        raise ConfigurationError(
+            f"{batch.k} neighbors for each chunk need layers that attend to them, and size.cca_layers is empty; the "
+            "baseline has retrieval.k=0."
+        )
+    if batch.k and batch.r < 1:
+        raise ConfigurationError(f"Neighbors must have at least 1 token, not {batch.r}.")

@@ -1,0 +1,110 @@
+"""How many bytes of activations a training step keeps from its forward to its backward pass, from the shapes alone.
+
+For each token, with `stream` bytes for an entry of the residual stream and `product` bytes for a factor of a matrix
+product (4 and 4 in float32, 4 and 2 under autocast to half precision), a block keeps
+
+    its norm            D (2 stream + product)      input, input over its root mean square, result
+    self-attention      7 I product                 q, k, v, q + u, q + v, the result before and after heads merge
+    cross-attention     4 I product                 the same without k and v; 3 I without positions
+                        2 I product                 k and v of each token that answers; under autocast its state too
+    feed-forward        2 F product                 the inner layer before and after its non-linearity
+
+No attention keeps weights or logits (`relative_attention`), and the loss keeps gradients in place of logits (`loss`).
+With checkpointing, each block keeps its input (D stream), and one block at a time all of the above.
+
+It is an estimate: token ids, masks, dropout and what depends on distances alone are left out, below a few percent
+together, as are the buffers that one operation holds while it runs. A norm in one kernel keeps D stream less.
+
+Shapes: D width, F inner width of the feed-forward network, I heads x head size; B batch, N sequence length, M chunk
+length, K neighbors of a chunk, R neighbor tokens, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+from retro_lab.model.config import ModelConfig, SizeConfig
+
+
+class Precision(NamedTuple):
+    """Bytes of a number."""
+
+    stream: int
+    """In weights, gradients and the residual stream."""
+    product: int
+    """In the factors of matrix products."""
+
+    @property
+    def casts(self) -> bool:
+        """Whether factors of products are copies in another precision."""
+        return self.stream != self.product
+
+
+def activation_bytes(
+    size: SizeConfig,
+    model: ModelConfig,
+    vocabulary_size: int,
+    precision: Precision,
+    *,
+    sequences: int,
+    sequence_length: int,
+    k: int = 0,
+    neighbor_length: int = 0,
+    checkpointing: bool = False,
+) -> int:
+    """Estimate what is kept for the backward pass of one batch.
+
+    Args:
+        size: widths, heads, layers, P and P_enc.
+        model: chunk length, and the switches of the ablations.
+        vocabulary_size: V.
+        precision: of stream and products.
+        sequences: B.
+        sequence_length: N.
+        k: K; 0 is the baseline, or RETRO[Off].
+        neighbor_length: R, 2M for [N, F].
+        checkpointing: whether blocks are checkpointed, each `Residual` by itself.
+
+    Returns:
+        Bytes, weights and their copies not among them.
+    """
+    stream, product = precision
+    tokens, chunks = sequences * sequence_length, sequences * (sequence_length // model.chunk_length)
+    chunk_tokens, neighbor_tokens = chunks * model.chunk_length, chunks * k * neighbor_length
+    width, inner = size.width, size.heads * size.head_size
+    encoder_width, encoder_inner = size.encoder_width, size.encoder_heads * size.encoder_head_size
+
+    def norm(block_width: int) -> int:
+        return (2 * stream + product) * block_width
+
+    # The last norm, the gradient that the loss keeps for its result, and the one for the read-out.
+    others = (3 * tokens + vocabulary_size) * width * stream
+    # Each kind of block: how many there are, bytes of its input, bytes of all that it keeps.
+    decoder_input = tokens * width * stream
+    blocks = [
+        (size.layers, decoder_input, tokens * (norm(width) + 7 * inner * product)),
+        (size.layers, decoder_input, tokens * (norm(width) + 2 * size.ffw_width * product)),
+    ]
+    if neighbor_tokens and size.cca_layers:
+        queries = 4 if model.cca_positions else 3
+        context = 2 * inner * product + precision.casts * encoder_width * product
+        cca = tokens * (norm(width) + queries * inner * product) + neighbor_tokens * context
+        encoder_attention = neighbor_tokens * (norm(encoder_width) + 7 * encoder_inner * product)
+        conditioning = neighbor_tokens * (norm(encoder_width) + 4 * encoder_inner * product)
+        conditioning += chunk_tokens * (2 * encoder_inner * product + precision.casts * width * product)
+        feed_forward = neighbor_tokens * (norm(encoder_width) + 2 * size.encoder_ffw_width * product)
+        encoder_input = neighbor_tokens * encoder_width * stream
+        conditioned = len(size.encoder_ca_layers) if model.query_conditioning else 0
+        blocks += [
+            (len(size.cca_layers), decoder_input, cca),
+            (size.encoder_layers, encoder_input, encoder_attention),
+            (conditioned, encoder_input, conditioning),
+            (size.encoder_layers, encoder_input, feed_forward),
+        ]
+        # The norms of H_u and of the encoder's result. Their results are kept once for all blocks that read them as
+        # they are; a block that casts them keeps a cast of its own, counted above.
+        as_they_are = int(checkpointing or not precision.casts)
+        others += (2 + as_they_are) * encoder_input
+        others += (1 + as_they_are) * (conditioned > 0) * chunk_tokens * width * stream
+    if checkpointing:
+        at_work = max(kept - given for count, given, kept in blocks if count)
+        return others + at_work + sum(count * given for count, given, _ in blocks)
+    return others + sum(count * kept for count, _, kept in blocks)

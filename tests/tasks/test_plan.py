@@ -1,0 +1,234 @@
+"""`task=plan` as a user gets it: composed, run, printed, and held against arithmetic of its own."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from retro_lab.config.compose import compose
+from retro_lab.errors import ConfigurationError
+from retro_lab.tasks import plan
+
+Printed = dict[str, dict[str, list[str]]]
+PAPER = ["tokenizer.vocabulary_size=128000"]
+UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+
+
+@pytest.fixture
+def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run the task and return what it printed: cells by row, by first word of the section."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*overrides: str) -> Printed:
+        plan.run(compose(["task=plan", *overrides]))
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        assert list(tmp_path.iterdir()) == []
+        sections: Printed = {}
+        for block in printed.out.strip().split("\n\n"):
+            title, *lines = block.splitlines()
+            rows = [re.split(r"\s{2,}", line.strip()) for line in lines if line.startswith("  ")]
+            sections[title.split()[0]] = {name: cells for name, *cells in rows} | {"": [block]}
+        return sections
+
+    return run
+
+
+def number(cell: str) -> float:
+    """The value of a cell such as `13.7 G` or `1,053.5`."""
+    value, _, unit = cell.replace(",", "").removesuffix("B").partition(" ")
+    return float(value) * UNITS[unit]
+
+
+def test_parameters_by_part(planned) -> None:
+    rows = planned("size=172m", *PAPER)["Parameters"]
+    d, i, f, e, j, g, v = 896, 16 * 64, 3_584, 896, 16 * 64, 3_584, 128_000
+    decoder = 12 * (5 * d * i + 2 * i + 2 * d * f + 2 * d) + d
+    cca = 3 * (3 * d * i + 2 * e * i + 2 * i + d)
+    encoder = 2 * (5 * e * j + 2 * j + 2 * e * g + 2 * e) + (3 * e * j + 2 * d * j + 2 * j + e) + d + e
+    expected = {
+        "decoder": decoder,
+        "chunked cross-attention": cca,
+        "neighbor encoder": encoder,
+        "embeddings": v * (d + e),
+        "total": decoder + cca + encoder + v * (d + e),
+        "without embeddings, as in Table 2": decoder + cca + encoder,
+    }
+    assert {name: number(rows[name][0]) for name in expected} == expected
+
+
+def test_flops_and_hours_of_the_papers_largest_model(planned) -> None:
+    sections = planned("size=7_5b", *PAPER)
+    n, d, i, f, e, j, g, v = 2_048, 4_096, 4_096, 16_384, 896, 1_024, 3_584, 128_000
+    k, r, m = 2, 128, 64
+    attending = (n - m + 1) / n
+    parts = {
+        "self-attention": 32 * (8 * d * i + 3 * (n + 1) * i),
+        "feed-forward": 32 * 4 * d * f,
+        "chunked cross-attention": 9 * (attending * (4 * d * i + 4 * k * r * i + 2 * r * i) + (k * r / m) * 4 * e * i),
+        "neighbor encoder": (k * r / m) * 2 * (8 * e * j + 4 * e * g + 6 * r * j)
+        + (k * r / m) * (4 * e * j + 6 * m * j)
+        + 4 * d * j,
+        "read-out": 2 * d * v,
+    }
+    retrieval = {"chunked cross-attention", "neighbor encoder"}
+    total = sum(parts.values())
+    baseline = sum(flops for name, flops in parts.items() if name not in retrieval)
+    rows = sections["FLOPs"]
+    for name, flops in (parts | {"total": total}).items():
+        base = {"total": baseline}.get(name, flops)
+        both = ["-", "-"] if name in retrieval else pytest.approx([base, 3 * base], rel=0.005)
+        cells = rows[name]
+        assert [number(cell) for cell in cells[:2]] == pytest.approx([flops, 3 * flops], rel=0.005)
+        assert (cells[2:] if name in retrieval else [number(cell) for cell in cells[2:]]) == both
+    assert rows["overhead of retrieval"] == [f"+{total / baseline - 1:.1%}"] == ["+9.2%"]
+
+    rows = sections["Training"]
+    hours = [3 * flops * 419_430_400_000 / (0.4 * 989e12) / 3_600 for flops in (total, baseline)]
+    assert [number(cell) for cell in rows["GPU hours"]] == pytest.approx(hours, abs=0.06)
+    assert hours == pytest.approx([14_246, 13_022], rel=0.002)  # as planned before there was any code
+    assert "800,000 steps of 256 x 2,048 tokens" in rows[""][0]
+    assert "40% of 989 TFLOP/s" in rows[""][0]
+
+
+def test_utilisation_peak_and_tokens_scale_the_hours(planned) -> None:
+    once = planned()["Training"]
+    twice = planned("task.utilisation=0.8", "task.peak_tflops=494.5", "schedule.tokens=838860800000")["Training"]
+    assert number(twice["GPU hours"][0]) == pytest.approx(2 * number(once["GPU hours"][0]), rel=0.01)
+    assert number(twice["FLOPs"][0]) == pytest.approx(2 * number(once["FLOPs"][0]), rel=0.01)
+
+
+def test_memory_under_ddp_and_fsdp(planned) -> None:
+    sections = planned(
+        "size=172m", *PAPER, "retrieval.k=0", "trainer=ddp", "trainer.devices=4", "trainer.num_nodes=4",
+        "trainer.accumulate_grad_batches=2",
+    )  # fmt: skip
+    rows, gpus, tokens = sections["Memory"], 16, 8 * 2_048
+    d, i, f, v = 896, 1_024, 3_584, 128_000
+    total, without_embeddings = (
+        number(sections["Parameters"][name][0]) for name in ("total", "without embeddings, as in Table 2")
+    )
+    norm = 10 * d
+    attention, feed_forward = norm + 14 * i, norm + 4 * f
+    outside = (3 * tokens + v) * 4 * d
+    activations = tokens * 12 * (attention + feed_forward) + outside
+    checkpointed = tokens * (24 * 4 * d + feed_forward - 4 * d) + outside
+    ddp = [4 * total, 4 * total, 8 * total, 2 * without_embeddings + 4 * total]
+    fsdp = [4 * total / gpus, 4 * total / gpus, 8 * total / gpus, (4 + 2) * v * d]
+    expected = {
+        "weights": (ddp[0], fsdp[0]),
+        "gradients": (ddp[1], fsdp[1]),
+        "2 moments of AdamW": (ddp[2], fsdp[2]),
+        "copies in use": (ddp[3], fsdp[3]),
+        "activations": (activations, activations),
+        "activations, checkpointed": (checkpointed, checkpointed),
+        "total": (sum(ddp) + activations, sum(fsdp) + activations),
+        "total, checkpointed": (sum(ddp) + checkpointed, sum(fsdp) + checkpointed),
+    }
+    for name, values in expected.items():
+        assert [number(cell) for cell in rows[name]] == pytest.approx(values, rel=0.006), name
+    assert "with 16 GPUs\n" in rows[""][0]
+    assert "bf16-mixed; 8 sequences on a GPU at a time" in rows[""][0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ((), "with 1 GPU\n"),
+        (("trainer.devices=auto",), "with 8 GPUs (trainer.devices=auto, taken as 8)"),
+        (("trainer=ddp", "trainer.num_nodes=2"), "with 16 GPUs (trainer.devices=-1, taken as 8)"),
+        (("trainer.devices=[0,2]",), "with 2 GPUs\n"),
+        (("trainer.devices=auto", "data.batch_size=4"), "1 sequence on a GPU at a time"),
+        (("trainer.precision=bf16",), "precision bf16-mixed"),
+        (("trainer.precision=64-true",), "precision 64-true"),
+    ],
+)
+def test_gpus_sequences_and_precision_are_stated(planned, overrides: tuple[str, ...], said: str) -> None:
+    assert said in planned(*overrides)["Memory"][""][0]
+
+
+def test_weights_are_counted_in_their_precision(planned) -> None:
+    parameters = number(planned()["Parameters"]["total"][0])
+    for precision, bytes_each, copies in (("32-true", 4, False), ("bf16-true", 2, False), ("16-mixed", 4, True)):
+        rows = planned(f"trainer.precision={precision}")["Memory"]
+        assert number(rows["weights"][0]) == pytest.approx(bytes_each * parameters, rel=0.006)
+        assert (rows["copies in use"][0] != "-") == copies
+
+
+def test_retrofit_keeps_gradients_and_moments_of_retrieval_weights_alone(planned) -> None:
+    sections = planned("size=172m", *PAPER, "init=retrofit")
+    parts, rows = sections["Parameters"], sections["Memory"]
+    # The encoder's embeddings are retrieval weights too; the decoder's are as wide and stay frozen.
+    trained = sum(number(parts[name][0]) for name in ("chunked cross-attention", "neighbor encoder"))
+    trained += number(parts["embeddings"][0]) / 2
+    assert number(rows["weights"][0]) == pytest.approx(4 * number(parts["total"][0]), rel=0.006)
+    assert number(rows["gradients"][0]) == pytest.approx(4 * trained, rel=0.006)
+    assert number(rows["2 moments of AdamW"][0]) == pytest.approx(8 * trained, rel=0.006)
+
+
+def test_the_papers_database(planned) -> None:
+    rows = planned("size=7_5b", *PAPER, "database.tokens=1.75e12")["Database"]
+    chunks = 1.75e12 / 64
+    assert number(rows["chunks"][0]) == chunks
+    assert number(rows["tokens"][0]) == pytest.approx(4 * 1.75e12, rel=0.006)
+    assert number(rows["embeddings"][0]) == pytest.approx(chunks * 768 * 2, rel=0.006)
+    stored = number(rows["float32 keys and [N, F] values"][0])
+    assert stored == pytest.approx(chunks * (768 + 128) * 4, rel=0.006)
+    assert stored == pytest.approx(93e12, rel=0.06)  # "93 TB" in the paper
+    assert number(rows["neighbors"][0]) == pytest.approx(chunks * 16 * 12, rel=0.006)
+    assert number(rows["GPU hours to embed"][0]) == pytest.approx(chunks / 1_728 / 3_600, abs=0.06)
+    assert rows["index"][0].startswith("IVF524288_HNSW32,PQ192x4fs")
+
+
+def test_a_share_of_the_database(planned) -> None:
+    whole, tenth = planned()["Database"], planned("database.fraction=0.1")["Database"]
+    assert number(whole["chunks"][0]) == 10 * number(tenth["chunks"][0]) == 419_430_400_000 / 64
+    assert number(whole["tokens"][0]) == pytest.approx(2 * 419_430_400_000, rel=0.006)  # a vocabulary of 4,096
+
+
+def test_the_baseline_has_no_rows_about_retrieval(planned) -> None:
+    sections = planned("retrieval.k=0")
+    assert set(sections) == {"Parameters", "FLOPs", "Training", "Memory"}
+    printed = "\n".join(rows[""][0] for rows in sections.values()).lower()
+    assert not re.search("retr(o |ieval)|neighbor|encoder|cross|database|chunk", printed)
+
+
+def test_what_a_neighbor_brings_counts(planned) -> None:
+    both, one = (planned(f"retrieval.value={value}")["FLOPs"] for value in ("neighbor_and_continuation", "neighbor"))
+    assert number(one["neighbor encoder"][0]) < 0.55 * number(both["neighbor encoder"][0])
+
+
+def test_the_vocabulary_and_where_it_is_known_from(planned) -> None:
+    assert "vocabulary 4,096 (tokenizer.vocabulary_size)" in planned()["Parameters"][""][0]
+    unknown = planned("size=172m", "tokenizer=gpt2")["Parameters"]
+    assert "vocabulary 128,000 (the paper's; " in unknown[""][0]
+    assert unknown["total"] == planned("size=172m", *PAPER)["Parameters"]["total"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("schedule.tokens=0", r"schedule\.tokens must be positive, not 0"),
+        ("database.tokens=-1", r"database\.tokens must be positive, not -1"),
+        ("database.fraction=2", r"database\.fraction is a share of the training split, up to 1, not 2"),
+        ("data.sequence_length=2000", r"data\.sequence_length=2000 is not a multiple of model\.chunk_length=64"),
+        ("data.sequence_length=-64", r"data\.sequence_length must be positive, not -64"),
+        ("data.batch_size=0", r"data\.batch_size must be positive, not 0"),
+        ("retrieval.k=-1", r"retrieval\.k must be 0 or more, not -1"),
+        ("retrieval.value=both", r"retrieval\.value=both is not one of neighbor_and_continuation, "),
+        ("size.cca_layers=[]", r"2 neighbors .* size\.cca_layers is empty; .* retrieval\.k=0"),
+        ("size.width=7", r"size\.width must be even"),
+        ("task.utilisation=40", r"task\.utilisation is a share of the peak, above 0 and up to 1, not 40"),
+        ("task.peak_tflops=0", r"task\.peak_tflops must be positive"),
+        ("trainer.devices=0", r"trainer\.devices=0 leaves nothing to train on"),
+        ("trainer.devices=3", r"data\.batch_size=256 cannot be divided over 3 devices .* a multiple of 3"),
+        ("trainer.num_nodes=two", r"trainer\.num_nodes must be a positive whole number, not two"),
+        ("trainer.accumulate_grad_batches=-2", r"trainer\.accumulate_grad_batches must be a positive whole number"),
+        ("trainer.precision=int8", r"trainer\.precision=int8 is not one of 32-true, bf16-mixed"),
+        ("tokenizer.vocabulary_size=0", r"vocabulary size must be a positive whole number, not 0"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_in_one_sentence(planned, override: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        planned(override)
+    assert "\n" not in str(caught.value)
