@@ -13,6 +13,9 @@ projects all distances once for a batch, which is no work of any one sequence. I
 the backward pass of `relative_attention` also forms the logits of each tile once more. With all of this a training step
 of the sizes of Table 2, two sequences of 2,048 tokens at a time, multiplies 4 to 6% more than is required.
 
+Rotary positions have neither position logits nor R. Their causal attention is one fused kernel; it counts as whole,
+as counters take it, although the kernel leaves out most of the future.
+
 Shapes: B batch, N sequence length, M chunk length, K neighbors of a chunk, R neighbor tokens.
 """
 
@@ -20,6 +23,7 @@ from dataclasses import asdict, dataclass
 
 from retro_lab.errors import ConfigurationError
 from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.model.distances import TRANSFORMER_XL
 from retro_lab.model.relative_attention import BLOCK
 from retro_lab.model.validation import check_model
 
@@ -77,7 +81,7 @@ def required_flops(
 
     Args:
         size: widths, heads, layers, P and P_enc.
-        model: chunk length, and the switches of the ablations.
+        model: chunk length, positions, and the switches of the ablations.
         vocabulary_size: logits of each token.
         sequence_length: N.
         k: K; 0 is the baseline, or RETRO[Off].
@@ -89,7 +93,8 @@ def required_flops(
     Raises:
         ConfigurationError: a value, or a combination of values, that cannot work.
     """
-    batch = _Batch(1, sequence_length, model.chunk_length, k, neighbor_length, executed=False)
+    learned = model.positions == TRANSFORMER_XL
+    batch = _Batch(1, sequence_length, model.chunk_length, k, neighbor_length, executed=False, learned=learned)
     return _count(size, model, vocabulary_size, batch)
 
 
@@ -120,7 +125,8 @@ def executed_flops(
     Raises:
         ConfigurationError: a value, or a combination of values, that cannot work.
     """
-    batch = _Batch(sequences, sequence_length, model.chunk_length, k, neighbor_length, executed=True)
+    learned = model.positions == TRANSFORMER_XL
+    batch = _Batch(sequences, sequence_length, model.chunk_length, k, neighbor_length, executed=True, learned=learned)
     return _count(size, model, vocabulary_size, batch)
 
 
@@ -134,6 +140,7 @@ class _Batch:
     k: int
     r: int
     executed: bool
+    learned: bool  # whether positions have logits of their own
 
     @property
     def tokens(self) -> int:
@@ -153,7 +160,10 @@ class _Batch:
     def causal_logits(self) -> tuple[int, int]:
         """Count the logits of causal attention, all sequences: between tokens, and between token and distance."""
         if not self.executed:
-            return (self.b * self.n * (self.n + 1) // 2,) * 2
+            pairs = self.b * self.n * (self.n + 1) // 2
+            return pairs, pairs * self.learned
+        if not self.learned:
+            return self.b * self.n * self.n, 0
         tiles = [(start, min(start + BLOCK, self.n)) for start in range(0, self.n, BLOCK)]
         # Queries from start to end see keys up to end, at as many distances and the filler of `descending_distances`.
         by_key = sum((end - start) * end for start, end in tiles)
@@ -162,11 +172,11 @@ class _Batch:
 
     def position_logits(self, asking: int, queries: int, keys: int) -> int:
         """Count the logits between token and distance of `asking` tokens, in blocks of `queries` that meet `keys`."""
-        return asking * (queries + keys if self.executed else keys)
+        return asking * (queries + keys if self.executed else keys) * self.learned
 
     def distances(self, queries: int, keys: int) -> int:
         """Count the distances between blocks of `queries` and `keys` that R projects for the batch."""
-        return queries + keys if self.executed else 0
+        return queries + keys if self.executed and self.learned else 0
 
 
 def _attention(

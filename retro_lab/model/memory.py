@@ -9,6 +9,9 @@ product (4 and 4 in float32, 4 and 2 under autocast to half precision), a block 
                         2 I product                 k and v of each token that answers; under autocast its state too
     feed-forward        2 F product                 the inner layer before and after its non-linearity
 
+With rotary positions, q and k are kept rotated in place of q + u and q + v: as much for self-attention; for
+cross-attention 3 I product where there were 4, and for each token that answers 3 where there were 2.
+
 No attention keeps weights or logits (`relative_attention`), and the loss keeps gradients in place of logits (`loss`).
 With checkpointing, each block keeps its input (D stream), and one block at a time all of the above.
 
@@ -22,6 +25,7 @@ length, K neighbors of a chunk, R neighbor tokens, V vocabulary.
 from typing import NamedTuple
 
 from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.model.distances import ROTARY
 
 
 class Precision(NamedTuple):
@@ -54,7 +58,7 @@ def activation_bytes(
 
     Args:
         size: widths, heads, layers, P and P_enc.
-        model: chunk length, and the switches of the ablations.
+        model: chunk length, positions, and the switches of the ablations.
         vocabulary_size: V.
         precision: of stream and products.
         sequences: B.
@@ -84,12 +88,14 @@ def activation_bytes(
         (size.layers, decoder_input, tokens * (norm(width) + 2 * size.ffw_width * product)),
     ]
     if neighbor_tokens and size.cca_layers:
-        queries = 4 if model.cca_positions else 3
-        context = 2 * inner * product + precision.casts * encoder_width * product
+        rotary = model.positions == ROTARY
+        queries = 4 if model.cca_positions and not rotary else 3
+        keys_values = 3 if model.cca_positions and rotary else 2
+        context = keys_values * inner * product + precision.casts * encoder_width * product
         cca = tokens * (norm(width) + queries * inner * product) + neighbor_tokens * context
         encoder_attention = neighbor_tokens * (norm(encoder_width) + 7 * encoder_inner * product)
-        conditioning = neighbor_tokens * (norm(encoder_width) + 4 * encoder_inner * product)
-        conditioning += chunk_tokens * (2 * encoder_inner * product + precision.casts * width * product)
+        conditioning = neighbor_tokens * (norm(encoder_width) + (4 - rotary) * encoder_inner * product)
+        conditioning += chunk_tokens * ((2 + rotary) * encoder_inner * product + precision.casts * width * product)
         feed_forward = neighbor_tokens * (norm(encoder_width) + 2 * size.encoder_ffw_width * product)
         encoder_input = neighbor_tokens * encoder_width * stream
         conditioned = len(size.encoder_ca_layers) if model.query_conditioning else 0

@@ -34,12 +34,24 @@ def batched_product(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def counter() -> FlopCounterMode:
-    """Torch's counter; of products that add to their own memory it knows none, so it is told."""
+    """Torch's counter, told of what it does not know: products that add to their own memory, and a processor's fused
+    attention, which it counts as whole on other devices.
+    """
 
     def flops(added_to: Any, left: Any, right: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
         return batched_product(left, right)
 
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: flops, torch.ops.aten.addmm_: flops})
+    def attention_flops(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
+        batch, heads, queries, head_size = query
+        return 2 * 2 * batch * heads * queries * key[2] * head_size
+
+    aten = torch.ops.aten
+    told = {
+        aten.baddbmm_: flops,
+        aten.addmm_: flops,
+        aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+    }
+    return FlopCounterMode(display=False, custom_mapping=told)
 
 
 def inputs(model: RetroModel, b: int, n: int, k: int, r: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -73,23 +85,25 @@ def counted(model: RetroModel, b: int, n: int, k: int, r: int) -> Flops:
 def models(draw: st.DrawFn) -> tuple[SizeConfig, ModelConfig]:
     """Any small RETRO or baseline."""
     number = st.integers(1, 4)
+    positions = draw(st.sampled_from(["transformer_xl", "rotary"]))
+    head_sizes = number if positions == "transformer_xl" else st.sampled_from([2, 4])
     layers, encoder_layers = draw(number), draw(number)
     size = small_size(
         width=2 * draw(number),
         ffw_width=draw(number),
         heads=draw(number),
-        head_size=draw(number),
+        head_size=draw(head_sizes),
         layers=layers,
         cca_layers=draw(st.lists(st.integers(1, layers), unique=True)),
         encoder_width=2 * draw(number),
         encoder_ffw_width=draw(number),
         encoder_heads=draw(number),
-        encoder_head_size=draw(number),
+        encoder_head_size=draw(head_sizes),
         encoder_layers=encoder_layers,
         encoder_ca_layers=draw(st.lists(st.integers(1, encoder_layers), unique=True)),
     )
     switches = {name: draw(st.booleans()) for name in ("query_conditioning", "cca_positions", "tied_readout")}
-    return size, small_choices(chunk_length=draw(number), **switches)
+    return size, small_choices(chunk_length=draw(number), positions=positions, **switches)
 
 
 @given(
@@ -131,20 +145,22 @@ def required_token_by_token(size: SizeConfig, model: ModelConfig, n: int, k: int
         size.encoder_width,
         size.encoder_heads * size.encoder_head_size,
     )
+    learned = model.positions == "transformer_xl"
     attention = cca = encoder = 0
     for token in range(n):
         attention += 2 * 4 * d * i
         for _ in range(token + 1):
-            attention += 2 * 3 * i  # content, position, value
+            attention += 2 * (2 + learned) * i  # content, value, position
         if token >= m - 1 and chunks:
             cca += 2 * 2 * d * i
             for _ in range(r):
-                cca += 2 * i * model.cca_positions + 2 * 2 * i * k
+                cca += 2 * i * (model.cca_positions and learned) + 2 * 2 * i * k
     for _ in range(chunks):
         for _ in range(k * r):
             cca += 2 * 2 * e * i
-            encoder += size.encoder_layers * 2 * (4 * e * j + 2 * e * size.encoder_ffw_width + 3 * j * r)
-            encoder += len(size.encoder_ca_layers) * model.query_conditioning * 2 * (2 * e * j + 3 * j * m)
+            encoder += size.encoder_layers * 2 * (4 * e * j + 2 * e * size.encoder_ffw_width + (2 + learned) * j * r)
+            conditioning = 2 * e * j + (2 + learned) * j * m
+            encoder += len(size.encoder_ca_layers) * model.query_conditioning * 2 * conditioning
         encoder += len(size.encoder_ca_layers) * model.query_conditioning * m * 2 * 2 * d * j
     return Flops(
         self_attention=size.layers * attention,

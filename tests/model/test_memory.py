@@ -26,7 +26,13 @@ SIZE = small_size(
 )
 FLOAT32, MIXED = Precision(4, 4), Precision(4, 2)
 B, N, M, R, V = 16, 128, 16, 32, 100
-CHOICES: list[dict[str, bool]] = [{}, {"cca_positions": False}, {"query_conditioning": False}]
+CHOICES: list[dict[str, Any]] = [
+    {},
+    {"cca_positions": False},
+    {"query_conditioning": False},
+    {"positions": "rotary"},
+    {"positions": "rotary", "cca_positions": False},
+]
 
 
 def saved_bytes(precision: Precision, without: list[Tensor], compute: Callable[[], Tensor]) -> int:
@@ -55,7 +61,7 @@ def loss(model: RetroModel, k: int) -> Tensor:
     return model.loss(tokens, tokens, tokens.bool(), torch.zeros(B, N // M, k, R, dtype=torch.long) if k else None)
 
 
-def estimate(precision: Precision, k: int, choices: dict[str, bool], **options: Any) -> int:
+def estimate(precision: Precision, k: int, choices: dict[str, Any], **options: Any) -> int:
     shape = {"sequences": B, "sequence_length": N, "k": k, "neighbor_length": R}
     return activation_bytes(SIZE, small_choices(chunk_length=M, **choices), V, precision, **shape, **options)
 
@@ -63,7 +69,7 @@ def estimate(precision: Precision, k: int, choices: dict[str, bool], **options: 
 @pytest.mark.parametrize("precision", [FLOAT32, MIXED], ids=["float32", "mixed"])
 @pytest.mark.parametrize("k", [0, 2])
 @pytest.mark.parametrize("choices", CHOICES, ids=str)
-def test_activations(precision: Precision, k: int, choices: dict[str, bool]) -> None:
+def test_activations(precision: Precision, k: int, choices: dict[str, Any]) -> None:
     model = RetroModel(SIZE, small_choices(chunk_length=M, **choices), V)
     used = (
         model
@@ -78,7 +84,7 @@ def test_activations(precision: Precision, k: int, choices: dict[str, bool]) -> 
 @pytest.mark.parametrize("k", [0, 2])
 @pytest.mark.parametrize("choices", CHOICES, ids=str)
 def test_activations_of_checkpointed_blocks(
-    precision: Precision, k: int, choices: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+    precision: Precision, k: int, choices: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = RetroModel(SIZE, small_choices(chunk_length=M, **choices), V)
     forward, calls = Residual.forward, []
