@@ -12,20 +12,31 @@ from retro_lab import console
 from retro_lab.evaluation.windows import Windows
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.retro import RetroModel
+from retro_lab.model.validation import check_model
 from retro_lab.retrieval.sequences import Retrieved, Sequences
 from retro_lab.tasks.build import Corpus, Database
 from retro_lab.training.loggers import build_loggers
 
 
-def build_model(config: DictConfig, k: int, corpus: Corpus) -> RetroModel:
-    """Create the model; without neighbors it has no encoder and no chunked cross-attention."""
+def model_settings(config: DictConfig, k: int) -> tuple[SizeConfig, ModelConfig]:
+    """Return what a model with k neighbors is made from; without neighbors it has no layers for them.
+
+    Raises:
+        ConfigurationError: No model can be made from it. Tasks ask before they build a corpus and a database.
+    """
     size: Any = OmegaConf.to_object(config.size)
     model: Any = OmegaConf.to_object(config.model)
     assert isinstance(size, SizeConfig)
     assert isinstance(model, ModelConfig)
     if not k:
         size = replace(size, cca_layers=[])
-    return RetroModel(size, model, corpus.stores["train"].tokenizer.vocabulary_size)
+    check_model(size, model, int(config.tokenizer.get("vocabulary_size", 1)))  # not all tokenizers know theirs yet
+    return size, model
+
+
+def build_model(config: DictConfig, k: int, corpus: Corpus) -> RetroModel:
+    """Create the model; without neighbors it has no encoder and no chunked cross-attention."""
+    return RetroModel(*model_settings(config, k), corpus.stores["train"].tokenizer.vocabulary_size)
 
 
 def build_trainer(

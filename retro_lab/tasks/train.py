@@ -27,7 +27,7 @@ from retro_lab.report.records import (
     write_result,
 )
 from retro_lab.tasks import report
-from retro_lab.tasks.assemble import build_model, build_trainer, sequences, windows
+from retro_lab.tasks.assemble import build_model, build_trainer, model_settings, sequences, windows
 from retro_lab.tasks.build import Corpus, Database, build_corpus, build_database
 from retro_lab.tasks.evaluate import evaluate, missing_evaluations
 from retro_lab.training.data import RetroDataModule
@@ -41,8 +41,9 @@ IDENTITY_NAME = "run.json"
 
 def run(config: DictConfig) -> None:
     """Train and evaluate the model of `retrieval.k`, then report on the run folder."""
-    corpus = build_corpus(config)
     k = config.retrieval.k
+    model_settings(config, k)
+    corpus = build_corpus(config)
     train_model(config, k, run_folder(), corpus, build_database(config, corpus) if k else None)
     report.run(config)
 

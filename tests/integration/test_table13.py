@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from retro_lab.config.compose import compose
 from retro_lab.config.plain import plain
 from retro_lab.errors import ConfigurationError
+from retro_lab.tasks import compare, train
 from retro_lab.tasks.assemble import build_model, sequences, windows
 from retro_lab.tasks.build import build_corpus, build_database
 from retro_lab.training.data import RetroDataModule
@@ -185,6 +186,15 @@ def test_table13_a_decoder_without_the_first_layer_named_is_refused():
     """No layer at all would be the baseline, without a word."""
     with pytest.raises(ConfigurationError, match=r"from layer 6 on needs as many layers; size\.layers=4\."):
         compose(["size=tiny", "cca=every_3_from_6"])
+
+
+@pytest.mark.parametrize("task", [train, compare])
+def test_table13_a_layer_beyond_the_last_is_refused_before_anything_is_built(task, small, tmp_path):
+    config = compose([*small, "size.cca_layers=[6,13]", f"paths.artifacts={tmp_path}"])
+    message = r"size\.cca_layers counts layers from 1 to size\.layers \(12\), so 13 is not one"
+    with pytest.raises(ConfigurationError, match=message):
+        task.run(config)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_table13_layers_by_number_win_over_layers_by_name():
