@@ -20,7 +20,7 @@ from retro_lab.evaluation.config import EvaluationConfig
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.retrieval.config import DatabaseConfig, EmbedderConfig, IndexConfig, RetrievalConfig
 from retro_lab.tasks.config import InspectConfig, PlanConfig, TaskConfig
-from retro_lab.training.config import DataConfig, InitConfig, OptimizerConfig, ScheduleConfig
+from retro_lab.training.config import ComputeConfig, DataConfig, InitConfig, OptimizerConfig, ScheduleConfig
 
 SCHEMA_SUFFIX = "_schema"
 
@@ -50,6 +50,7 @@ class RunConfig:
     embedder: EmbedderConfig = MISSING
     index: IndexConfig = field(default_factory=IndexConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

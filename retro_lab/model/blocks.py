@@ -6,9 +6,12 @@ Shapes: D width, F inner width of the feed-forward network.
 """
 
 from collections.abc import Callable
+from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from retro_lab.model.distances import Distances
 
@@ -16,7 +19,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.
 
 
 class Residual(nn.Module):
-    """x + dropout(block(norm(x)))."""
+    """x + dropout(block(norm(x))).
+
+    Attributes:
+        checkpointed: whether only x is kept for the backward pass, which then computes the block once more.
+    """
 
     def __init__(self, block: nn.Module, width: int, norm_eps: float, dropout: float) -> None:
         """Wrap a block.
@@ -31,9 +38,15 @@ class Residual(nn.Module):
         self.norm = nn.RMSNorm(width, eps=norm_eps)
         self.block = block
         self.dropout = nn.Dropout(dropout)
+        self.checkpointed = False
 
     def forward(self, hidden: Tensor, *arguments: Distances | None) -> Tensor:
         """Map [..., D] to [..., D]; `arguments` go to the block."""
+        if self.checkpointed and torch.is_grad_enabled():
+            return cast("Tensor", checkpoint(self._add_block, hidden, *arguments, use_reentrant=False))
+        return self._add_block(hidden, *arguments)
+
+    def _add_block(self, hidden: Tensor, *arguments: Distances | None) -> Tensor:
         return hidden + self.dropout(self.block(self.norm(hidden), *arguments))
 
 

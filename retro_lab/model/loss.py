@@ -72,34 +72,62 @@ class _SummedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        exact = torch.promote_types(dtype, torch.float32)
-        total, cast_weight = torch.zeros((), dtype=exact, device=hidden.device), weight.to(dtype)
-        hidden_gradient = torch.empty_like(hidden)
-        weight_gradient = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        product = None if weight_gradient is None or weight.dtype == dtype else torch.empty_like(cast_weight)
-        for tokens in token_slices(hidden, weight):
-            states, correct, counts = hidden[tokens].to(dtype), targets[tokens, None], mask[tokens, None]
-            log_probabilities = F.log_softmax(states @ cast_weight.t(), dim=-1, dtype=exact)
-            total -= (log_probabilities.gather(1, correct) * counts).sum()
-            # d loss / d logits = softmax - one-hot, in the memory of the log-probabilities.
-            gradient = log_probabilities.exp_()
-            gradient.scatter_add_(1, correct, gradient.new_full(correct.shape, -1.0))
-            gradient = gradient.mul_(counts).to(dtype)
-            hidden_gradient[tokens] = gradient @ cast_weight
-            if weight_gradient is None:
-                continue
-            if product is None:
-                weight_gradient.addmm_(gradient.t(), states)
-            else:  # half precision is added up in the precision of the weight
-                weight_gradient += torch.mm(gradient.t(), states, out=product)
-        ctx.save_for_backward(hidden_gradient, weight_gradient)
+        run = _loss_and_gradients_in_graph if torch.compiler.is_compiling() else _loss_and_gradients
+        total, *gradients = run(hidden, weight, targets, mask, dtype, ctx.needs_input_grad[1])
+        ctx.save_for_backward(*gradients)
+        ctx.weight_is_trained = ctx.needs_input_grad[1]
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        return hidden_gradient * outer, None if weight_gradient is None else weight_gradient * outer, None, None
+        return hidden_gradient * outer, weight_gradient * outer if ctx.weight_is_trained else None, None, None
+
+
+def _loss_and_gradients(
+    hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, dtype: torch.dtype, weight_is_trained: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sum and the gradients of `hidden` and, empty if it is not trained, `weight`; products are `dtype`."""
+    exact = torch.promote_types(dtype, torch.float32)
+    total, cast_weight = torch.zeros((), dtype=exact, device=hidden.device), weight.to(dtype)
+    hidden_gradient = torch.empty_like(hidden)
+    weight_gradient = torch.zeros_like(weight) if weight_is_trained else weight.new_empty(0)
+    product = None if weight.dtype == dtype else torch.empty_like(cast_weight)
+    for tokens in token_slices(hidden, weight):
+        states, correct, counts = hidden[tokens].to(dtype), targets[tokens, None], mask[tokens, None]
+        log_probabilities = F.log_softmax(states @ cast_weight.t(), dim=-1, dtype=exact)
+        total -= (log_probabilities.gather(1, correct) * counts).sum()
+        # d loss / d logits = softmax - one-hot, in the memory of the log-probabilities.
+        gradient = log_probabilities.exp_()
+        gradient.scatter_add_(1, correct, gradient.new_full(correct.shape, -1.0))
+        gradient = gradient.mul_(counts).to(dtype)
+        hidden_gradient[tokens] = gradient @ cast_weight
+        if not weight_is_trained:
+            continue
+        if product is None:
+            weight_gradient.addmm_(gradient.t(), states)
+        else:  # half precision is added up in the precision of the weight
+            weight_gradient += torch.mm(gradient.t(), states, out=product)
+    return total, hidden_gradient, weight_gradient
+
+
+# In a compiled graph it is one operation: unrolled into it, the slices would only make it larger.
+_loss_and_gradients_in_graph = torch.library.custom_op(
+    "retro_lab::summed_cross_entropy",
+    _loss_and_gradients,
+    mutates_args=(),
+    schema="(Tensor hidden, Tensor weight, Tensor targets, Tensor mask, ScalarType dtype, bool weight_is_trained) "
+    "-> (Tensor, Tensor, Tensor)",
+)
+
+
+@_loss_and_gradients_in_graph.register_fake
+def _loss_and_gradients_like(
+    hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, dtype: torch.dtype, weight_is_trained: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    total = hidden.new_empty((), dtype=torch.promote_types(dtype, torch.float32))
+    return total, torch.empty_like(hidden), torch.empty_like(weight) if weight_is_trained else weight.new_empty(0)
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

@@ -95,12 +95,8 @@ class _RelativeAttention(torch.autograd.Function):
         causal: bool,
         documents: Tensor | None,
     ) -> Tensor:
-        attended = torch.empty_like(content_query)
-        for tile in _tiles(content_query, key, causal):
-            weights = _weights(tile, content_query, position_query, key, position, padding, causal, documents)
-            weights = weights.to(value.dtype)
-            result = attended[tile.rows]
-            result.copy_((weights @ _matrices(value[tile.columns])).view(result.shape))
+        run = _attend_in_graph if torch.compiler.is_compiling() else _attend
+        attended = run(content_query, position_query, key, value, position, padding, causal, documents)
         ctx.save_for_backward(content_query, position_query, key, value, position, padding, attended, documents)
         ctx.causal = causal
         return attended
@@ -109,44 +105,112 @@ class _RelativeAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         content_query, position_query, key, value, position, padding, attended, documents = ctx.saved_tensors
-        dtype, exact = value.dtype, _at_least_float32(value)
-        content_query_gradient = torch.empty_like(content_query)
-        position_query_gradient = None if position is None else torch.empty_like(position_query)
-        # Several tiles add to these, so they are summed in at least float32.
-        key_gradient, value_gradient = (torch.zeros_like(tensor, dtype=exact) for tensor in (key, value))
-        position_gradient = None if position is None else torch.zeros_like(position, dtype=exact)
-        # With g = d loss / d w, d loss / d logits = w (g - sum_j w_j g_j); that sum is the result times its gradient.
-        scaled = outer * (1 / math.sqrt(value.shape[-1]))
-        expected = (scaled * attended).sum(dim=-1, keepdim=True, dtype=exact)
-        for tile in _tiles(content_query, key, ctx.causal):
-            by_query, by_key = content_query[tile.rows].shape, key[tile.columns].shape
-            weights = _weights(tile, content_query, position_query, key, position, padding, ctx.causal, documents)
-            outer_rows = _matrices(outer[tile.rows])
-            value_gradient[tile.columns] += (weights.to(dtype).transpose(1, 2) @ outer_rows).view(by_key)
-            gradient = (_matrices(scaled[tile.rows]) @ _matrices(value[tile.columns]).transpose(1, 2)).to(exact)
-            gradient = gradient.sub_(_matrices(expected[tile.rows])).mul_(weights).to(dtype)  # of logits, [HG, PQ, SJ]
-            content_query_gradient[tile.rows] = (gradient @ _matrices(key[tile.columns])).view(by_query)
-            key_gradient[tile.columns] += (gradient.transpose(1, 2) @ _matrices(content_query[tile.rows])).view(by_key)
-            if position is None or position_query_gradient is None or position_gradient is None:
-                continue
-            gradient = gradient.view(*by_query[:4], *by_key[2:4])  # [H, G, P, Q, S, J]
-            gradient = gradient.sum(dim=-2) if by_key[2] > 1 else gradient.squeeze(-2)
-            distances = position[tile.distances]
-            by_distance = gradient.new_zeros(*by_query[:4], distances.shape[-1])  # [H, G, P, Q, T]
-            align_distances(by_distance, by_key[3]).copy_(gradient)
-            by_distance = by_distance.flatten(1, 3)
-            position_query_gradient[tile.rows] = (by_distance @ distances.transpose(1, 2)).view(by_query)
-            position_gradient[tile.distances] += position_query[tile.rows].flatten(1, 3).transpose(1, 2) @ by_distance
-        return (
-            content_query_gradient,
-            position_query_gradient,
-            key_gradient.to(dtype),
-            value_gradient.to(dtype),
-            None if position_gradient is None else position_gradient.to(dtype),
-            None,
-            None,
-            None,
+        run = _gradients_in_graph if torch.compiler.is_compiling() else _gradients
+        gradients: list[Tensor | None] = list(
+            run(content_query, position_query, key, value, position, padding, ctx.causal, documents, attended, outer)
         )
+        if position is None:
+            gradients[1] = gradients[4] = None
+        return *gradients, None, None, None
+
+
+def _attend(
+    content_query: Tensor,
+    position_query: Tensor | None,
+    key: Tensor,
+    value: Tensor,
+    position: Tensor | None,
+    padding: Tensor | None,
+    causal: bool,
+    documents: Tensor | None,
+) -> Tensor:
+    attended = torch.empty_like(content_query)
+    for tile in _tiles(content_query, key, causal):
+        weights = _weights(tile, content_query, position_query, key, position, padding, causal, documents)
+        weights = weights.to(value.dtype)
+        result = attended[tile.rows]
+        result.copy_((weights @ _matrices(value[tile.columns])).view(result.shape))
+    return attended
+
+
+def _gradients(
+    content_query: Tensor,
+    position_query: Tensor | None,
+    key: Tensor,
+    value: Tensor,
+    position: Tensor | None,
+    padding: Tensor | None,
+    causal: bool,
+    documents: Tensor | None,
+    attended: Tensor,
+    outer: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the first five arguments, empty for those that are None."""
+    dtype, exact = value.dtype, _at_least_float32(value)
+    content_query_gradient = torch.empty_like(content_query)
+    position_query_gradient = content_query.new_empty(0) if position_query is None else torch.empty_like(position_query)
+    # Several tiles add to these, so they are summed in at least float32.
+    key_gradient, value_gradient = (torch.zeros_like(tensor, dtype=exact) for tensor in (key, value))
+    position_gradient = (
+        content_query.new_empty(0, dtype=exact) if position is None else torch.zeros_like(position, dtype=exact)
+    )
+    # With g = d loss / d w, d loss / d logits = w (g - sum_j w_j g_j); that sum is the result times its gradient.
+    scaled = outer * (1 / math.sqrt(value.shape[-1]))
+    expected = (scaled * attended).sum(dim=-1, keepdim=True, dtype=exact)
+    for tile in _tiles(content_query, key, causal):
+        by_query, by_key = content_query[tile.rows].shape, key[tile.columns].shape
+        weights = _weights(tile, content_query, position_query, key, position, padding, causal, documents)
+        outer_rows = _matrices(outer[tile.rows])
+        value_gradient[tile.columns] += (weights.to(dtype).transpose(1, 2) @ outer_rows).view(by_key)
+        gradient = (_matrices(scaled[tile.rows]) @ _matrices(value[tile.columns]).transpose(1, 2)).to(exact)
+        gradient = gradient.sub_(_matrices(expected[tile.rows])).mul_(weights).to(dtype)  # of logits, [HG, PQ, SJ]
+        content_query_gradient[tile.rows] = (gradient @ _matrices(key[tile.columns])).view(by_query)
+        key_gradient[tile.columns] += (gradient.transpose(1, 2) @ _matrices(content_query[tile.rows])).view(by_key)
+        if position_query is None or position is None:
+            continue
+        gradient = gradient.view(*by_query[:4], *by_key[2:4])  # [H, G, P, Q, S, J]
+        gradient = gradient.sum(dim=-2) if by_key[2] > 1 else gradient.squeeze(-2)
+        distances = position[tile.distances]
+        by_distance = gradient.new_zeros(*by_query[:4], distances.shape[-1])  # [H, G, P, Q, T]
+        align_distances(by_distance, by_key[3]).copy_(gradient)
+        by_distance = by_distance.flatten(1, 3)
+        position_query_gradient[tile.rows] = (by_distance @ distances.transpose(1, 2)).view(by_query)
+        position_gradient[tile.distances] += position_query[tile.rows].flatten(1, 3).transpose(1, 2) @ by_distance
+    return (
+        content_query_gradient,
+        position_query_gradient,
+        key_gradient.to(dtype),
+        value_gradient.to(dtype),
+        position_gradient.to(dtype),
+    )
+
+
+# A compiled graph calls the two as operations of their own: the loops over tiles, unrolled into it, would make it many
+# times as large, and what is to fuse lies between the attentions.
+_INPUTS = (
+    "Tensor content_query, Tensor? position_query, Tensor key, Tensor value, Tensor? position, Tensor? padding, "
+    "bool causal, Tensor? documents"
+)
+_attend_in_graph = torch.library.custom_op(
+    "retro_lab::attend", _attend, mutates_args=(), schema=f"({_INPUTS}) -> Tensor"
+)
+_gradients_in_graph = torch.library.custom_op(
+    "retro_lab::attend_gradients",
+    _gradients,
+    mutates_args=(),
+    schema=f"({_INPUTS}, Tensor attended, Tensor outer) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@_attend_in_graph.register_fake
+def _attended_like(content_query: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(content_query)
+
+
+@_gradients_in_graph.register_fake
+def _gradients_like(*arguments: Any) -> tuple[Tensor, ...]:
+    missing = arguments[0].new_empty(0)
+    return tuple(missing.clone() if tensor is None else torch.empty_like(tensor) for tensor in arguments[:5])
 
 
 def _tiles(query: Tensor, key: Tensor, causal: bool) -> Iterator[_Tile]:

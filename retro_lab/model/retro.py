@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retro_lab.model.blocks import Residual
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.decoder import DecoderLayer
 from retro_lab.model.distances import DistanceEncoder
@@ -82,6 +83,12 @@ class RetroModel(nn.Module):
                 nn.init.normal_(parameter, std=self.init_std / math.sqrt(2 * layers))
             else:
                 nn.init.normal_(parameter, std=self.init_std)
+
+    def checkpoint_activations(self, checkpointed: bool = True) -> None:
+        """Keep only the input of each block for the backward pass, or all it needs: less memory, or less time."""
+        for module in self.modules():
+            if isinstance(module, Residual):
+                module.checkpointed = checkpointed
 
     def forward(
         self,

@@ -5,7 +5,7 @@ from omegaconf import DictConfig
 from retro_lab.errors import ConfigurationError
 from retro_lab.launch.run_folder import run_folder
 from retro_lab.tasks import report
-from retro_lab.tasks.assemble import model_settings
+from retro_lab.tasks.assemble import check_training
 from retro_lab.tasks.build import build_corpus, build_database
 from retro_lab.tasks.train import train_model
 
@@ -16,11 +16,11 @@ def run(config: DictConfig) -> None:
     The baseline comes first, so that `init=retrofit` can start from it.
 
     Raises:
-        ConfigurationError: `retrieval.k` is 0, which leaves nothing to compare, or no model can be made.
+        ConfigurationError: `retrieval.k` is 0, which leaves nothing to compare, or no model can be made or compiled.
     """
     if not config.retrieval.k:
         raise ConfigurationError("retrieval.k=0 is the baseline itself; use task=train, or a k of at least 1.")
-    model_settings(config, config.retrieval.k)
+    check_training(config, config.retrieval.k)
     corpus = build_corpus(config)
     database = build_database(config, corpus)
     run = run_folder()

@@ -27,7 +27,7 @@ from retro_lab.report.records import (
     write_result,
 )
 from retro_lab.tasks import report
-from retro_lab.tasks.assemble import build_model, build_trainer, model_settings, sequences, windows
+from retro_lab.tasks.assemble import build_model, build_trainer, check_training, sequences, windows
 from retro_lab.tasks.build import Corpus, Database, build_corpus, build_database
 from retro_lab.tasks.evaluate import evaluate, missing_evaluations
 from retro_lab.training.data import RetroDataModule
@@ -42,7 +42,7 @@ IDENTITY_NAME = "run.json"
 def run(config: DictConfig) -> None:
     """Train and evaluate the model of `retrieval.k`, then report on the run folder."""
     k = config.retrieval.k
-    model_settings(config, k)
+    check_training(config, k)
     corpus = build_corpus(config)
     train_model(config, k, run_folder(), corpus, build_database(config, corpus) if k else None)
     report.run(config)
@@ -76,6 +76,7 @@ def train_model(config: DictConfig, k: int, run: Path, corpus: Corpus, database:
 def _train(config: DictConfig, k: int, folder: Path, corpus: Corpus, database: Database | None) -> ModelRecord:
     pl.seed_everything(config.seed, verbose=False)
     model = build_model(config, k, corpus)
+    model.checkpoint_activations(config.compute.checkpoint_activations)
     if config.init.name == "retrofit" and k:
         load_baseline_weights(model, Path(config.init.checkpoint or folder.parent / "baseline" / CHECKPOINT))
         freeze_all_but_retrieval(model)
@@ -95,6 +96,7 @@ def _train(config: DictConfig, k: int, folder: Path, corpus: Corpus, database: D
             config.schedule.final_ratio,
         ),
         config.seed,
+        compile=config.compute.compile,
     )
     data = RetroDataModule(
         sequences(config, "train", corpus, database),

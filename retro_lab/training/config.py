@@ -1,4 +1,4 @@
-"""Batches, optimiser, schedule and starting weights: `data`, `optimizer`, `schedule`, `init` groups."""
+"""Batches, computation, optimiser, schedule and starting weights: the groups of the same names."""
 
 from dataclasses import dataclass, field
 
@@ -15,6 +15,17 @@ class DataConfig:
     """Sequences in one optimiser step, over all devices and accumulated batches."""
     workers: int = 0
     """Processes that assemble batches; 0 assembles them in the training process."""
+
+
+@dataclass(kw_only=True)
+class ComputeConfig:
+    """How the training step is computed: what it computes, and what checkpoints hold, is the same."""
+
+    compile: bool = False
+    """Fuse forward and backward pass with torch.compile: faster steps after minutes of compilation. Needs g++."""
+    checkpoint_activations: bool = False
+    """Keep only the input of each block for the backward pass, which then computes the block once more: a fraction of
+    the memory for about a third more time."""
 
 
 @dataclass(kw_only=True)

@@ -14,6 +14,7 @@ from retro_lab.evaluation.bits_per_byte import BitsPerByte
 from retro_lab.evaluation.windows import WindowBatch
 from retro_lab.model.retro import RetroModel
 from retro_lab.retrieval.sequences import Batch, documents_of, neighbors_of
+from retro_lab.training.compiled import compiled
 from retro_lab.training.schedule import WarmupCosine
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
@@ -30,10 +31,16 @@ class RetroModule(pl.LightningModule):
         optimizer: OptimizerFactory,
         schedule: WarmupCosine,
         seed: int,
+        *,
+        compile: bool = False,
     ) -> None:
-        """Keep the parts; `optimizer` is called with parameter groups once training starts."""
+        """Keep the parts; `optimizer` is called with parameter groups once training starts.
+
+        Only the training step is compiled: its batches all have one shape, evaluation has others and is a small part.
+        """
         super().__init__()
         self.model = model
+        self.training_loss = compiled(model.loss) if compile else model.loss
         self.k = k
         self.validation_neighbors = list(validation_neighbors)
         self.optimizer_factory = optimizer
@@ -63,7 +70,7 @@ class RetroModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of the text tokens of the global batch, in nats."""
         neighbors, lengths = neighbors_of(batch, self.k)
-        nats = self.model.loss(
+        nats = self.training_loss(
             batch["tokens"], batch["targets"], batch["mask"], neighbors, lengths, documents_of(batch)
         )
         tokens = batch["mask"].sum()
