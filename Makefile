@@ -34,5 +34,13 @@ test: $(VENV)/.dev ## Run the linters, the type checker and the tests
 	@$(BIN)/codespell --skip 'tests/config/*' retro_lab conf experiments sweeps tests docs README.md
 	@$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
+# An environment of its own: retro-pytorch wants older libraries than the project does.
+benchmarks/.venv: benchmarks/requirements.txt
+	@$(PYTHON) -m venv $@
+	@$@/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	@$@/bin/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/requirements.txt
+	@$@/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
 clean: ## Remove artifacts and outputs, not the environment
 	rm -rf artifacts outputs

@@ -4,13 +4,13 @@ For each token, with `stream` bytes for an entry of the residual stream and `pro
 product (4 and 4 in float32, 4 and 2 under autocast to half precision), a block keeps
 
     its norm            D (2 stream + product)      input, input over its root mean square, result
-    self-attention      7 I product                 q, k, v, q + u, q + v, the result before and after heads merge
-    cross-attention     4 I product                 the same without k and v; 3 I without positions
+    self-attention      6 I product                 q, k, v, q + u, q + v, the result with its heads merged
+    cross-attention     3 I product                 the same without k and v; 2 I without positions
                         2 I product                 k and v of each token that answers; under autocast its state too
     feed-forward        2 F product                 the inner layer before and after its non-linearity
 
-With rotary positions, q and k are kept rotated in place of q + u and q + v: as much for self-attention; for
-cross-attention 3 I product where there were 4, and for each token that answers 3 where there were 2.
+With rotary positions, q and k are kept rotated in place of q + u and q + v, and the result before heads merge too: 7 I
+for self-attention; as much for cross-attention, and for each token that answers 3 I where there were 2.
 
 No attention keeps weights or logits (`relative_attention`), and the loss keeps gradients in place of logits (`loss`).
 With checkpointing, each block keeps its input (D stream), and one block at a time all of the above.
@@ -81,20 +81,21 @@ def activation_bytes(
 
     # The last norm, the gradient that the loss keeps for its result, and the one for the read-out.
     others = (3 * tokens + vocabulary_size) * width * stream
+    rotary = model.positions == ROTARY
+    self_attention = 7 if rotary else 6
     # Each kind of block: how many there are, bytes of its input, bytes of all that it keeps.
     decoder_input = tokens * width * stream
     blocks = [
-        (size.layers, decoder_input, tokens * (norm(width) + 7 * inner * product)),
+        (size.layers, decoder_input, tokens * (norm(width) + self_attention * inner * product)),
         (size.layers, decoder_input, tokens * (norm(width) + 2 * size.ffw_width * product)),
     ]
     if neighbor_tokens and size.cca_layers:
-        rotary = model.positions == ROTARY
-        queries = 4 if model.cca_positions and not rotary else 3
+        queries = 3 if model.cca_positions else 2
         keys_values = 3 if model.cca_positions and rotary else 2
         context = keys_values * inner * product + precision.casts * encoder_width * product
         cca = tokens * (norm(width) + queries * inner * product) + neighbor_tokens * context
-        encoder_attention = neighbor_tokens * (norm(encoder_width) + 7 * encoder_inner * product)
-        conditioning = neighbor_tokens * (norm(encoder_width) + (4 - rotary) * encoder_inner * product)
+        encoder_attention = neighbor_tokens * (norm(encoder_width) + self_attention * encoder_inner * product)
+        conditioning = neighbor_tokens * (norm(encoder_width) + 3 * encoder_inner * product)
         conditioning += chunk_tokens * ((2 + rotary) * encoder_inner * product + precision.casts * width * product)
         feed_forward = neighbor_tokens * (norm(encoder_width) + 2 * size.encoder_ffw_width * product)
         encoder_input = neighbor_tokens * encoder_width * stream

@@ -97,17 +97,17 @@ class _RelativeAttention(torch.autograd.Function):
     ) -> Tensor:
         run = _attend_in_graph if torch.compiler.is_compiling() else _attend
         attended = run(content_query, position_query, key, value, position, padding, causal, documents)
-        ctx.save_for_backward(content_query, position_query, key, value, position, padding, attended, documents)
+        ctx.save_for_backward(content_query, position_query, key, value, position, padding, documents)
         ctx.causal = causal
         return attended
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-        content_query, position_query, key, value, position, padding, attended, documents = ctx.saved_tensors
+        content_query, position_query, key, value, position, padding, documents = ctx.saved_tensors
         run = _gradients_in_graph if torch.compiler.is_compiling() else _gradients
         gradients: list[Tensor | None] = list(
-            run(content_query, position_query, key, value, position, padding, ctx.causal, documents, attended, outer)
+            run(content_query, position_query, key, value, position, padding, ctx.causal, documents, outer)
         )
         if position is None:
             gradients[1] = gradients[4] = None
@@ -124,7 +124,7 @@ def _attend(
     causal: bool,
     documents: Tensor | None,
 ) -> Tensor:
-    attended = torch.empty_like(content_query)
+    attended, key = torch.empty_like(content_query), _centered(key)
     for tile in _tiles(content_query, key, causal):
         weights = _weights(tile, content_query, position_query, key, position, padding, causal, documents)
         weights = weights.to(value.dtype)
@@ -142,11 +142,11 @@ def _gradients(
     padding: Tensor | None,
     causal: bool,
     documents: Tensor | None,
-    attended: Tensor,
     outer: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the first five arguments, empty for those that are None."""
     dtype, exact = value.dtype, _at_least_float32(value)
+    key, value = _centered(key), _centered(value)
     content_query_gradient = torch.empty_like(content_query)
     position_query_gradient = content_query.new_empty(0) if position_query is None else torch.empty_like(position_query)
     # Several tiles add to these, so they are summed in at least float32.
@@ -154,16 +154,17 @@ def _gradients(
     position_gradient = (
         content_query.new_empty(0, dtype=exact) if position is None else torch.zeros_like(position, dtype=exact)
     )
-    # With g = d loss / d w, d loss / d logits = w (g - sum_j w_j g_j); that sum is the result times its gradient.
     scaled = outer * (1 / math.sqrt(value.shape[-1]))
-    expected = (scaled * attended).sum(dim=-1, keepdim=True, dtype=exact)
     for tile in _tiles(content_query, key, causal):
         by_query, by_key = content_query[tile.rows].shape, key[tile.columns].shape
         weights = _weights(tile, content_query, position_query, key, position, padding, causal, documents)
         outer_rows = _matrices(outer[tile.rows])
         value_gradient[tile.columns] += (weights.to(dtype).transpose(1, 2) @ outer_rows).view(by_key)
         gradient = (_matrices(scaled[tile.rows]) @ _matrices(value[tile.columns]).transpose(1, 2)).to(exact)
-        gradient = gradient.sub_(_matrices(expected[tile.rows])).mul_(weights).to(dtype)  # of logits, [HG, PQ, SJ]
+        # With g = d loss / d w, d loss / d logits = w (g - sum_j w_j g_j). The sum of w g is also the result times its
+        # gradient, at less cost; but only of these same rounded g does it leave rows that add up to nothing.
+        expected = torch.linalg.vecdot(weights, gradient).unsqueeze(-1)
+        gradient = gradient.sub_(expected).mul_(weights).to(dtype)  # of logits, [HG, PQ, SJ]
         content_query_gradient[tile.rows] = (gradient @ _matrices(key[tile.columns])).view(by_query)
         key_gradient[tile.columns] += (gradient.transpose(1, 2) @ _matrices(content_query[tile.rows])).view(by_key)
         if position_query is None or position is None:
@@ -198,7 +199,7 @@ _gradients_in_graph = torch.library.custom_op(
     "retro_lab::attend_gradients",
     _gradients,
     mutates_args=(),
-    schema=f"({_INPUTS}, Tensor attended, Tensor outer) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({_INPUTS}, Tensor outer) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
@@ -211,6 +212,19 @@ def _attended_like(content_query: Tensor, *others: Any) -> Tensor:
 def _gradients_like(*arguments: Any) -> tuple[Tensor, ...]:
     missing = arguments[0].new_empty(0)
     return tuple(missing.clone() if tensor is None else torch.empty_like(tensor) for tensor in arguments[:5])
+
+
+def _centered(tensor: Tensor) -> Tensor:
+    """Subtract from keys or values [H, G, S, J, A] of half precision the mean of those that are attended to together.
+
+    It changes neither weights nor gradients of logits, which differences between keys, and between values, make alone.
+    Where all keys are much alike, as those of an encoder that has learned little, half precision would lose these
+    differences in the products, and queries would get gradients that are noise.
+    """
+    if tensor.dtype.itemsize > 2:
+        return tensor
+    exact = tensor.float()
+    return (exact - exact.mean(dim=(2, 3), keepdim=True)).to(tensor.dtype)
 
 
 def _tiles(query: Tensor, key: Tensor, causal: bool) -> Iterator[_Tile]:

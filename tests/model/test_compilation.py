@@ -102,8 +102,7 @@ def test_operations_in_the_graph_know_the_shapes_of_their_results(positions: boo
     distances = torch.randn(2, 5, 8) if positions else None
     arguments = [queries, queries.clone() if positions else None, keys, keys.clone(), distances, None, False, None]
     torch.library.opcheck(attention._attend_in_graph, arguments)
-    attended = attention._attend(*arguments)
-    torch.library.opcheck(attention._gradients_in_graph, [*arguments, attended, torch.ones_like(attended)])
+    torch.library.opcheck(attention._gradients_in_graph, [*arguments, torch.ones_like(queries)])
 
 
 @pytest.mark.parametrize("trained", [True, False])

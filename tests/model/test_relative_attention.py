@@ -95,3 +95,20 @@ def test_the_chunk_is_projected_once_for_all_its_neighbors() -> None:
     projection.register_forward_hook(lambda layer, inputs, output: seen.append(inputs[0].shape))
     model(random_tokens(2, 12), random_tokens(2, 3, 5, 8))
     assert seen == [(2 * 3, 1, 4, 8)]
+
+
+def test_half_precision_keeps_the_differences_between_keys_and_values_that_are_much_alike() -> None:
+    """Those of an encoder at the start of training: queries must get gradients, not noise that AdamW makes steps of."""
+    torch.manual_seed(0)
+    query, outer = (torch.randn(HEADS, GROUPS, 1, 8, 32).bfloat16() for _ in range(2))
+    # 1 to 1 + 7/128 in steps that bfloat16 can just tell apart.
+    key, value = (1 + torch.randint(8, (HEADS, GROUPS, 2, 64, 32)) / 128 for _ in range(2))
+
+    def query_gradient(dtype: torch.dtype) -> Tensor:
+        asking = query.to(dtype).requires_grad_()
+        attended = relative_attention(asking, None, key.to(dtype), value.to(dtype), None)
+        (gradient,) = torch.autograd.grad(attended, asking, outer.to(dtype))
+        return gradient.double()
+
+    exact, rough = query_gradient(torch.float64), query_gradient(torch.bfloat16)
+    assert (rough - exact).norm() < 0.02 * exact.norm()
