@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+BLOCK = 4096
+"""Rows of the read-out's gradient that are added to at a time, in half precision."""
+
 
 def slice_limit(device: torch.device) -> int:
     """Logits in memory at a time: 64 MiB of float32 on a processor; enough to keep an accelerator busy elsewhere."""
@@ -81,8 +84,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        # In place where that can be: the gradient of a large read-out is the largest tensor of a step. A second
+        # backward pass through the same graph is then refused by autograd.
+        scale = torch.Tensor.mul if torch.compiler.is_compiling() else torch.Tensor.mul_
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        return hidden_gradient * outer, weight_gradient * outer if ctx.weight_is_trained else None, None, None
+        weight_gradient = scale(weight_gradient, outer) if ctx.weight_is_trained else None
+        return hidden_gradient * outer, weight_gradient, None, None
 
 
 def _loss_and_gradients(
@@ -93,23 +100,34 @@ def _loss_and_gradients(
     total, cast_weight = torch.zeros((), dtype=exact, device=hidden.device), weight.to(dtype)
     hidden_gradient = torch.empty_like(hidden)
     weight_gradient = torch.zeros_like(weight) if weight_is_trained else weight.new_empty(0)
-    product = None if weight.dtype == dtype else torch.empty_like(cast_weight)
-    for tokens in token_slices(hidden, weight):
+    slices = list(token_slices(hidden, weight))
+    # Memory of this size is fetched from the system and cleared anew at each request: all slices share theirs.
+    all_logits = torch.empty(slices[0].stop, weight.shape[0], dtype=dtype, device=hidden.device)
+    all_probabilities = torch.empty_like(all_logits, dtype=exact)
+    for tokens in slices:
         states, correct, counts = hidden[tokens].to(dtype), targets[tokens, None], mask[tokens, None]
-        log_probabilities = F.log_softmax(states @ cast_weight.t(), dim=-1, dtype=exact)
-        total -= (log_probabilities.gather(1, correct) * counts).sum()
-        # d loss / d logits = softmax - one-hot, in the memory of the log-probabilities.
-        gradient = log_probabilities.exp_()
-        gradient.scatter_add_(1, correct, gradient.new_full(correct.shape, -1.0))
-        gradient = gradient.mul_(counts).to(dtype)
-        hidden_gradient[tokens] = gradient @ cast_weight
-        if not weight_is_trained:
-            continue
-        if product is None:
-            weight_gradient.addmm_(gradient.t(), states)
-        else:  # half precision is added up in the precision of the weight
-            weight_gradient += torch.mm(gradient.t(), states, out=product)
+        logits = torch.mm(states, cast_weight.t(), out=all_logits[: len(states)])
+        probabilities = torch.softmax(logits, dim=-1, dtype=exact, out=all_probabilities[: len(states)])
+        # log p = logit - (largest logit - log of its probability), which is at least 1/V: no logarithm of 0.
+        largest = logits.amax(dim=-1, keepdim=True).to(exact) - probabilities.amax(dim=-1, keepdim=True).log()
+        log_probability = logits.gather(1, correct).to(exact) - largest
+        total -= (log_probability * counts).sum()
+        # d loss / d logits = softmax - one-hot, but for tokens that do not count.
+        gradient = probabilities if dtype == exact else logits.copy_(probabilities)
+        gradient.scatter_(1, correct, (log_probability.exp() - 1).to(dtype))
+        hidden_gradient[tokens] = (gradient @ cast_weight) * counts
+        if weight_is_trained:
+            _add_product(weight_gradient, gradient.t(), states * counts)
     return total, hidden_gradient, weight_gradient
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left` @ `right` to `total` [V, D], which may be more precise than the factors."""
+    if total.dtype == right.dtype:
+        total.addmm_(left, right)
+        return
+    for start in range(0, len(total), BLOCK):  # a block of the product stays in the cache until it is added
+        total[start : start + BLOCK] += left[start : start + BLOCK] @ right
 
 
 # In a compiled graph it is one operation: unrolled into it, the slices would only make it larger.
