@@ -23,6 +23,11 @@ def slice_limit(device: torch.device) -> int:
     return 2**24 if device.type == "cpu" else 2**27
 
 
+def softmax_limit(device: torch.device) -> int:
+    """Logits that become probabilities at a time: what a processor's cache holds; all there are on an accelerator."""
+    return 2**20 if device.type == "cpu" else slice_limit(device)
+
+
 def token_slices(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
     """Cut the tokens of `hidden` [T, D] so that one slice has no more logits than `slice_limit`."""
     step = max(1, slice_limit(hidden.device) // weight.shape[0])
@@ -103,22 +108,33 @@ def _loss_and_gradients(
     slices = list(token_slices(hidden, weight))
     # Memory of this size is fetched from the system and cleared anew at each request: all slices share theirs.
     all_logits = torch.empty(slices[0].stop, weight.shape[0], dtype=dtype, device=hidden.device)
-    all_probabilities = torch.empty_like(all_logits, dtype=exact)
     for tokens in slices:
-        states, correct, counts = hidden[tokens].to(dtype), targets[tokens, None], mask[tokens, None]
+        states, counts = hidden[tokens].to(dtype), mask[tokens, None]
         logits = torch.mm(states, cast_weight.t(), out=all_logits[: len(states)])
-        probabilities = torch.softmax(logits, dim=-1, dtype=exact, out=all_probabilities[: len(states)])
-        # log p = logit - (largest logit - log of its probability), which is at least 1/V: no logarithm of 0.
-        largest = logits.amax(dim=-1, keepdim=True).to(exact) - probabilities.amax(dim=-1, keepdim=True).log()
-        log_probability = logits.gather(1, correct).to(exact) - largest
-        total -= (log_probability * counts).sum()
-        # d loss / d logits = softmax - one-hot, but for tokens that do not count.
-        gradient = probabilities if dtype == exact else logits.copy_(probabilities)
-        gradient.scatter_(1, correct, (log_probability.exp() - 1).to(dtype))
-        hidden_gradient[tokens] = (gradient @ cast_weight) * counts
+        log_probabilities = _to_gradient(logits, targets[tokens, None], exact)
+        total -= (log_probabilities * counts).sum()
+        hidden_gradient[tokens] = (logits @ cast_weight) * counts
         if weight_is_trained:
-            _add_product(weight_gradient, gradient.t(), states * counts)
+            _add_product(weight_gradient, logits.t(), states * counts)
     return total, hidden_gradient, weight_gradient
+
+
+def _to_gradient(logits: Tensor, targets: Tensor, exact: torch.dtype) -> Tensor:
+    """Turn logits [T, V] into d loss / d logits, softmax - one-hot, where they are.
+
+    Returns:
+        Log-probabilities of the targets [T, 1], `exact`.
+    """
+    rows = max(1, softmax_limit(logits.device) // logits.shape[1])
+    chosen = []
+    for part, target in zip(logits.split(rows), targets.split(rows), strict=True):
+        probabilities = torch.softmax(part, dim=-1, dtype=exact)
+        # log p = logit - (largest logit - log of its probability), which is at least 1/V: no logarithm of 0.
+        normalizer = part.amax(dim=-1, keepdim=True).to(exact) - probabilities.amax(dim=-1, keepdim=True).log()
+        chosen.append(part.gather(1, target).to(exact) - normalizer)
+        part.copy_(probabilities)
+        part[torch.arange(len(part), device=part.device), target[:, 0]] = chosen[-1][:, 0].expm1().to(part.dtype)
+    return torch.cat(chosen)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
