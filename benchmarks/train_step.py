@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--memory-of", choices=MEMORY, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    torch._dynamo.config.recompile_limit = 64  # of one piece of code, which all models here share
     device = torch.device(arguments.device)
     if arguments.memory_of:
         print_growth(device, MEMORY[arguments.memory_of](Shape(arguments.width, 2048, batch=2), device))
