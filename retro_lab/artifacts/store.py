@@ -134,10 +134,10 @@ class ArtifactStore:
                             pending.remove(shard)
                     break
                 else:
-                    advance(0, "other processes build the rest")
+                    advance(0, "waiting")  # for the shards that other processes hold
                     sleep(POLL_SECONDS)
                 still = _pending(folder, pending)
-                advance(sum(sizes[shard] for shard in set(pending).difference(still)))
+                advance(sum(sizes[shard] for shard in set(pending).difference(still)), None if still else "")
                 pending = still
 
     def _finish(self, stage: Stage) -> Artifact | None:
