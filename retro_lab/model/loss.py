@@ -14,10 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+BLOCK = 4096
+"""Rows of the read-out's gradient that are added to at a time, in half precision."""
+
 
 def slice_limit(device: torch.device) -> int:
     """Logits in memory at a time: 64 MiB of float32 on a processor; enough to keep an accelerator busy elsewhere."""
     return 2**24 if device.type == "cpu" else 2**27
+
+
+def softmax_limit(device: torch.device) -> int:
+    """Logits that become probabilities at a time: what a processor's cache holds; all there are on an accelerator."""
+    return 2**20 if device.type == "cpu" else slice_limit(device)
 
 
 def token_slices(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
@@ -81,8 +89,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        # In place where that can be: the gradient of a large read-out is the largest tensor of a step. A second
+        # backward pass through the same graph is then refused by autograd.
+        scale = torch.Tensor.mul if torch.compiler.is_compiling() else torch.Tensor.mul_
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        return hidden_gradient * outer, weight_gradient * outer if ctx.weight_is_trained else None, None, None
+        weight_gradient = scale(weight_gradient, outer) if ctx.weight_is_trained else None
+        return hidden_gradient * outer, weight_gradient, None, None
 
 
 def _loss_and_gradients(
@@ -93,23 +105,45 @@ def _loss_and_gradients(
     total, cast_weight = torch.zeros((), dtype=exact, device=hidden.device), weight.to(dtype)
     hidden_gradient = torch.empty_like(hidden)
     weight_gradient = torch.zeros_like(weight) if weight_is_trained else weight.new_empty(0)
-    product = None if weight.dtype == dtype else torch.empty_like(cast_weight)
-    for tokens in token_slices(hidden, weight):
-        states, correct, counts = hidden[tokens].to(dtype), targets[tokens, None], mask[tokens, None]
-        log_probabilities = F.log_softmax(states @ cast_weight.t(), dim=-1, dtype=exact)
-        total -= (log_probabilities.gather(1, correct) * counts).sum()
-        # d loss / d logits = softmax - one-hot, in the memory of the log-probabilities.
-        gradient = log_probabilities.exp_()
-        gradient.scatter_add_(1, correct, gradient.new_full(correct.shape, -1.0))
-        gradient = gradient.mul_(counts).to(dtype)
-        hidden_gradient[tokens] = gradient @ cast_weight
-        if not weight_is_trained:
-            continue
-        if product is None:
-            weight_gradient.addmm_(gradient.t(), states)
-        else:  # half precision is added up in the precision of the weight
-            weight_gradient += torch.mm(gradient.t(), states, out=product)
+    slices = list(token_slices(hidden, weight))
+    # Memory of this size is fetched from the system and cleared anew at each request: all slices share theirs.
+    all_logits = torch.empty(slices[0].stop, weight.shape[0], dtype=dtype, device=hidden.device)
+    for tokens in slices:
+        states, counts = hidden[tokens].to(dtype), mask[tokens, None]
+        logits = torch.mm(states, cast_weight.t(), out=all_logits[: len(states)])
+        log_probabilities = _to_gradient(logits, targets[tokens, None], exact)
+        total -= (log_probabilities * counts).sum()
+        hidden_gradient[tokens] = (logits @ cast_weight) * counts
+        if weight_is_trained:
+            _add_product(weight_gradient, logits.t(), states * counts)
     return total, hidden_gradient, weight_gradient
+
+
+def _to_gradient(logits: Tensor, targets: Tensor, exact: torch.dtype) -> Tensor:
+    """Turn logits [T, V] into d loss / d logits, softmax - one-hot, where they are.
+
+    Returns:
+        Log-probabilities of the targets [T, 1], `exact`.
+    """
+    rows = max(1, softmax_limit(logits.device) // logits.shape[1])
+    chosen = []
+    for part, target in zip(logits.split(rows), targets.split(rows), strict=True):
+        probabilities = torch.softmax(part, dim=-1, dtype=exact)
+        # log p = logit - (largest logit - log of its probability), which is at least 1/V: no logarithm of 0.
+        normalizer = part.amax(dim=-1, keepdim=True).to(exact) - probabilities.amax(dim=-1, keepdim=True).log()
+        chosen.append(part.gather(1, target).to(exact) - normalizer)
+        part.copy_(probabilities)
+        part[torch.arange(len(part), device=part.device), target[:, 0]] = chosen[-1][:, 0].expm1().to(part.dtype)
+    return torch.cat(chosen)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left` @ `right` to `total` [V, D], which may be more precise than the factors."""
+    if total.dtype == right.dtype:
+        total.addmm_(left, right)
+        return
+    for start in range(0, len(total), BLOCK):  # a block of the product stays in the cache until it is added
+        total[start : start + BLOCK] += left[start : start + BLOCK] @ right
 
 
 # In a compiled graph it is one operation: unrolled into it, the slices would only make it larger.

@@ -45,6 +45,9 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """
     from torch._dynamo.exc import BackendCompilerFailed  # a second of imports, for those who compile
 
+    # What was compiled for models of this process before (a sweep may train many) is of no use, and torch, which counts
+    # it by code and not by model, stops at eight.
+    torch.compiler.reset()
     graph = torch.compile(function, fullgraph=True, dynamic=False)
 
     @functools.wraps(function)
