@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from retro_lab.artifacts.arrays import create_array
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.corpus.documents import Document, DocumentSource, Split, rejection
 from retro_lab.corpus.tokenizer import DocumentTokenizer, TokenizerRecipe
@@ -236,7 +237,7 @@ class TokensStage(Stage):
 
         # One chunk of padding at the end lets every neighbor's continuation be read without a bounds check.
         shape = ((int(start[-1]) + 1) * self.chunk_length,)
-        tokens = np.lib.format.open_memmap(folder / "tokens.npy", "w+", tokenizer.dtype, shape)
+        tokens = create_array(folder / "tokens.npy", tokenizer.dtype, shape)
         tokens[:] = tokenizer.document_marker
         for place, document in zip(start, order, strict=False):
             begin, length = first[document], lengths[document]

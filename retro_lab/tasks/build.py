@@ -16,6 +16,7 @@ from retro_lab.corpus.documents import Split
 from retro_lab.corpus.stages import SPLITS, DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
+from retro_lab.ranks import place
 from retro_lab.retrieval.embedder import Embedder
 from retro_lab.retrieval.embeddings import EmbeddingsStage
 from retro_lab.retrieval.index import IndexStage, choose_factory
@@ -83,7 +84,7 @@ def build_database(config: DictConfig, corpus: Corpus) -> Database:
         ConfigurationError: More neighbors are asked for than the database has chunks, or fewer than none.
     """
     store = ArtifactStore(Path(config.paths.artifacts))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = f"cuda:{place().local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     settings = {name: config.embedder[name] for name in ("model", "revision", "max_length", "batch_size", "precision")}
     embedder = Embedder(**settings, device=device)
     database_store = corpus.stores["train"]
