@@ -22,17 +22,16 @@ def build_all(root, bert):
         search(chunks, split, stored=3, cuts=[20])
 
 
-def build_announced(root, bert, stages):
-    """The same, sending the name of each stage through the connection `stages` before it is built."""
+def build_announced(root, bert, artifacts):
+    """The same, sending the folder of each artifact through the connection `artifacts` before it is built."""
 
     class Announcing(ArtifactStore):
         def build(self, stage):
-            stages.send((stage.name, str(self._folder(stage))))
+            artifacts.send(f"{stage.name}/{stage.fingerprint}")
             return super().build(stage)
 
     pipeline.ArtifactStore = Announcing
     build_all(root, bert)
-    stages.send((None, None))
 
 
 def checksums(root):

@@ -1,12 +1,12 @@
 """The real stages under kills, a full disk, other builders, damaged files: what is built in the end is the same."""
 
-import itertools
 import json
 import random
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -23,87 +23,77 @@ STAGES = ("documents", "tokenizer", "tokens", "embeddings", "index", "search", "
 KILLS = 10
 # A process that has imported all that takes long and started no thread yet, so that its children begin at once.
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["retro_lab.tasks.build", "transformers.models.bert.modeling_bert"])
+CONTEXT.set_forkserver_preload(["pytest", "retro_lab.tasks.build", "transformers.models.bert.modeling_bert"])
 
 
 class Builder:
     """A process that builds everything, and what it says of where it is."""
 
     def __init__(self, root, bert):
-        self.stages, sender = CONTEXT.Pipe(duplex=False)
+        self._receiver, sender = CONTEXT.Pipe(duplex=False)
         self.process = CONTEXT.Process(target=build_announced, args=(root, bert, sender))
         self.process.start()
         sender.close()
 
-    def wait_for(self, stage):
-        """Wait until it begins a stage and return the folder of the artifact, or None if it never will again."""
-        while True:
-            name, folder = self.stages.recv()
-            if name == stage or name is None:
-                return folder and Path(folder)
+    def artifacts(self):
+        """Yield the folder of each artifact, relative to the root, when it begins with it."""
+        with suppress(EOFError):
+            while True:
+                yield self._receiver.recv()
+
+    def wait_for(self, artifact):
+        assert artifact in self.artifacts()
 
     def kill(self):
         self.process.kill()
         self.process.join()
 
+    def exit_code(self):
+        self.process.join()
+        return self.process.exitcode
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, tiny_bert):
-    """Checksums of an undisturbed build and the seconds that each stage took; built once."""
+    """Folder of an undisturbed build, its checksums, and the seconds that each artifact took; built once."""
     root = tmp_path_factory.mktemp("undisturbed")
     builder = Builder(root, tiny_bert)
-    begun = []
-    while not begun or begun[-1][0] is not None:
-        begun.append((builder.stages.recv()[0], time.monotonic()))
-    builder.process.join()
-    seconds = {}
-    for (stage, start), (_, end) in itertools.pairwise(begun):
-        seconds.setdefault(stage, end - start)
-    return root, checksums(root), seconds
+    begun = [(artifact, time.monotonic()) for artifact in builder.artifacts()]
+    assert builder.exit_code() == 0
+    ends = [*(start for _, start in begun[1:]), time.monotonic()]
+    return root, checksums(root), {name: end - start for (name, start), end in zip(begun, ends, strict=True)}
 
 
-def test_killed_ten_times_at_random_in_every_stage(tmp_path, tiny_bert, undisturbed):
-    _, expected, seconds = undisturbed
-    draw = random.Random(0)
-    interrupted = dict.fromkeys(STAGES, 0)
-    for stage in STAGES:
-        for _ in range(3 * KILLS):
-            if interrupted[stage] == KILLS:
-                break
-            builder = Builder(tmp_path, tiny_bert)
-            folder = builder.wait_for(stage)
-            time.sleep(draw.uniform(0, seconds[stage]))
-            builder.kill()
-            if (folder / MANIFEST_NAME).is_file():
-                shutil.rmtree(folder)  # too late; again
-            else:
-                interrupted[stage] += 1
-    build_all(tmp_path, tiny_bert)
-    assert checksums(tmp_path) == expected
-    assert not list(tmp_path.rglob("*.tmp"))
-    assert min(interrupted.values()) >= KILLS // 2, interrupted
-
-
-def test_two_builders_of_which_one_is_killed(tmp_path, tiny_bert, undisturbed):
-    _, expected, seconds = undisturbed
-    draw = random.Random(1)
-    for number in range(3):
-        root = tmp_path / str(number)
-        builders = [Builder(root, tiny_bert) for _ in range(2)]
-        builders[0].wait_for("documents")
-        time.sleep(draw.uniform(0, sum(seconds.values())))
-        builders[0].kill()
-        builders[1].process.join()
-        assert builders[1].process.exitcode == 0
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_ten_random_moments(tmp_path, tiny_bert, undisturbed, stage):
+    whole, expected, seconds = undisturbed
+    root = shutil.copytree(whole, tmp_path / "artifacts")
+    draw = random.Random(stage)
+    artifacts = [name for name in seconds if name.startswith(f"{stage}/")]
+    interrupted = 0
+    while interrupted < KILLS:
+        artifact = draw.choice(artifacts)
+        shutil.rmtree(root / artifact)
+        builder = Builder(root, tiny_bert)
+        builder.wait_for(artifact)
+        time.sleep(draw.uniform(0, seconds[artifact]))
+        builder.kill()
+        interrupted += not (root / artifact / MANIFEST_NAME).is_file()  # or else it was too late, and once more
+        build_all(root, tiny_bert)
         assert checksums(root) == expected
+        assert not list(root.rglob("*.tmp"))
 
 
-def test_four_builders_build_everything_once(tmp_path, tiny_bert, undisturbed):
-    builders = [Builder(tmp_path, tiny_bert) for _ in range(4)]
-    for builder in builders:
-        builder.process.join()
-    assert [builder.process.exitcode for builder in builders] == [0] * 4
-    assert checksums(tmp_path) == undisturbed[1]
+@pytest.mark.parametrize("count", [2, 4])
+def test_builders_of_which_one_is_killed_and_comes_back(tmp_path, tiny_bert, undisturbed, count):
+    _, expected, seconds = undisturbed
+    draw = random.Random(count)
+    builders = [Builder(tmp_path, tiny_bert) for _ in range(count)]
+    builders[0].wait_for(draw.choice(list(seconds)))
+    builders[0].kill()
+    builders[0] = Builder(tmp_path, tiny_bert)
+    assert [builder.exit_code() for builder in builders] == [0] * count
+    assert checksums(tmp_path) == expected
     assert not list(tmp_path.rglob("*.tmp"))
 
 
