@@ -1,7 +1,7 @@
 """The endless stream of training batches, a function of seed and batch number alone.
 
-Batch b of an epoch takes the next places of a seeded permutation of all sequences. Nothing is remembered between
-batches: a run that resumes at batch b, with any number of workers and ranks, gets exactly the batches it would have.
+Batch b of an epoch takes the next places of a seeded permutation of all sequences, which is computed and never held
+(`retro_lab.training.permutation`). Nothing is remembered between batches: a run that resumes at batch b, with any number of workers and ranks, gets exactly the batches it would have.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from retro_lab.errors import CorpusError
 from retro_lab.retrieval.sequences import Batch, Sequences
+from retro_lab.training.permutation import permuted
 
 
 class TrainingBatches(IterableDataset[Batch]):
@@ -40,14 +41,8 @@ class TrainingBatches(IterableDataset[Batch]):
         order = np.empty(self.batch_size, np.int64)
         for number in np.unique(epoch):
             rows = epoch == number
-            order[rows] = self._permutation(int(number))[place[rows]]
+            order[rows] = permuted(place[rows], self.sequence_count, self.seed, int(number))
         return order * self.sequences.chunks_per_sequence
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if epoch != getattr(self, "_epoch", None):
-            self._epoch = epoch
-            self._order = np.random.default_rng((self.seed, epoch)).permutation(self.sequence_count)
-        return self._order
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches for ever; with several workers each takes every so-manieth, which the loader puts in order."""
