@@ -4,6 +4,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pipeline import CHUNK_LENGTH, build_chunks, search
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.windows import RankWindows, Windows
-from retro_lab.retrieval.sequences import Retrieved, Sequences, documents_of
+from retro_lab.retrieval.sequences import Retrieved, Sequences, documents_of, widened
 from retro_lab.training.batches import TrainingBatches
 
 
@@ -46,6 +47,28 @@ def test_mask_covers_every_text_token_once_over_the_whole_corpus(sequences):
     text = int((store.document_length - 1).sum())
     after = sum(int(store.real_tokens(np.array([chunk]))[0]) for chunk in range(last, store.chunks))
     assert text - after - usable <= counted <= text
+
+
+def test_lengths_and_starts_follow_from_the_documents(sequences):
+    """The table that reading looks lengths up in, against the documents themselves; past the end there is nothing."""
+    store = sequences.store
+    chunks = np.arange(store.chunks + 3)
+    document = np.minimum(store.document_of(chunks), store.documents - 1)
+    left = store.document_length[document] - (chunks - store.document_start[document]) * CHUNK_LENGTH
+    left[chunks >= store.chunks] = 0
+    for count in (1, 2, 5):
+        np.testing.assert_array_equal(store.real_tokens(chunks, count), np.clip(left, 0, count * CHUNK_LENGTH))
+    first = np.isin(chunks, store.document_start[:-1])[: store.chunks]
+    np.testing.assert_array_equal(store.starts_document(chunks[: store.chunks]), first)
+
+
+def test_ids_keep_the_type_of_the_store_until_they_are_widened(sequences):
+    batch = sequences.read(np.array([0, 5]), 2)
+    assert batch["tokens"].dtype == batch["neighbors"].dtype == torch.uint16
+    wide = widened(batch)
+    for name in ("tokens", "targets", "neighbors"):
+        assert wide[name].dtype == torch.int64
+        np.testing.assert_array_equal(wide[name].numpy(), batch[name].numpy())
 
 
 def test_documents_are_read_only_where_they_are_asked_for(chunks, sequences):
