@@ -11,6 +11,7 @@ also makes masks and lengths. Contestants take turns; a ratio is of medians.
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,19 @@ import torch
 from contestants import Shape
 from pytorch_lightning.profilers import SimpleProfiler
 from side_by_side import Clock, Row, markdown, origin
-from stores import K, LENGTH, VOCABULARY, arrow_batches, h5py_batches, our_batches, our_sequences, peer_batches
+from stores import (
+    LENGTH,
+    VOCABULARY,
+    K,
+    arrow_batches,
+    h5py_batches,
+    our_batches,
+    our_sequences,
+    peer_batches,
+    touch,
+)
 
+from retro_lab import console
 from retro_lab.evaluation.windows import Windows
 from retro_lab.model.config import ModelConfig
 from retro_lab.model.retro import RetroModel
@@ -32,6 +44,8 @@ from retro_lab.training.schedule import WarmupCosine
 OURS = "retro_lab"
 NEXT_BATCH = "[_TrainingEpochLoop].train_dataloader_next"
 STEP = "run_training_batch"
+TURNS = 64
+"""Batches that ours reads in a turn."""
 TARGETS = {"h5py": (20, 50), "Hugging Face datasets": (20, 70), "retro-pytorch": (8, 20)}
 """What we should be times as fast as, at least and at best."""
 
@@ -47,6 +61,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for dataloader.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    console.quiet()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.cache or Path(temporary)
         sequences = our_sequences(folder, arguments.chunks)
@@ -61,7 +76,7 @@ def main() -> None:
 
 def assembly(folder: Path, sequences: Sequences, batch_size: int, rounds: int) -> tuple[str, list[Row]]:
     """Measure how many sequences a second each contestant assembles."""
-    batches = {
+    batches: dict[str, Iterator[Any]] = {
         OURS: our_batches(sequences, batch_size),
         "h5py": h5py_batches(folder, sequences, batch_size),
         "Hugging Face datasets": arrow_batches(folder, sequences, batch_size),
@@ -70,21 +85,24 @@ def assembly(folder: Path, sequences: Sequences, batch_size: int, rounds: int) -
     for path in folder.rglob("*"):
         if path.is_file():
             _read_whole(path)
+    clock = Clock(torch.device("cpu"))
+    first = batch_size * TURNS / clock.seconds(_reading(batches[OURS], TURNS))
+    touch(sequences)
     # The slow ones read one batch where ours reads many, so that a turn is long enough to be timed.
-    turns = {name: 64 if name == OURS else 2 for name in batches}
-    seconds = Clock(torch.device("cpu")).in_turns(
-        {name: _reading(batches[name], turns[name]) for name in batches}, rounds
-    )
+    turns = {name: TURNS if name == OURS else 2 for name in batches}
+    seconds = clock.in_turns({name: _reading(batches[name], turns[name]) for name in batches}, rounds)
     rates = {name: batch_size * turns[name] / seconds[name] for name in batches}
+    shown = rates | {f"{OURS}, pages never touched before": first}
+    versions = ", ".join(f"{name} {version(name)}" for name in ("h5py", "datasets", "retro-pytorch"))
     size = sequences.store.artifact.manifest.files["tokens.npy"].size
     lines = [
         f"## Batches of {batch_size} sequences of {LENGTH:,} tokens, {K} neighbors of 128 tokens for each of 32 chunks",
         "",
-        f"From {size / 1e9:.2f} GB of tokens in random order, page cache warm.",
+        f"From {size / 1e9:.2f} GB of tokens in random order, from a warm page cache; {versions}.",
         "",
         "| Store | Sequences per second | Million tokens per second, without neighbors |",
         "| :-- | --: | --: |",
-        *(f"| {name} | {rate:,.0f} | {rate * LENGTH / 1e6:,.1f} |" for name, rate in rates.items()),
+        *(f"| {name} | {rate:,.0f} | {rate * LENGTH / 1e6:,.1f} |" for name, rate in shown.items()),
     ]
     rows = [
         Row("T14", "batch assembly", name, rates[OURS] / rates[name], must, aim)
@@ -107,6 +125,13 @@ def _reading(batches: Iterator[Any], turns: int) -> Callable[[], object]:
     return read
 
 
+class Durations(SimpleProfiler):
+    """Lightning's timings, kept to oneself."""
+
+    def describe(self) -> None:
+        """Print nothing."""
+
+
 def wait(sequences: Sequences, steps: int) -> Row:
     """Train a small RETRO in Lightning's loop and compare how long it waits for batches with how long it computes."""
     shape = Shape(width=256, length=LENGTH, k=K, vocabulary=VOCABULARY)
@@ -117,7 +142,7 @@ def wait(sequences: Sequences, steps: int) -> Row:
 
     module = RetroModule(model, K, [], optimizer, WarmupCosine(steps, 1, 0.1, 0.1), seed=0)
     data = RetroDataModule(sequences, Windows(sequences, LENGTH, 1, 0, 1.0), batch_size=1, k=K, seed=0, workers=0)
-    profiler = SimpleProfiler()
+    profiler = Durations()
     trainer = pl.Trainer(
         accelerator="cpu", precision="bf16-mixed", max_steps=steps, limit_val_batches=0, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, profiler=profiler,

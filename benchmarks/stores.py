@@ -158,7 +158,14 @@ def our_sequences(folder: Path, chunks: int) -> Sequences:
 
 def our_batches(sequences: Sequences, batch_size: int) -> Iterator[Any]:
     """What the training loop reads: shuffled, with masks and lengths too."""
-    return iter(DataLoader(TrainingBatches(sequences, batch_size, K, seed=0), batch_size=None))
+    return iter(DataLoader(TrainingBatches(sequences, batch_size, K, seed=0), batch_size=None, collate_fn=_as_it_is))
+
+
+def touch(sequences: Sequences) -> None:
+    """Have every page of the maps that ours reads from mapped."""
+    assert sequences.retrieved is not None
+    for array in (sequences.store._rows, sequences.store._left, sequences.retrieved.ids):
+        array.max()
 
 
 class ByChunk:
@@ -233,9 +240,13 @@ def _rows(sequences: Sequences) -> np.ndarray:
 
 
 def _shuffled(dataset: Any, batch_size: int) -> Iterator[Items]:
-    return _forever(DataLoader(dataset, batch_size, shuffle=True, collate_fn=lambda batch: batch))
+    return _forever(DataLoader(dataset, batch_size, shuffle=True, collate_fn=_as_it_is))
 
 
 def _forever(loader: DataLoader[Any]) -> Iterator[Any]:
     for each in cycle([loader]):
         yield from each
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -112,7 +112,9 @@ class Sequences:
     def _is_text(self, first_chunks: np.ndarray) -> np.ndarray:
         """Tell which of the n targets from each first chunk on are text, neither marker nor padding; [B, n]."""
         chunks = first_chunks[:, None] + np.arange(self.chunks_per_sequence + 1)
-        text = np.arange(self.store.chunk_length) < self.store.real_tokens(chunks)[..., None]
+        small = np.min_scalar_type(self.store.chunk_length)  # many more numbers of a byte are compared at once
+        places = np.arange(self.store.chunk_length, dtype=small)
+        text = places < self.store.real_tokens(chunks).astype(small)[..., None]
         text[..., 0] &= ~self.store.starts_document(chunks)  # the document marker
         return text.reshape(len(chunks), -1)[:, 1 : self.length + 1]
 

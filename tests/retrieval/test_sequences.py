@@ -102,12 +102,11 @@ def test_training_order_is_a_permutation_for_any_number_of_ranks(sequences, worl
     """Ranks together read exactly what one rank would, and every sequence once an epoch."""
     alone = TrainingBatches(sequences, world * batch_size, 0, seed)
     ranks = [TrainingBatches(sequences, batch_size, 0, seed, rank=rank, world=world) for rank in range(world)]
-    for batch in range(3):
-        together = np.concatenate([rank.sequences_of(batch) for rank in ranks])
-        np.testing.assert_array_equal(together, alone.sequences_of(batch))
+    together = np.concatenate([rank.sequences_of(np.arange(3)) for rank in ranks], axis=1)
+    np.testing.assert_array_equal(together, alone.sequences_of(np.arange(3)))
     one = TrainingBatches(sequences, 1, 0, seed)
-    epoch = [int(one.sequences_of(batch)[0]) for batch in range(one.sequence_count)]
-    assert sorted(epoch) == [4 * number for number in range(one.sequence_count)]
+    epoch = one.sequences_of(np.arange(one.sequence_count))
+    np.testing.assert_array_equal(np.sort(epoch, axis=None), 4 * np.arange(one.sequence_count))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
