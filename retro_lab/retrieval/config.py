@@ -44,7 +44,7 @@ class EmbedderConfig:
     precision: str = "auto"
     """`float32`, `bfloat16`, or `auto`: bfloat16 where the hardware multiplies it natively."""
     compile: bool = False
-    """Compile the encoder with torch.compile: about a tenth faster after half a minute. Needs g++."""
+    """Compile the encoder with torch.compile: 6% faster on a processor, after 40 seconds. Needs g++."""
     shard_size: int = 4096
     """Chunks in one embedding shard, the unit of work that a killed build never repeats."""
 

@@ -95,7 +95,7 @@ def test_a_machine_without_a_compiler_is_told(tiny_bert: Path, monkeypatch: pyte
 
 @needs_minilm
 def test_bfloat16_finds_the_neighbors_of_float32() -> None:
-    texts = texts_of(200)
+    texts = texts_of(120)
     exact, rounded = (
         embedder(MINILM, precision=name).embed(texts).astype(np.float32) for name in ("float32", "bfloat16")
     )
