@@ -85,7 +85,10 @@ def build_database(config: DictConfig, corpus: Corpus) -> Database:
     """
     store = ArtifactStore(Path(config.paths.artifacts))
     device = f"cuda:{place().local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    settings = {name: config.embedder[name] for name in ("model", "revision", "max_length", "batch_size", "precision")}
+    settings = {
+        name: config.embedder[name]
+        for name in ("model", "revision", "max_length", "batch_size", "precision", "compile")
+    }
     embedder = Embedder(**settings, device=device)
     database_store = corpus.stores["train"]
     fraction, cuts = _cuts(config, database_store)
