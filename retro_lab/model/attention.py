@@ -57,13 +57,8 @@ def attend(
     """
     if isinstance(distances, Rotations):
         return rotary_attention(query, key, value, distances, present=present, causal=causal, documents=documents)
-    position_query, position = None, None
-    if positions is not None and distances is not None:
-        query, position_query = positions.add_biases(query)
-        position = positions.project(distances)
-    return relative_attention(
-        query, position_query, key, value, position, present=present, causal=causal, documents=documents
-    )
+    relative = None if positions is None or distances is None else positions(distances, query.dtype)
+    return relative_attention(query, key, value, relative, present=present, causal=causal, documents=documents)
 
 
 class SelfAttention(nn.Module):

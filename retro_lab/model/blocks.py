@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from retro_lab.model.distances import Distances
+from retro_lab.model.lean import RMSNorm, project_activated
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
@@ -35,7 +36,7 @@ class Residual(nn.Module):
             dropout: probability with which an entry of the block's output is dropped while training.
         """
         super().__init__()
-        self.norm = nn.RMSNorm(width, eps=norm_eps)
+        self.norm = RMSNorm(width, eps=norm_eps)
         self.block = block
         self.dropout = nn.Dropout(dropout)
         self.checkpointed = False
@@ -71,4 +72,4 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map [..., D] to [..., D]."""
-        return self.output(self.activation(self.input(hidden)))
+        return project_activated(self.input(hidden), self.output.weight, self.activation)

@@ -23,6 +23,7 @@ from retro_lab.model.attention import CrossAttention, SelfAttention
 from retro_lab.model.blocks import FeedForward, Residual
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.distances import DistanceEncoder
+from retro_lab.model.lean import RMSNorm
 
 
 class EncoderLayer(nn.Module):
@@ -64,11 +65,11 @@ class NeighborEncoder(nn.Module):
         self.distances = DistanceEncoder(model, self.width, size.encoder_head_size)
         self.embedding = None if model.shared_embeddings else nn.Embedding(vocabulary_size, self.width)
         conditioned = set(size.encoder_ca_layers) if model.query_conditioning else set()
-        self.chunk_norm = nn.RMSNorm(size.width, eps=model.norm_eps) if conditioned else None
+        self.chunk_norm = RMSNorm(size.width, eps=model.norm_eps) if conditioned else None
         self.layers = nn.ModuleList(
             EncoderLayer(size, model, conditioned=number in conditioned) for number in range(1, size.encoder_layers + 1)
         )
-        self.norm = nn.RMSNorm(self.width, eps=model.norm_eps)
+        self.norm = RMSNorm(self.width, eps=model.norm_eps)
 
     def forward(self, embedded: Tensor, chunk_states: Tensor, present: Tensor | None) -> Tensor:
         """Encode all neighbors of all chunks at once.

@@ -3,20 +3,20 @@
 For each token, with `stream` bytes for an entry of the residual stream and `product` bytes for a factor of a matrix
 product (4 and 4 in float32, 4 and 2 under autocast to half precision), a block keeps
 
-    its norm            D (2 stream + product)      input, input over its root mean square, result
-    self-attention      6 I product                 q, k, v, q + u, q + v, the result with its heads merged
-    cross-attention     3 I product                 the same without k and v; 2 I without positions
+    its norm            D (stream + product)        input, result
+    self-attention      4 I product                 q, k, v, result
+    cross-attention     2 I product                 q, result
                         2 I product                 k and v of each token that answers; under autocast its state too
-    feed-forward        2 F product                 the inner layer before and after its non-linearity
+    feed-forward        F product                   the inner layer before its non-linearity
 
-With rotary positions, q and k are kept rotated in place of q + u and q + v, and the result before heads merge too: 7 I
-for self-attention; as much for cross-attention, and for each token that answers 3 I where there were 2.
+With rotary positions, q and k are kept as they were and rotated, and the result before and after heads merge:
+7 I product for self-attention, and 3 I in place of both 2 I for cross-attention.
 
 No attention keeps weights or logits (`relative_attention`), and the loss keeps gradients in place of logits (`loss`).
 With checkpointing, each block keeps its input (D stream), and one block at a time all of the above.
 
 It is an estimate: token ids, masks, dropout and what depends on distances alone are left out, below a few percent
-together, as are the buffers that one operation holds while it runs. A norm in one kernel keeps D stream less.
+together, as are the buffers that one operation holds while it runs.
 
 Shapes: D width, F inner width of the feed-forward network, I heads x head size; B batch, N sequence length, M chunk
 length, K neighbors of a chunk, R neighbor tokens, V vocabulary.
@@ -77,27 +77,26 @@ def activation_bytes(
     encoder_width, encoder_inner = size.encoder_width, size.encoder_heads * size.encoder_head_size
 
     def norm(block_width: int) -> int:
-        return (2 * stream + product) * block_width
+        return (stream + product) * block_width
 
     # The last norm, the gradient that the loss keeps for its result, and the one for the read-out.
-    others = (3 * tokens + vocabulary_size) * width * stream
-    rotary = model.positions == ROTARY
-    self_attention = 7 if rotary else 6
+    others = (2 * tokens + vocabulary_size) * width * stream
     # Each kind of block: how many there are, bytes of its input, bytes of all that it keeps.
     decoder_input = tokens * width * stream
+    rotary = model.positions == ROTARY
+    of_self_attention = 7 if rotary else 4
     blocks = [
-        (size.layers, decoder_input, tokens * (norm(width) + self_attention * inner * product)),
-        (size.layers, decoder_input, tokens * (norm(width) + 2 * size.ffw_width * product)),
+        (size.layers, decoder_input, tokens * (norm(width) + of_self_attention * inner * product)),
+        (size.layers, decoder_input, tokens * (norm(width) + size.ffw_width * product)),
     ]
     if neighbor_tokens and size.cca_layers:
-        queries = 3 if model.cca_positions else 2
-        keys_values = 3 if model.cca_positions and rotary else 2
-        context = keys_values * inner * product + precision.casts * encoder_width * product
-        cca = tokens * (norm(width) + queries * inner * product) + neighbor_tokens * context
-        encoder_attention = neighbor_tokens * (norm(encoder_width) + self_attention * encoder_inner * product)
-        conditioning = neighbor_tokens * (norm(encoder_width) + 3 * encoder_inner * product)
-        conditioning += chunk_tokens * ((2 + rotary) * encoder_inner * product + precision.casts * width * product)
-        feed_forward = neighbor_tokens * (norm(encoder_width) + 2 * size.encoder_ffw_width * product)
+        of_cca, of_conditioning = 3 if rotary and model.cca_positions else 2, 3 if rotary else 2
+        context = of_cca * inner * product + precision.casts * encoder_width * product
+        cca = tokens * (norm(width) + of_cca * inner * product) + neighbor_tokens * context
+        encoder_attention = neighbor_tokens * (norm(encoder_width) + of_self_attention * encoder_inner * product)
+        conditioning = neighbor_tokens * (norm(encoder_width) + of_conditioning * encoder_inner * product)
+        conditioning += chunk_tokens * (of_conditioning * encoder_inner + precision.casts * width) * product
+        feed_forward = neighbor_tokens * (norm(encoder_width) + size.encoder_ffw_width * product)
         encoder_input = neighbor_tokens * encoder_width * stream
         conditioned = len(size.encoder_ca_layers) if model.query_conditioning else 0
         blocks += [
@@ -109,8 +108,8 @@ def activation_bytes(
         # The norms of H_u and of the encoder's result. Their results are kept once for all blocks that read them as
         # they are; a block that casts them keeps a cast of its own, counted above.
         as_they_are = int(checkpointing or not precision.casts)
-        others += (2 + as_they_are) * encoder_input
-        others += (1 + as_they_are) * (conditioned > 0) * chunk_tokens * width * stream
+        others += (1 + as_they_are) * encoder_input
+        others += as_they_are * (conditioned > 0) * chunk_tokens * width * stream
     if checkpointing:
         at_work = max(kept - given for count, given, kept in blocks if count)
         return others + at_work + sum(count * given for count, given, _ in blocks)

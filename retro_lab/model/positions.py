@@ -87,12 +87,11 @@ class RelativePositions(nn.Module):
         self.content_bias = nn.Parameter(torch.empty(heads, head_size))  # u
         self.position_bias = nn.Parameter(torch.empty(heads, head_size))  # v
 
-    def project(self, encodings: Tensor) -> Tensor:
-        """Project sinusoids [T, D] to one vector per head and distance, [H, A, T], ready to be a right factor."""
-        return self.projection(encodings).unflatten(-1, self.content_bias.shape).permute(1, 2, 0)
+    def forward(self, encodings: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Return u and v, `dtype`, and the projections of sinusoids [T, D], ready to be a right factor.
 
-    def add_biases(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Return q + u, which meets the keys, and q + v, which meets the distances, for `query` [H, ..., A]."""
-        shape = (query.shape[0], *(1,) * (query.dim() - 2), query.shape[-1])
-        content_bias, position_bias = (b.to(query.dtype).view(shape) for b in (self.content_bias, self.position_bias))
-        return query + content_bias, query + position_bias
+        Returns:
+            u [H, A], v [H, A], and R s(d), one vector for each head and distance, [H, A, T].
+        """
+        position = self.projection(encodings).unflatten(-1, self.content_bias.shape).permute(1, 2, 0)
+        return self.content_bias.to(dtype), self.position_bias.to(dtype), position

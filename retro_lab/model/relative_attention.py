@@ -34,11 +34,10 @@ BLOCK = 128
 
 
 def relative_attention(
-    content_query: Tensor,
-    position_query: Tensor | None,
+    query: Tensor,
     key: Tensor,
     value: Tensor,
-    position: Tensor | None,
+    positions: tuple[Tensor, Tensor, Tensor] | None,
     *,
     present: Tensor | None = None,
     causal: bool = False,
@@ -47,18 +46,18 @@ def relative_attention(
     """Attend to all tokens of all key blocks jointly.
 
     Args:
-        content_query: q + u, [H, G, P, Q, A].
-        position_query: q + v, [H, G, P, Q, A]; None for attention that knows no positions.
+        query: q, [H, G, P, Q, A].
         key: [H, G, S, J, A].
         value: [H, G, S, J, A].
-        position: R s(d), [H, A, T], for the distances of `descending_distances`, which may end at the filler -1 if
-            causal; None for attention that knows no positions.
+        positions: u, v [H, A] and R s(d) [H, A, T], for the distances of `descending_distances`, which may end at the
+            filler -1 if causal; None for attention that knows no positions.
         present: bool [G, S, J], False where a key is padding; None where there is no padding.
         causal: whether query i sees the keys j <= i alone (P = S = 1 and Q = J).
         documents: integers [G, Q], the document of each token, if causal attention is to stay within it.
 
     Returns:
-        [H, G, P, Q, A]. A query without any key gets an arbitrary finite vector, never NaN: the caller discards it.
+        [H, G, P, Q, A], in memory [G, P, Q, H, A] so that heads merge without a copy. A query without any key gets an
+        arbitrary finite vector, never NaN: the caller discards it.
     """
     padding = None
     if present is not None:
@@ -66,8 +65,9 @@ def relative_attention(
         # gradient. Beside any real key the weight of padding is exactly 0.
         absent = torch.finfo(key.dtype).min / 2
         padding = key.new_zeros(present.shape).masked_fill_(~present, absent)[:, None, None]  # [G, 1, 1, S, J]
+    content_bias, position_bias, position = (None, None, None) if positions is None else positions
     attended: Tensor = _RelativeAttention.apply(
-        content_query, position_query, key, value, position, padding, causal, documents
+        query, content_bias, position_bias, key, value, position, padding, causal, documents
     )
     return attended
 
@@ -86,8 +86,9 @@ class _RelativeAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        content_query: Tensor,
-        position_query: Tensor | None,
+        query: Tensor,
+        content_bias: Tensor | None,
+        position_bias: Tensor | None,
         key: Tensor,
         value: Tensor,
         position: Tensor | None,
@@ -96,27 +97,27 @@ class _RelativeAttention(torch.autograd.Function):
         documents: Tensor | None,
     ) -> Tensor:
         run = _attend_in_graph if torch.compiler.is_compiling() else _attend
-        attended = run(content_query, position_query, key, value, position, padding, causal, documents)
-        ctx.save_for_backward(content_query, position_query, key, value, position, padding, documents)
+        attended = run(query, content_bias, position_bias, key, value, position, padding, causal, documents)
+        ctx.save_for_backward(query, content_bias, position_bias, key, value, position, padding, documents)
         ctx.causal = causal
         return attended
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-        content_query, position_query, key, value, position, padding, documents = ctx.saved_tensors
+        query, content_bias, position_bias, key, value, position, padding, documents = ctx.saved_tensors
         run = _gradients_in_graph if torch.compiler.is_compiling() else _gradients
-        gradients: list[Tensor | None] = list(
-            run(content_query, position_query, key, value, position, padding, ctx.causal, documents, outer)
-        )
+        inputs = (query, content_bias, position_bias, key, value, position, padding, ctx.causal, documents)
+        gradients: list[Tensor | None] = list(run(*inputs, outer))
         if position is None:
-            gradients[1] = gradients[4] = None
+            gradients[1] = gradients[2] = gradients[5] = None
         return *gradients, None, None, None
 
 
 def _attend(
-    content_query: Tensor,
-    position_query: Tensor | None,
+    query: Tensor,
+    content_bias: Tensor | None,
+    position_bias: Tensor | None,
     key: Tensor,
     value: Tensor,
     position: Tensor | None,
@@ -124,8 +125,9 @@ def _attend(
     causal: bool,
     documents: Tensor | None,
 ) -> Tensor:
-    attended, key = torch.empty_like(content_query), _centered(key)
-    for tile in _tiles(content_query, key, causal):
+    attended, key = _heads_together(query), _centered(key)
+    for tile in _tiles(query, key, causal):
+        content_query, position_query = _add_biases(tile, query, content_bias, position_bias)
         weights = _weights(tile, content_query, position_query, key, position, padding, causal, documents)
         weights = weights.to(value.dtype)
         result = attended[tile.rows]
@@ -134,8 +136,9 @@ def _attend(
 
 
 def _gradients(
-    content_query: Tensor,
-    position_query: Tensor | None,
+    query: Tensor,
+    content_bias: Tensor | None,
+    position_bias: Tensor | None,
     key: Tensor,
     value: Tensor,
     position: Tensor | None,
@@ -143,30 +146,32 @@ def _gradients(
     causal: bool,
     documents: Tensor | None,
     outer: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the first five arguments, empty for those that are None."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the first six arguments, empty for those that are None."""
     dtype, exact = value.dtype, _at_least_float32(value)
     key, value = _centered(key), _centered(value)
-    content_query_gradient = torch.empty_like(content_query)
-    position_query_gradient = content_query.new_empty(0) if position_query is None else torch.empty_like(position_query)
+    query_gradient = torch.empty_like(query)
     # Several tiles add to these, so they are summed in at least float32.
-    key_gradient, value_gradient = (torch.zeros_like(tensor, dtype=exact) for tensor in (key, value))
-    position_gradient = (
-        content_query.new_empty(0, dtype=exact) if position is None else torch.zeros_like(position, dtype=exact)
+    content_bias_gradient, position_bias_gradient, key_gradient, value_gradient, position_gradient = (
+        query.new_empty(0) if tensor is None else torch.zeros_like(tensor, dtype=exact)
+        for tensor in (content_bias, position_bias, key, value, position)
     )
-    scaled = outer * (1 / math.sqrt(value.shape[-1]))
-    for tile in _tiles(content_query, key, causal):
-        by_query, by_key = content_query[tile.rows].shape, key[tile.columns].shape
+    scale = 1 / math.sqrt(value.shape[-1])
+    for tile in _tiles(query, key, causal):
+        by_query, by_key = query[tile.rows].shape, key[tile.columns].shape
+        content_query, position_query = _add_biases(tile, query, content_bias, position_bias)
         weights = _weights(tile, content_query, position_query, key, position, padding, causal, documents)
+        scaled = outer[tile.rows] * scale
         outer_rows = _matrices(outer[tile.rows])
         value_gradient[tile.columns] += (weights.to(dtype).transpose(1, 2) @ outer_rows).view(by_key)
-        gradient = (_matrices(scaled[tile.rows]) @ _matrices(value[tile.columns]).transpose(1, 2)).to(exact)
+        gradient = (_matrices(scaled) @ _matrices(value[tile.columns]).transpose(1, 2)).to(exact)
         # With g = d loss / d w, d loss / d logits = w (g - sum_j w_j g_j). The sum of w g is also the result times its
         # gradient, at less cost; but only of these same rounded g does it leave rows that add up to nothing.
         expected = torch.linalg.vecdot(weights, gradient).unsqueeze(-1)
         gradient = gradient.sub_(expected).mul_(weights).to(dtype)  # of logits, [HG, PQ, SJ]
-        content_query_gradient[tile.rows] = (gradient @ _matrices(key[tile.columns])).view(by_query)
-        key_gradient[tile.columns] += (gradient.transpose(1, 2) @ _matrices(content_query[tile.rows])).view(by_key)
+        content_query_gradient = (gradient @ _matrices(key[tile.columns])).view(by_query)
+        query_gradient[tile.rows] = content_query_gradient
+        key_gradient[tile.columns] += (gradient.transpose(1, 2) @ _matrices(content_query)).view(by_key)
         if position_query is None or position is None:
             continue
         gradient = gradient.view(*by_query[:4], *by_key[2:4])  # [H, G, P, Q, S, J]
@@ -175,22 +180,28 @@ def _gradients(
         by_distance = gradient.new_zeros(*by_query[:4], distances.shape[-1])  # [H, G, P, Q, T]
         align_distances(by_distance, by_key[3]).copy_(gradient)
         by_distance = by_distance.flatten(1, 3)
-        position_query_gradient[tile.rows] = (by_distance @ distances.transpose(1, 2)).view(by_query)
-        position_gradient[tile.distances] += position_query[tile.rows].flatten(1, 3).transpose(1, 2) @ by_distance
-    return (
-        content_query_gradient,
-        position_query_gradient,
-        key_gradient.to(dtype),
-        value_gradient.to(dtype),
-        position_gradient.to(dtype),
-    )
+        position_query_gradient = (by_distance @ distances.transpose(1, 2)).view(by_query)
+        query_gradient[tile.rows] += position_query_gradient
+        position_gradient[tile.distances] += position_query.flatten(1, 3).transpose(1, 2) @ by_distance
+        heads = tile.rows[0]
+        content_bias_gradient[heads] += content_query_gradient.sum(dim=(1, 2, 3), dtype=exact)
+        position_bias_gradient[heads] += position_query_gradient.sum(dim=(1, 2, 3), dtype=exact)
+    summed = (content_bias_gradient, position_bias_gradient, key_gradient, value_gradient, position_gradient)
+    of_content_bias, of_position_bias, of_key, of_value, of_position = (tensor.to(dtype) for tensor in summed)
+    return query_gradient, of_content_bias, of_position_bias, of_key, of_value, of_position
+
+
+def _heads_together(query: Tensor) -> Tensor:
+    """Empty [H, G, P, Q, A] that lies in memory as [G, P, Q, H, A]."""
+    heads, groups, askers, queries, head_size = query.shape
+    return query.new_empty(groups, askers, queries, heads, head_size).movedim(-2, 0)
 
 
 # A compiled graph calls the two as operations of their own: the loops over tiles, unrolled into it, would make it many
 # times as large, and what is to fuse lies between the attentions.
 _INPUTS = (
-    "Tensor content_query, Tensor? position_query, Tensor key, Tensor value, Tensor? position, Tensor? padding, "
-    "bool causal, Tensor? documents"
+    "Tensor query, Tensor? content_bias, Tensor? position_bias, Tensor key, Tensor value, Tensor? position, "
+    "Tensor? padding, bool causal, Tensor? documents"
 )
 _attend_in_graph = torch.library.custom_op(
     "retro_lab::attend", _attend, mutates_args=(), schema=f"({_INPUTS}) -> Tensor"
@@ -199,19 +210,19 @@ _gradients_in_graph = torch.library.custom_op(
     "retro_lab::attend_gradients",
     _gradients,
     mutates_args=(),
-    schema=f"({_INPUTS}, Tensor outer) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({_INPUTS}, Tensor outer) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 @_attend_in_graph.register_fake
-def _attended_like(content_query: Tensor, *others: Any) -> Tensor:
-    return torch.empty_like(content_query)
+def _attended_like(query: Tensor, *others: Any) -> Tensor:
+    return _heads_together(query)
 
 
 @_gradients_in_graph.register_fake
 def _gradients_like(*arguments: Any) -> tuple[Tensor, ...]:
     missing = arguments[0].new_empty(0)
-    return tuple(missing.clone() if tensor is None else torch.empty_like(tensor) for tensor in arguments[:5])
+    return tuple(missing.clone() if tensor is None else torch.empty_like(tensor) for tensor in arguments[:6])
 
 
 def _centered(tensor: Tensor) -> Tensor:
@@ -251,6 +262,17 @@ def tile_limit(device: torch.device) -> int:
     return 2**20 if device.type == "cpu" else 2**27
 
 
+def _add_biases(
+    tile: _Tile, query: Tensor, content_bias: Tensor | None, position_bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return q + u, which meets the keys, and q + v, which meets the distances, of one tile, [H, G, P, Q, A]."""
+    query = query[tile.rows]
+    if content_bias is None or position_bias is None:
+        return query, None
+    content_bias, position_bias = (bias[tile.rows[0], None, None, None] for bias in (content_bias, position_bias))
+    return query + content_bias, query + position_bias
+
+
 def _weights(
     tile: _Tile,
     content_query: Tensor,
@@ -262,7 +284,7 @@ def _weights(
     documents: Tensor | None,
 ) -> Tensor:
     """Attention weights of one tile, [HG, PQ, SJ], at least float32."""
-    content_query, key = content_query[tile.rows], key[tile.columns]
+    key = key[tile.columns]
     (heads, groups, askers, queries, head_size), (answerers, keys) = content_query.shape, key.shape[2:4]
     shape = (heads, groups, askers, queries, answerers, keys)
     if causal:  # the last query is as late as the last key; a query sees itself, so that no row is without keys
@@ -276,7 +298,7 @@ def _weights(
     if position is None or position_query is None:
         logits.copy_(mask)
     else:
-        by_distance = position_query[tile.rows].flatten(1, 3) @ position[tile.distances]  # [H, GPQ, T]
+        by_distance = position_query.flatten(1, 3) @ position[tile.distances]  # [H, GPQ, T]
         by_key = align_distances(by_distance.view(*shape[:4], -1), keys)
         torch.add(by_key.unsqueeze(-2).expand(shape), mask, out=logits)
     scale = 1 / math.sqrt(head_size)

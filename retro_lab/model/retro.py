@@ -28,6 +28,7 @@ from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.decoder import DecoderLayer
 from retro_lab.model.distances import DistanceEncoder
 from retro_lab.model.encoder import NeighborEncoder
+from retro_lab.model.lean import RMSNorm
 from retro_lab.model.loss import summed_cross_entropy, token_cross_entropy
 from retro_lab.model.validation import check_model
 
@@ -59,7 +60,7 @@ class RetroModel(nn.Module):
             self.layers = nn.ModuleList(
                 DecoderLayer(size, model, retrieval=number in retrieval_layers) for number in range(1, size.layers + 1)
             )
-            self.norm = nn.RMSNorm(size.width, eps=model.norm_eps)
+            self.norm = RMSNorm(size.width, eps=model.norm_eps)
             self.readout = None if model.tied_readout else nn.Linear(size.width, vocabulary_size, bias=False)
             self.encoder = NeighborEncoder(size, model, vocabulary_size) if retrieval_layers else None
         self.to_empty(device=device)

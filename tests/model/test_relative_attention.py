@@ -1,6 +1,7 @@
 """The attention that all parts share: positions, neighbors on either side, tiles, memory."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +16,18 @@ HEADS, GROUPS, HEAD_SIZE = 3, 2, 4
 
 
 def random_inputs(askers: int, queries: int, answerers: int, keys: int, distances: int) -> list[Tensor]:
-    """Content and position queries, keys, values and projected distances, float64, in need of gradients."""
+    """Queries, keys, values, u, v and projected distances, float64, in need of gradients."""
     torch.manual_seed(0)
     query_shape = (HEADS, GROUPS, askers, queries, HEAD_SIZE)
     key_shape = (HEADS, GROUPS, answerers, keys, HEAD_SIZE)
-    shapes = (query_shape, query_shape, key_shape, key_shape, (HEADS, HEAD_SIZE, distances))
+    bias_shape = (HEADS, HEAD_SIZE)
+    shapes = (query_shape, key_shape, key_shape, bias_shape, bias_shape, (*bias_shape, distances))
     return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, *positions: Tensor, **choices: Any) -> Tensor:
+    """`relative_attention` of `random_inputs`."""
+    return relative_attention(query, key, value, positions, **choices)
 
 
 @pytest.mark.parametrize(("m", "r", "k"), [(4, 8, 2), (1, 1, 3), (4, 4, 1), (3, 6, 2)])
@@ -29,13 +36,14 @@ def test_position_logits_depend_on_the_distance_alone(m: int, r: int, k: int) ->
 
     With empty keys and one and the same query everywhere, a logit is a function of the distance.
     """
-    _, _, key, _, position = random_inputs(1, m, k, r, m + r)
+    _, key, _, *positions = random_inputs(1, m, k, r, m + r)
+    _, position_bias, position = positions
     query = torch.randn(HEADS, 1, 1, 1, HEAD_SIZE, dtype=torch.float64).expand(HEADS, GROUPS, 1, m, HEAD_SIZE)
     value = torch.eye(k * r, dtype=torch.float64).view(k, r, k * r)
     by_distance = dict(
         zip(
             descending_distances(m, r, m - 1, torch.device("cpu")).tolist(),
-            (query[:, 0, 0, 0, None] @ position).squeeze(1).T / math.sqrt(HEAD_SIZE),
+            ((query[:, 0, 0, 0] + position_bias)[:, None] @ position).squeeze(1).T / math.sqrt(HEAD_SIZE),
             strict=True,
         )
     )
@@ -45,7 +53,7 @@ def test_position_logits_depend_on_the_distance_alone(m: int, r: int, k: int) ->
     expected = torch.softmax(logits.repeat(1, k, 1), dim=1).permute(2, 0, 1)  # [H, M, KR]
     # Values of one entry each read the weights out, head size by head size.
     columns = [
-        relative_attention(query, query, 0 * key, column.expand(HEADS, GROUPS, k, r, HEAD_SIZE), position)[..., 0]
+        attend(query, 0 * key, column.expand(HEADS, GROUPS, k, r, HEAD_SIZE), *positions)[..., 0]
         for column in value.unsqueeze(-2).unbind(-1)
     ]
     actual = torch.stack(columns, dim=-1)[:, :, 0]  # [H, G, M, KR]
@@ -62,21 +70,20 @@ def test_gradients_are_those_of_finite_differences(kind: str, tile_limit: int, m
     else:
         inputs, causal = random_inputs(*((2, 3, 1, 2) if kind == "neighbors ask" else (1, 2, 2, 3)), 5), False
     if kind == "no positions":
-        query, _, key, value, _ = inputs
-        assert torch.autograd.gradcheck(lambda q, k, v: relative_attention(q, None, k, v, None), (query, key, value))
+        assert torch.autograd.gradcheck(lambda *tensors: relative_attention(*tensors, None), inputs[:3])
     else:
-        assert torch.autograd.gradcheck(lambda *tensors: relative_attention(*tensors, causal=causal), inputs)
+        assert torch.autograd.gradcheck(lambda *tensors: attend(*tensors, causal=causal), inputs)
 
 
 def test_a_group_without_keys_gives_finite_results_and_gradients() -> None:
     inputs = random_inputs(1, 2, 2, 3, 5)
     present = torch.zeros(GROUPS, 2, 3, dtype=torch.bool)
     present[1, 0, 0] = True
-    attended = relative_attention(*inputs, present=present)
+    attended = attend(*inputs, present=present)
     gradients = torch.autograd.grad(attended.sum(), inputs)
     assert all(tensor.isfinite().all() for tensor in (attended, *gradients))
     # The one key of the second group has weight 1: the result is its value, exactly.
-    assert torch.equal(attended[:, 1, 0], inputs[3][:, 1, 0, :1].expand(HEADS, 2, HEAD_SIZE))
+    assert torch.equal(attended[:, 1, 0], inputs[2][:, 1, 0, :1].expand(HEADS, 2, HEAD_SIZE))
 
 
 def test_causal_attention_forms_no_matrix_of_all_queries_by_all_keys() -> None:
@@ -84,7 +91,7 @@ def test_causal_attention_forms_no_matrix_of_all_queries_by_all_keys() -> None:
     length = 1024
     inputs = random_inputs(1, length, 1, length, length + 1)
     with LargestTensor() as largest:
-        relative_attention(*inputs, causal=True).sum().backward()
+        attend(*inputs, causal=True).sum().backward()
     assert largest.entries <= HEADS * GROUPS * module.BLOCK * (length + 1)
 
 
@@ -106,7 +113,7 @@ def test_half_precision_keeps_the_differences_between_keys_and_values_that_are_m
 
     def query_gradient(dtype: torch.dtype) -> Tensor:
         asking = query.to(dtype).requires_grad_()
-        attended = relative_attention(asking, None, key.to(dtype), value.to(dtype), None)
+        attended = relative_attention(asking, key.to(dtype), value.to(dtype), None)
         (gradient,) = torch.autograd.grad(attended, asking, outer.to(dtype))
         return gradient.double()
 

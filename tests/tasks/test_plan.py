@@ -108,11 +108,11 @@ def test_memory_under_ddp_and_fsdp(planned) -> None:
     total, without_embeddings = (
         number(sections["Parameters"][name][0]) for name in ("total", "without embeddings, as in Table 2")
     )
-    norm = 10 * d
-    attention, feed_forward = norm + 14 * i, norm + 4 * f
-    outside = (3 * tokens + v) * 4 * d
+    norm = (4 + 2) * d
+    attention, feed_forward = norm + 4 * 2 * i, norm + 2 * f
+    outside = (2 * tokens + v) * 4 * d
     activations = tokens * 12 * (attention + feed_forward) + outside
-    checkpointed = tokens * (24 * 4 * d + feed_forward - 4 * d) + outside
+    checkpointed = tokens * (24 * 4 * d + max(attention, feed_forward) - 4 * d) + outside
     ddp = [4 * total, 4 * total, 8 * total, 2 * without_embeddings + 4 * total]
     fsdp = [4 * total / gpus, 4 * total / gpus, 8 * total / gpus, (4 + 2) * v * d]
     expected = {

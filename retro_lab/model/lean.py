@@ -1,0 +1,77 @@
+"""Operations that keep less for the backward pass than torch's would, and compute the difference again.
+
+Inductor, which sees the whole graph, finds the same savings by itself: compiled, they are torch's own.
+
+Shapes: D width, F inner width of the feed-forward network.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class RMSNorm(nn.RMSNorm):
+    """x w / sqrt(mean(x^2) + eps), which keeps x and one number for each row.
+
+    On processors torch puts it together from six operations and keeps two tensors; on GPUs it has a kernel like this.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map [..., D] to [..., D]."""
+        if hidden.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(hidden)
+        return cast("Tensor", _RMSNorm.apply(hidden, self.weight, self.eps))
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=exact)
+        scale = length.square_().div_(hidden.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(hidden, weight, scale)
+        return (hidden * scale).mul_(weight).to(hidden.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, weight, scale = ctx.saved_tensors
+        normalized = hidden * scale
+        weight_gradient = (outer * normalized).flatten(0, -2).sum(dim=0)
+        outer = outer * weight
+        along = torch.linalg.vecdot(outer, normalized).unsqueeze(-1) / hidden.shape[-1]
+        gradient = outer.sub_(normalized.mul_(along)).mul_(scale)
+        return gradient.to(hidden.dtype), weight_gradient.to(weight.dtype), None
+
+
+def project_activated(inner: Tensor, weight: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return `activation(inner)` @ `weight`.T for `inner` [..., F] and `weight` [D, F], which keeps `inner` alone."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return F.linear(activation(inner), weight)
+    return cast("Tensor", _ProjectActivated.apply(inner, weight, activation))
+
+
+class _ProjectActivated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inner: Tensor, weight: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+        cast_weight = weight.to(inner.dtype)  # under autocast `inner` is in half precision
+        ctx.save_for_backward(inner, cast_weight)
+        ctx.activation, ctx.weight_dtype = activation, weight.dtype
+        return F.linear(activation(inner), cast_weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        inner, weight = ctx.saved_tensors
+        with torch.enable_grad():
+            inner = inner.detach().requires_grad_()
+            activated = ctx.activation(inner)
+        (gradient,) = torch.autograd.grad(activated, inner, outer @ weight)
+        if not ctx.needs_input_grad[1]:
+            return gradient, None, None
+        weight_gradient = outer.flatten(0, -2).t() @ activated.detach().flatten(0, -2)
+        return gradient, weight_gradient.to(ctx.weight_dtype), None
