@@ -1,6 +1,5 @@
 """Measuring contestants in turns, so that a machine that slows down slows all of them."""
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -69,9 +68,18 @@ def print_growth(device: torch.device, work: Callable[[], object]) -> None:
         work()
         print(torch.cuda.max_memory_allocated() - before)
         return
-    resident = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    before = _resident("VmRSS")
     work()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - resident)
+    print(_resident("VmHWM") - before)
+
+
+def _resident(kind: str) -> int:
+    """Read the bytes of memory this process has (`VmRSS`) or had at the most (`VmHWM`).
+
+    `getrusage` would count the peak of the process that started this one too.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
 
 
 @dataclass(frozen=True)

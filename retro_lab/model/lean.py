@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+ROWS = 4096
+"""Rows of activations that are formed again at once."""
+
 
 class RMSNorm(nn.RMSNorm):
     """x w / sqrt(mean(x^2) + eps), which keeps x and one number for each row.
@@ -67,11 +70,15 @@ class _ProjectActivated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor | None, None]:
         inner, weight = ctx.saved_tensors
-        with torch.enable_grad():
-            inner = inner.detach().requires_grad_()
-            activated = ctx.activation(inner)
-        (gradient,) = torch.autograd.grad(activated, inner, outer @ weight)
-        if not ctx.needs_input_grad[1]:
-            return gradient, None, None
-        weight_gradient = outer.flatten(0, -2).t() @ activated.detach().flatten(0, -2)
-        return gradient, weight_gradient.to(ctx.weight_dtype), None
+        rows, outer_rows = inner.flatten(0, -2), outer.flatten(0, -2)
+        gradient = torch.empty_like(rows)
+        weight_gradient = torch.zeros_like(weight, dtype=ctx.weight_dtype) if ctx.needs_input_grad[1] else None
+        # In slices: what is [rows, F] only for a moment would be the largest memory of a whole training step.
+        for part, outer_part, gradient_part in zip(*(t.split(ROWS) for t in (rows, outer_rows, gradient)), strict=True):
+            with torch.enable_grad():
+                part = part.detach().requires_grad_()
+                activated = ctx.activation(part)
+            gradient_part.copy_(torch.autograd.grad(activated, part, outer_part @ weight)[0])
+            if weight_gradient is not None:
+                weight_gradient += outer_part.t() @ activated.detach()
+        return gradient.view_as(inner), weight_gradient, None
