@@ -37,7 +37,7 @@ messages = Console(stderr=True)
 RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 CHATTY_LIBRARIES = (
     "pytorch_lightning", "lightning", "lightning_fabric", "lightning.pytorch", "transformers", "datasets", "wandb",
-    "huggingface_hub", "httpx", "fsspec", "faiss", "filelock", "torch", "matplotlib",
+    "huggingface_hub", "httpx", "fsspec", "faiss", "bm25s", "filelock", "torch", "matplotlib",
 )  # fmt: skip
 
 

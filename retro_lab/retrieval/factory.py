@@ -71,16 +71,19 @@ def choose_factory(
     if vectors <= exact_below and vectors * width * FLOAT_BYTES <= budget:
         return Choice(EXACT)
     if vectors < SMALLEST_TRAINED:
-        remark = f"{vectors} vectors are too few to train an index on"
-        return Choice(EXACT, f"{remark}; searching exactly" if vectors > exact_below else f"{remark} for index.max_bytes")
+        return Choice(EXACT, f"{vectors} vectors are too few to train an index on; searching exactly")
     lists = 2 ** min(round(math.log2(4 * math.sqrt(vectors))), math.floor(math.log2(vectors / POINTS_PER_LIST)))
     coarse = "_HNSW32" if lists >= HNSW_LISTS else ""
     fitting = [codes for codes in LADDER if estimated_bytes(codes, vectors, width, lists) <= budget]
     chosen = next((codes for codes in fitting if codes.reaches >= recall), fitting[0] if fitting else LADDER[-1])
     name = f"IVF{lists}{coarse},{chosen.factory(width)}"
     if not fitting:
-        return Choice(name, f"no index of {vectors:,} vectors fits into index.max_bytes={max_bytes:g}; the smallest is used")
-    return Choice(name, "" if chosen.reaches >= recall else f"index.max_bytes={max_bytes:g} leaves no room for more recall")
+        remark = f"no index of {vectors:,} vectors fits into index.max_bytes={max_bytes:g}; the smallest is used"
+    elif chosen.reaches < recall:
+        remark = f"index.max_bytes={max_bytes:g} leaves no room for more recall"
+    else:
+        remark = ""
+    return Choice(name, remark)
 
 
 def estimated_bytes(codes: _Codes, vectors: int, width: int, lists: int) -> float:

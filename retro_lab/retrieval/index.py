@@ -105,51 +105,60 @@ class IndexStage(Stage):
         of the manifest and part of no file and no fingerprint.
 
         Raises:
-            ConfigurationError: The factory string is not one of FAISS, or wants more training vectors than there are.
+            ConfigurationError: The factory string is not one of FAISS, or wants more than `index.training_vectors`.
         """
-        if self.choice.remark:
-            console.status("index", self.choice.remark)
-        index = self._trained()
+        index, factory, remark = self._trained()
+        if remark:
+            console.status("index", remark)
         for first in range(self.start, self.stop, BLOCK):
             vectors = read_embeddings(self.embeddings, first, min(first + BLOCK, self.stop))
             index.add(vectors)
             advance(len(vectors))
-        facts = self._tune(index)
+        facts = self._tune(index, exact=factory == EXACT)
         path = folder / "index.faiss"
         index.write(path)
         return {
-            "factory": self.factory,
-            "remark": self.choice.remark,
+            "factory": factory,
+            "remark": remark,
             "metric": self.config.metric,
             "vectors": len(index),
             "bytes_per_vector": round(path.stat().st_size / len(index), 1),
             **facts,
         }
 
-    def _trained(self) -> VectorIndex:
-        """Make the empty index and train it on a random sample: in document order it would be half as good."""
-        index = VectorIndex.create(self.factory, self.embeddings.facts["width"], self.config.metric)
+    def _trained(self) -> tuple[VectorIndex, str, str]:
+        """Make the empty index and train it on a random sample: in document order it would be half as good.
+
+        Returns:
+            The index, its factory string, which is `EXACT` where there are too few vectors for what was asked for, and
+            a remark if there is something to say.
+        """
+        width, metric = self.embeddings.facts["width"], self.config.metric
+        index = VectorIndex.create(self.factory, width, metric)
         if index.is_trained:
-            return index
+            return index, self.factory, self.choice.remark
         count = self.stop - self.start
         wanted = self.config.training_vectors or max(POINTS_PER_LIST * index.lists, SMALLEST_SAMPLE)
         sample = np.random.default_rng(self.seed).choice(count, min(wanted, count), replace=False)
         try:
             index.train(read_rows(self.embeddings, np.sort(sample) + self.start))
         except RuntimeError as error:
-            raise ConfigurationError(
-                f"index.factory={self.factory} cannot be trained on {len(sample)} of the {count} vectors of this "
-                "database (too few); use index.factory=auto or fewer lists and codes."
-            ) from error
-        return index
+            if len(sample) < count:
+                raise ConfigurationError(
+                    f"index.factory={self.factory} cannot be trained on index.training_vectors={len(sample)}; "
+                    "take more, or null for as many as it needs."
+                ) from error
+            remark = f"{count} vectors are too few to train {self.factory} on; searching exactly"
+            return VectorIndex.create(EXACT, width, metric), EXACT, remark
+        return index, self.factory, self.choice.remark
 
-    def _tune(self, index: VectorIndex) -> dict[str, Any]:
+    def _tune(self, index: VectorIndex, *, exact: bool) -> dict[str, Any]:
         """Set the search parameters and return them with the recall and the speed that they give."""
         held_out = self.queries.facts["chunks"]
         sample = np.random.default_rng(self.seed).permutation(held_out)[:RECALL_QUERIES]
         queries = read_rows(self.queries, np.sort(sample))
         count = min(RECALL_AT, len(index))
-        recall_of = None if self.factory == EXACT else self._recall_of(queries, count)
+        recall_of = None if exact else self._recall_of(queries, count)
         parameters = "" if self.config.search == AUTO or recall_of is None else self.config.search
         if parameters:
             index.set_parameters(parameters)
@@ -161,7 +170,8 @@ class IndexStage(Stage):
         recall = 1.0 if recall_of is None else recall_of(ids)
         if recall < self.config.recall:
             console.status(
-                "index", f"recall@{RECALL_AT} is {recall:.3f}, not the {self.config.recall} asked for, with {parameters}"
+                "index",
+                f"recall@{RECALL_AT} is {recall:.3f}, not the {self.config.recall} asked for, with {parameters}",
             )
         return {
             "search": parameters,

@@ -2,8 +2,9 @@
 
     chunks of a split ─► search, once for each database shard ─► neighbors: merge over the shards in use
 
-Both hold, for every chunk, ids and distances (see `searchers`) sorted by distance, and -1 where there are fewer neighbors
-than places. Merging sorted lists gives the neighbors in any set of shards, so databases of many sizes cost one search.
+Both hold, for every chunk, ids and distances (see `searchers`) sorted by distance, and -1 where there are fewer
+neighbors than places. Merging sorted lists gives the neighbors in any set of shards, so databases of many sizes cost
+one search.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,20 +17,26 @@ import numpy as np
 
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.corpus.tokens import TokenStore
-from retro_lab.retrieval.bm25 import BM25
-from retro_lab.retrieval.searchers import MISSING, BM25Settings, Searcher
+from retro_lab.retrieval.bm25 import BM25, text_tokens
+from retro_lab.retrieval.searchers import MISSING, Searcher
 
 SHARD_QUERIES = 65_536
 FILTER_MARGIN = 16
 """Neighbors fetched over what is stored, in the hope that dropping those of the query's document leaves enough."""
+FETCHED_AT_ONCE = 2**24
+"""Most neighbors that all queries of one search may have together: 0.2 GB of ids and distances."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """How the candidates that a searcher finds are ranked again."""
+    """How the candidates that a searcher finds are ranked again.
+
+    A database of many shards has so many candidates in each, so here, and only here, cutting it differently may change
+    what is found.
+    """
 
     candidates: int
-    bm25: BM25Settings
+    bm25: BM25
 
 
 class SearchStage(Stage):
@@ -70,14 +77,13 @@ class SearchStage(Stage):
         self.query_batch = query_batch
         self.ranking = ranking
         self.same_store = query_store.artifact.fingerprint == database_store.artifact.fingerprint
-        self._ranker: BM25 | None = None
 
     def settings(self) -> Mapping[str, Any]:
         """How is searched, neighbors stored, and whether those of the query's own document are dropped."""
         settings = {**self.searcher.settings(), "stored": self.stored, "same_document_dropped": self.same_store}
         if self.ranking is None:
             return settings
-        return settings | {"candidates": self.ranking.candidates, "ranked_by_bm25": self.ranking.bm25.as_dict()}
+        return settings | {"candidates": self.ranking.candidates, **self.ranking.bm25.settings()}
 
     def inputs(self) -> Mapping[str, Artifact]:
         """What the searcher reads, and the tokens if they are ranked by."""
@@ -92,10 +98,10 @@ class SearchStage(Stage):
         return [min(SHARD_QUERIES, count - start) for start in range(0, count, SHARD_QUERIES)]
 
     def prepare(self) -> AbstractContextManager[Any]:
-        """Read the index into memory before the first shard."""
+        """Read what is searched into memory before the first shard."""
         self.searcher.open()
         if self.ranking is not None:
-            self._ranker = self.ranking.bm25.learnt_from(self.database_store)
+            self._scorer = self.ranking.bm25.shard(self.searcher.start, self.searcher.stop)
         return nullcontext()
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
@@ -113,11 +119,13 @@ class SearchStage(Stage):
         return {}
 
     def _neighbors(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Find the neighbors of consecutive query chunks, ranked again if that is asked for."""
-        if self.ranking is None or self._ranker is None:
+        """Find the neighbors of query chunks, ranked again if that is asked for."""
+        if self.ranking is None:
             return self._search(chunks, self.stored)
-        ids, _ = self._search(chunks, max(self.ranking.candidates, self.stored))
-        distances = -self._ranker.scores(self.query_store, chunks, ids)
+        ids, distances = self._search(chunks, max(self.ranking.candidates, self.stored))
+        for row, tokens in enumerate(text_tokens(self.query_store, chunks)):
+            found = ids[row] != MISSING
+            distances[row, found] = -self._scorer.get_scores_from_ids(tokens)[ids[row, found] - self.searcher.start]
         order = np.argsort(distances, axis=1, kind="stable")[:, : self.stored]
         return np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
 
@@ -125,20 +133,24 @@ class SearchStage(Stage):
         """Search for `wanted` neighbors of query chunks, fetching more until enough survive the filter."""
         ids = np.full((len(chunks), wanted), MISSING, np.int64)
         distances = np.full((len(chunks), wanted), np.inf, np.float32)
+        size = self.searcher.stop - self.searcher.start
         pending = np.arange(len(chunks))
         fetch, effort = wanted + (FILTER_MARGIN if self.same_store else 0), 1
         while len(pending):
-            fetch, effort = min(fetch, self.searcher.chunks), min(effort, self.searcher.most_effort)
-            found_distances, found = self.searcher.search(chunks[pending], fetch, effort)
-            keep = found != MISSING
-            if self.same_store:
-                own = self.query_store.document_of(chunks[pending])
-                keep &= self.database_store.document_of(found) != own[:, None]
-            ids[pending], distances[pending] = _first_kept(found, found_distances, keep, wanted)
-            # A list that is not full holds all that the index finds with this effort, any other all that was fetched.
-            not_full = (found == MISSING).any(1)
-            more = np.where(not_full, effort < self.searcher.most_effort, fetch < self.searcher.chunks)
-            pending = pending[(keep.sum(1) < wanted) & more]
+            fetch, effort = min(fetch, size), min(effort, self.searcher.most_effort)
+            unsatisfied = []
+            for rows in np.array_split(pending, -(-len(pending) * fetch // FETCHED_AT_ONCE)):
+                found_distances, found = self.searcher.search(chunks[rows], fetch, effort)
+                keep = found != MISSING
+                if self.same_store:
+                    own = self.query_store.document_of(chunks[rows])
+                    keep &= self.database_store.document_of(found) != own[:, None]
+                ids[rows], distances[rows] = _first_kept(found, found_distances, keep, wanted)
+                # A list that is not full holds all that the index finds with this effort, any other what was fetched.
+                not_full = (found == MISSING).any(1)
+                more = np.where(not_full, effort < self.searcher.most_effort, fetch < size)
+                unsatisfied.append(rows[(keep.sum(1) < wanted) & more])
+            pending = np.concatenate(unsatisfied)
             fetch, effort = fetch * 4, effort * 4
         return ids, distances
 

@@ -140,8 +140,9 @@ class VectorIndex:
         Raises:
             ConfigurationError: FAISS does not know one of them for this index.
         """
+        space: Any = faiss.ParameterSpace()  # whose type stub knows one of the two overloads
         try:
-            faiss.ParameterSpace().set_index_parameters(self._index, parameters)
+            space.set_index_parameters(self._index, parameters)
         except RuntimeError as error:
             raise ConfigurationError(
                 f"index.search={parameters} cannot be set on this index; use auto, or what it has: "

@@ -20,7 +20,7 @@ from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.flops import TRAINING_TO_FORWARD, Flops, required_flops
 from retro_lab.model.memory import Precision, activation_bytes
 from retro_lab.model.retro import RetroModel
-from retro_lab.retrieval.index import choose_factory
+from retro_lab.retrieval.factory import choose_factory
 from retro_lab.retrieval.sequences import VALUES
 
 PAPER_VOCABULARY = 128_000
@@ -320,13 +320,14 @@ def _database(plan: Plan, config: DictConfig) -> Group:
     id_bytes = 2 if plan.vocabulary <= 2**16 else 4
     neighbor_bytes = 8 + 4
     hours = chunks / config.task.embedding_chunks_per_second / 3600
+    index = config.index
     rows = {
         "chunks": f"{chunks:,}",
         "tokens": _scaled(tokens * id_bytes, BYTES),
         "embeddings": _scaled(chunks * width * 2, BYTES),
         "float32 keys and [N, F] values": _scaled(chunks * (4 * width + 4 * 2 * m), BYTES),
         "neighbors": _scaled(chunks * config.retrieval.stored * neighbor_bytes, BYTES),
-        "index": choose_factory(config.index.factory, chunks, width, config.index.exact_below),
+        "index": choose_factory(index.factory, chunks, width, index.exact_below, index.recall, index.max_bytes).factory,
         "GPU hours to embed": f"{hours:,.1f}",
     }
     return _section(
