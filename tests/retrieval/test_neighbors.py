@@ -1,6 +1,5 @@
 """Search and merging: what a chunk retrieves, and what it never may."""
 
-import faiss
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +7,6 @@ from hypothesis import strategies as st
 from pipeline import build_chunks, search
 
 from retro_lab.errors import ConfigurationError
-from retro_lab.retrieval.index import IndexStage, choose_factory
 from retro_lab.retrieval.neighbors import MISSING, merge_sorted
 from retro_lab.retrieval.sequences import Retrieved
 
@@ -119,29 +117,3 @@ def test_a_missing_neighbor_has_no_length(chunks):
 def test_unknown_values_are_refused(chunks):
     with pytest.raises(ConfigurationError, match=r"retrieval\.value=both.*neighbor_and_continuation"):
         Retrieved(chunks.stores["train"], np.zeros((1, 1), int), "both")
-
-
-@pytest.mark.parametrize(
-    ("vectors", "factory"),
-    [(1, "Flat"), (200_000, "Flat"), (10**6, "IVF4096,PQ96x4fs,Refine(SQ8)"), (28 * 10**9, "IVF524288_HNSW32,")],
-)
-def test_auto_index_follows_the_size(vectors, factory):
-    assert choose_factory("auto", vectors, 384, 200_000).startswith(factory)
-    assert faiss.index_factory(384, choose_factory("auto", min(vectors, 10**6), 384, 200_000)).d == 384
-
-
-def test_an_index_that_cannot_be_trained_is_one_sentence(chunks, tmp_path):
-    """Megatron's issue 699: a template index and too small a corpus."""
-    stage = IndexStage(chunks.embeddings["train"], 0, 20, "IVF4096,PQ8x8", 1, 0)
-    with pytest.raises(ConfigurationError, match=r"20 vectors of this database .*index\.factory=auto"):
-        chunks.artifacts.build(stage)
-    with pytest.raises(ConfigurationError, match="not a FAISS factory string"):
-        chunks.artifacts.build(IndexStage(chunks.embeddings["train"], 0, 20, "Flatt", 1, 0))
-
-
-def test_a_trained_index_reports_its_recall(chunks):
-    count = chunks.stores["train"].chunks
-    all_lists = chunks.artifacts.build(IndexStage(chunks.embeddings["train"], 0, count, "IVF4,Flat", 4, 0))
-    assert all_lists.facts["recall@10"] > 0.99
-    one_list = chunks.artifacts.build(IndexStage(chunks.embeddings["train"], 0, count, "IVF4,Flat", 1, 0))
-    assert one_list.facts["recall@10"] < all_lists.facts["recall@10"]
