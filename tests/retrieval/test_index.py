@@ -93,7 +93,9 @@ def test_every_metric_finds_what_is_nearest_by_hand(build, keys, queries, metric
     nearest = np.argsort(expected, axis=1)[:, :10]
     recall = np.mean([len(set(row) & set(true)) / 10 for row, true in zip(ids, nearest, strict=True)])
     assert recall >= (1 if factory == "Flat" else 0.94)
-    np.testing.assert_allclose(distances(asked, read_rows(keys, ids), metric), np.take_along_axis(expected, ids, 1), atol=1e-3)
+    np.testing.assert_allclose(
+        distances(asked, read_rows(keys, ids), metric), np.take_along_axis(expected, ids, 1), atol=1e-3
+    )
 
 
 def test_the_manifest_says_how_good_the_index_is(build, keys, queries):
