@@ -75,3 +75,14 @@ def read_embeddings(embeddings: Artifact, start: int, stop: int) -> np.ndarray:
         rows = embeddings.array(f"{shard:05}/embeddings.npy")
         result[first - start : last - start] = rows[first - shard * size : last - shard * size]
     return result
+
+
+def read_rows(embeddings: Artifact, chunks: np.ndarray) -> np.ndarray:
+    """Read the embeddings of any `chunks`, int [...], in any order, float32 [..., d]."""
+    size = embeddings.facts["shard_size"]
+    result = np.empty((*chunks.shape, embeddings.facts["width"]), np.float32)
+    shards = chunks // size
+    for shard in np.unique(shards):
+        here = shards == shard
+        result[here] = embeddings.array(f"{shard:05}/embeddings.npy")[chunks[here] - shard * size]
+    return result

@@ -7,7 +7,7 @@ from functools import cached_property
 import faiss
 
 from retro_lab.errors import ConfigurationError
-from retro_lab.retrieval.index import choose_factory
+from retro_lab.retrieval.factory import choose_factory
 
 FLOAT32, FLOAT16, INT64, INT32 = 4, 2, 8, 4
 NUMBERS_PER_DOCUMENT = 3
@@ -33,6 +33,10 @@ class DatabaseSizes:
     """`index.factory`, which may be `auto`."""
     exact_below: int
     """`index.exact_below`."""
+    recall: float
+    """`index.recall`."""
+    max_bytes: float | None
+    """`index.max_bytes`."""
     largest_index: float
     """Bytes that the index of one database shard may take."""
 
@@ -111,7 +115,8 @@ class DatabaseSizes:
         return self.searched_chunks * self.stored * (id_bytes + FLOAT32)
 
     def _factory(self, shards: int) -> str:
-        return choose_factory(self.factory, math.ceil(self.chunks / shards), self.width, self.exact_below)
+        vectors = math.ceil(self.chunks / shards)
+        return choose_factory(self.factory, vectors, self.width, self.exact_below, self.recall, self.max_bytes).factory
 
     def _shard_index_bytes(self, shards: int) -> float:
         return index_bytes(self._factory(shards), math.ceil(self.chunks / shards), self.width)

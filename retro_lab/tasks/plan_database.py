@@ -51,6 +51,8 @@ def database_sizes(config: DictConfig, vocabulary: int) -> DatabaseSizes:
         stored=config.retrieval.stored,
         factory=config.index.factory,
         exact_below=config.index.exact_below,
+        recall=config.index.recall,
+        max_bytes=config.index.max_bytes,
         largest_index=config.task.index_memory,
     )
 
