@@ -35,7 +35,7 @@ class Advance(Protocol):
 
 CHATTY_LIBRARIES = (
     "pytorch_lightning", "lightning", "lightning_fabric", "lightning.pytorch", "transformers", "datasets", "wandb",
-    "huggingface_hub", "httpx", "fsspec", "faiss", "filelock", "torch", "matplotlib",
+    "huggingface_hub", "httpx", "fsspec", "faiss", "bm25s", "filelock", "torch", "matplotlib",
 )  # fmt: skip
 
 

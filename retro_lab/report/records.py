@@ -46,7 +46,9 @@ class CorpusSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class DatabaseSummary:
-    """The retrieval database; `fraction` is its share of the training split, `index` the FAISS factory string."""
+    """The retrieval database; `fraction` is its share of the training split, `index` the FAISS factory string,
+    or what else finds neighbors.
+    """
 
     chunks: int
     tokens: int

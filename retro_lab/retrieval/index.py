@@ -1,157 +1,212 @@
-"""The `index` stage: a FAISS index over the chunks of one database shard, and what it measured of itself."""
+"""The `index` stage: an index over the chunks of one database shard, tuned and measured on held-out chunks."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 
+from retro_lab import console
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.errors import ConfigurationError
-from retro_lab.retrieval.embeddings import read_embeddings
+from retro_lab.retrieval.config import IndexConfig
+from retro_lab.retrieval.embeddings import read_embeddings, read_rows
+from retro_lab.retrieval.factory import EXACT, POINTS_PER_LIST, choose_factory
+from retro_lab.retrieval.vectors import AUTO, VectorIndex, check_metric, distances
 
-# Below this number of (queries x width) FAISS leaves matrix products for a loop that is up to 8 times slower; its own
-# default is 128,000, which is 333 queries at width 384.
-faiss.cvar.distance_compute_blas_threshold = 20
-
-POINTS_PER_LIST = 40
-"""Training vectors for each inverted list."""
-RECALL_QUERIES = 500
+SMALLEST_SAMPLE = 65_536
+"""Training vectors for an index of few lists: codes are learned from them too."""
+RECALL_QUERIES = 1000
 RECALL_AT = 10
-ADD_BATCH = 65_536
-
-
-def choose_factory(factory: str, vectors: int, width: int, exact_below: int) -> str:
-    """Return the FAISS factory string for an index over `vectors` vectors of `width`.
-
-    `auto` is exact while that is quick, and beyond that inverted lists (about 4 sqrt(N), a power of two) of 4-bit
-    codes that are scanned in registers, with an 8-bit copy of the vectors to rank the candidates again.
-    """
-    if factory != "auto":
-        return factory
-    if vectors <= exact_below:
-        return "Flat"
-    lists = 2 ** round(np.log2(4 * np.sqrt(vectors)))
-    coarse = "_HNSW32" if lists >= 65_536 else ""
-    return f"IVF{lists}{coarse},PQ{width // 4}x4fs,Refine(SQ8)"
+TIE = 1e-5
+"""Relative difference of distances below which a neighbor is as near as another: repeated text has equal vectors."""
+BLOCK = 65_536
 
 
 class IndexStage(Stage):
-    """Index the embeddings of chunks `start` up to `stop`, in squared L2 distance on vectors as they are."""
+    """Index the embeddings of chunks `start` up to `stop`."""
 
     name = "index"
+    version = 2
     unit = "vectors"
 
-    def __init__(self, embeddings: Artifact, start: int, stop: int, factory: str, nprobe: int, seed: int) -> None:
-        """Build the index that the FAISS `factory` string describes."""
+    def __init__(
+        self, embeddings: Artifact, start: int, stop: int, config: IndexConfig, queries: Artifact, seed: int
+    ) -> None:
+        """Build the index that `config` asks for.
+
+        Args:
+            embeddings: What is indexed.
+            start: First chunk.
+            stop: Chunk after the last.
+            config: What index, how good, how large.
+            queries: Embeddings of held-out documents; search parameters are tuned and recall is measured on a sample.
+            seed: Of the training sample and the sample of queries.
+
+        Raises:
+            ConfigurationError: The metric is not known, or the wanted recall is not a share.
+        """
+        check_metric(config.metric)
+        if not 0 < config.recall <= 1:
+            raise ConfigurationError(f"index.recall={config.recall} is not above 0 and at most 1.")
         self.embeddings = embeddings
         self.start = start
         self.stop = stop
-        self.factory = factory
-        self.nprobe = nprobe
+        self.config = config
+        self.queries = queries
         self.seed = seed
+        self.choice = choose_factory(
+            config.factory,
+            stop - start,
+            embeddings.facts["width"],
+            config.exact_below,
+            config.recall,
+            config.max_bytes,
+        )
+
+    @property
+    def factory(self) -> str:
+        """The FAISS factory string."""
+        return self.choice.factory
 
     def settings(self) -> Mapping[str, Any]:
-        """Factory string and range of chunks; nprobe and seed matter only for an index that is trained."""
-        settings = {"factory": self.factory, "start": self.start, "stop": self.stop, "metric": "squared L2"}
-        return settings if self.factory == "Flat" else settings | {"nprobe": self.nprobe, "seed": self.seed}
+        """Factory, metric and range of chunks; how it is trained and tuned matters only if it is not exact."""
+        settings = {
+            "factory": self.factory,
+            "start": self.start,
+            "stop": self.stop,
+            "metric": self.config.metric,
+        }
+        if self.factory == EXACT:
+            return settings
+        tuned = {"recall": self.config.recall} if self.config.search == AUTO else {}
+        return (
+            settings
+            | tuned
+            | {"training_vectors": self.config.training_vectors, "search": self.config.search, "seed": self.seed}
+        )
 
     def inputs(self) -> Mapping[str, Artifact]:
-        """The embeddings."""
-        return {"embeddings": self.embeddings}
+        """The embeddings, and those it is tuned on."""
+        if self.factory == EXACT:
+            return {"embeddings": self.embeddings}
+        return {"embeddings": self.embeddings, "queries": self.queries}
 
     def shard_sizes(self) -> Sequence[int]:
         """One index."""
         return [self.stop - self.start]
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
-        """Train and fill the index, write `index.faiss`, and measure recall against exact search.
+        """Train, fill and tune the index, write `index.faiss`, and measure it.
+
+        The file holds the search parameters, so a search has no others than those that were measured. The measured
+        queries per second (all threads, batches of `RECALL_QUERIES`) differ from build to build, so they are a fact
+        of the manifest and part of no file and no fingerprint.
 
         Raises:
-            ConfigurationError: The factory string is not one of FAISS, or wants more training vectors than there are.
+            ConfigurationError: The factory string is not one of FAISS, or wants more than `index.training_vectors`.
         """
-        index = self._empty_index()
-        for first in range(self.start, self.stop, ADD_BATCH):
-            vectors = read_embeddings(self.embeddings, first, min(first + ADD_BATCH, self.stop))
+        index, factory, remark = self._trained()
+        if remark:
+            console.status("index", remark)
+        for first in range(self.start, self.stop, BLOCK):
+            vectors = read_embeddings(self.embeddings, first, min(first + BLOCK, self.stop))
             index.add(vectors)
             advance(len(vectors))
+        facts = self._tune(index, exact=factory == EXACT)
         path = folder / "index.faiss"
-        faiss.write_index(index, str(path))
+        index.write(path)
         return {
-            "factory": self.factory,
-            "vectors": index.ntotal,
-            "bytes_per_vector": round(path.stat().st_size / index.ntotal, 1),
-            f"recall@{RECALL_AT}": self._recall(index),
+            "factory": factory,
+            "remark": remark,
+            "metric": self.config.metric,
+            "vectors": len(index),
+            "bytes_per_vector": round(path.stat().st_size / len(index), 1),
+            **facts,
         }
 
-    def _empty_index(self) -> faiss.Index:
-        try:
-            index = faiss.index_factory(self.embeddings.facts["width"], self.factory, faiss.METRIC_L2)
-        except RuntimeError as error:
-            raise ConfigurationError(
-                f"index.factory={self.factory} is not a FAISS factory string for vectors of width "
-                f"{self.embeddings.facts['width']}; use auto, Flat, or one such as IVF256,Flat."
-            ) from error
-        if index.is_trained:
-            return index
-        count = self.stop - self.start
-        lists = _inverted_lists(index)
-        rows = np.random.default_rng(self.seed).permutation(count)[: max(POINTS_PER_LIST * lists, 2**16)]
-        vectors = np.concatenate([read_embeddings(self.embeddings, r, r + 1) for r in np.sort(rows) + self.start])
-        try:
-            index.train(vectors)
-        except RuntimeError as error:
-            raise ConfigurationError(
-                f"index.factory={self.factory} cannot be trained on the {count} vectors of this database "
-                "(too few); use index.factory=auto or fewer lists and codes."
-            ) from error
-        set_nprobe(index, self.nprobe)
-        return index
+    def _trained(self) -> tuple[VectorIndex, str, str]:
+        """Make the empty index and train it on a random sample: in document order it would be half as good.
 
-    def _recall(self, index: faiss.Index) -> float:
-        """Share of the exact 10 nearest neighbors that the index finds, for a sample of its own vectors."""
-        if self.factory == "Flat":
-            return 1.0
-        rows = np.random.default_rng(self.seed).integers(self.start, self.stop, RECALL_QUERIES)
-        queries = np.concatenate([read_embeddings(self.embeddings, r, r + 1) for r in rows])
-        exact = faiss.IndexFlatL2(queries.shape[1])
-        nearest: np.ndarray = np.zeros((len(queries), 0), np.int64)
-        distances = np.zeros((len(queries), 0), np.float32)
-        for first in range(self.start, self.stop, ADD_BATCH):
-            exact.reset()
-            exact.add(read_embeddings(self.embeddings, first, min(first + ADD_BATCH, self.stop)))
-            found, ids = exact.search(queries, min(RECALL_AT, exact.ntotal))
-            distances = np.concatenate([distances, found], 1)
-            nearest = np.concatenate([nearest, ids + first - self.start], 1)
-            best = np.argsort(distances, 1, kind="stable")[:, :RECALL_AT]
-            distances = np.take_along_axis(distances, best, 1)
-            nearest = np.take_along_axis(nearest, best, 1)
-        _, found_ids = index.search(queries, RECALL_AT)
-        hits = sum(len(np.intersect1d(a, b)) for a, b in zip(found_ids, nearest, strict=True))
-        return round(hits / nearest.size, 4)
+        Returns:
+            The index, its factory string, which is `EXACT` where there are too few vectors for what was asked for, and
+            a remark if there is something to say.
+        """
+        width, metric = self.embeddings.facts["width"], self.config.metric
+        index = VectorIndex.create(self.factory, width, metric)
+        if index.is_trained:
+            return index, self.factory, self.choice.remark
+        count = self.stop - self.start
+        wanted = self.config.training_vectors or max(POINTS_PER_LIST * index.lists, SMALLEST_SAMPLE)
+        sample = np.random.default_rng(self.seed).choice(count, min(wanted, count), replace=False)
+        try:
+            index.train(read_rows(self.embeddings, np.sort(sample) + self.start))
+        except RuntimeError as error:
+            if len(sample) < count:
+                raise ConfigurationError(
+                    f"index.factory={self.factory} cannot be trained on index.training_vectors={len(sample)}; "
+                    "take more, or null for as many as it needs."
+                ) from error
+            remark = f"{count} vectors are too few to train {self.factory} on; searching exactly"
+            return VectorIndex.create(EXACT, width, metric), EXACT, remark
+        return index, self.factory, self.choice.remark
+
+    def _tune(self, index: VectorIndex, *, exact: bool) -> dict[str, Any]:
+        """Set the search parameters and return them with the recall and the speed that they give."""
+        held_out = self.queries.facts["chunks"]
+        sample = np.random.default_rng(self.seed).permutation(held_out)[:RECALL_QUERIES]
+        queries = read_rows(self.queries, np.sort(sample))
+        count = min(RECALL_AT, len(index))
+        recall_of = None if exact else self._recall_of(queries, count)
+        parameters = "" if self.config.search == AUTO or recall_of is None else self.config.search
+        if parameters:
+            index.set_parameters(parameters)
+        elif recall_of is not None:
+            parameters = index.tune(queries, count, recall_of, self.config.recall)
+        start = time.perf_counter()
+        _, ids = index.search(queries, count)
+        seconds = time.perf_counter() - start
+        recall = 1.0 if recall_of is None else recall_of(ids)
+        if recall < self.config.recall:
+            console.status(
+                "index",
+                f"recall@{RECALL_AT} is {recall:.3f}, not the {self.config.recall} asked for, with {parameters}",
+            )
+        return {
+            "search": parameters,
+            f"recall@{RECALL_AT}": round(recall, 4),
+            "queries_per_second": round(len(queries) / seconds, 1),
+            "measured_on": f"{len(queries)} held-out chunks",
+        }
+
+    def _recall_of(self, queries: np.ndarray, count: int) -> Callable[[np.ndarray], float]:
+        """Search exactly, and return the function that tells the share of the nearest `count` among found ids.
+
+        A neighbor as near as the last of the exact ones counts as one of them, whichever of equals it is.
+        """
+        metric = self.config.metric
+        exact = VectorIndex.create(EXACT, queries.shape[1], metric)
+        nearest = np.zeros((len(queries), 0), np.float32)
+        for first in range(self.start, self.stop, BLOCK):
+            last = min(first + BLOCK, self.stop)
+            exact.replace(read_embeddings(self.embeddings, first, last))
+            _, ids = exact.search(queries, min(count, last - first))
+            found = distances(queries, read_rows(self.embeddings, ids + first), metric)
+            nearest = np.sort(np.concatenate([nearest, found], 1), 1)[:, :count]
+        farthest = nearest[:, -1:] + TIE * np.abs(nearest[:, -1:])
+
+        def recall(ids: np.ndarray) -> float:
+            found = distances(queries, read_rows(self.embeddings, np.maximum(ids, 0) + self.start), metric)
+            return float(((ids >= 0) & (found <= farthest)).mean())
+
+        return recall
 
     def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
         """Pass on what the only shard measured."""
         return facts[0]
 
 
-def set_nprobe(index: faiss.Index, nprobe: int) -> None:
-    """Have an index with inverted lists visit `nprobe` of them (all, if it has fewer); others are left alone."""
-    lists = _inverted_lists(index)
-    if lists:
-        faiss.ParameterSpace().set_index_parameter(index, "nprobe", min(nprobe, lists))
-
-
-def _inverted_lists(index: faiss.Index) -> int:
-    try:
-        return int(faiss.extract_index_ivf(index).nlist)
-    except RuntimeError:
-        return 0
-
-
-def open_index(index: Artifact) -> faiss.Index:
-    """Read the index of an `index` artifact into memory, with its number of lists to visit set."""
-    opened = faiss.read_index(str(index.folder / "00000" / "index.faiss"))
-    set_nprobe(opened, index.manifest.recipe["settings"].get("nprobe", 1))
-    return opened
+def open_index(index: Artifact) -> VectorIndex:
+    """Read the index of an `index` artifact into memory, with the search parameters it was measured with."""
+    return VectorIndex.read(index.folder / "00000" / "index.faiss", index.manifest.recipe["settings"]["metric"])

@@ -1,30 +1,43 @@
 """The `search` and `neighbors` stages: which database chunks each chunk retrieves.
 
-    embeddings of a split ─► search, once for each database shard ─► neighbors: merge over the shards in use
+    chunks of a split ─► search, once for each database shard ─► neighbors: merge over the shards in use
 
-Both hold, for every chunk, ids and squared L2 distances sorted by distance, and -1 where there are fewer neighbors
-than places. Merging sorted lists gives the neighbors in any set of shards, so databases of many sizes cost one search.
+Both hold, for every chunk, ids and distances (see `searchers`) sorted by distance, and -1 where there are fewer
+neighbors than places. Merging sorted lists gives the neighbors in any set of shards, so databases of many sizes cost
+one search.
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 
 from retro_lab.artifacts.arrays import create_array
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.corpus.tokens import TokenStore
-from retro_lab.retrieval.embeddings import read_embeddings
-from retro_lab.retrieval.index import open_index
+from retro_lab.retrieval.bm25 import BM25, text_tokens
+from retro_lab.retrieval.searchers import MISSING, Searcher
 
-MISSING = -1
-"""Id of a neighbor that does not exist; its distance is infinite."""
 SHARD_QUERIES = 65_536
 FILTER_MARGIN = 16
 """Neighbors fetched over what is stored, in the hope that dropping those of the query's document leaves enough."""
+FETCHED_AT_ONCE = 2**24
+"""Most neighbors that all queries of one search may have together: 0.2 GB of ids and distances."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How the candidates that a searcher finds are ranked again.
+
+    A database of many shards has so many candidates in each, so here, and only here, cutting it differently may change
+    what is found.
+    """
+
+    candidates: int
+    bm25: BM25
 
 
 class SearchStage(Stage):
@@ -36,43 +49,60 @@ class SearchStage(Stage):
     """
 
     name = "search"
+    version = 2
     unit = "queries"
 
     def __init__(
         self,
-        queries: Artifact,
+        searcher: Searcher,
         query_store: TokenStore,
-        index: Artifact,
         database_store: TokenStore,
         stored: int,
         query_batch: int,
+        ranking: Ranking | None = None,
     ) -> None:
-        """Find `stored` neighbors in `index` for each row of `queries` (an embeddings artifact)."""
-        self.queries = queries
+        """Find `stored` neighbors with `searcher` for each chunk of `query_store`.
+
+        Args:
+            searcher: Finds chunks of `database_store`.
+            query_store: Tokens of the split that retrieves.
+            database_store: Tokens of the split that is retrieved from.
+            stored: Neighbors of each chunk.
+            query_batch: Chunks that are searched for at once.
+            ranking: Rank that many candidates again by BM25, of which `stored` are kept.
+        """
+        self.searcher = searcher
         self.query_store = query_store
-        self.index = index
         self.database_store = database_store
         self.stored = stored
         self.query_batch = query_batch
+        self.ranking = ranking
         self.same_store = query_store.artifact.fingerprint == database_store.artifact.fingerprint
-        self._opened: faiss.Index | None = None
 
     def settings(self) -> Mapping[str, Any]:
-        """Neighbors stored, and whether those of the query's own document are dropped."""
-        return {"stored": self.stored, "same_document_dropped": self.same_store}
+        """How is searched, neighbors stored, and whether those of the query's own document are dropped."""
+        settings = {**self.searcher.settings(), "stored": self.stored, "same_document_dropped": self.same_store}
+        if self.ranking is None:
+            return settings
+        return settings | {"candidates": self.ranking.candidates, **self.ranking.bm25.settings()}
 
     def inputs(self) -> Mapping[str, Artifact]:
-        """Query embeddings and index."""
-        return {"queries": self.queries, "index": self.index}
+        """What the searcher reads, and the tokens if they are ranked by."""
+        inputs = dict(self.searcher.inputs())
+        if self.ranking is not None:
+            inputs |= {"query_tokens": self.query_store.artifact, "tokens": self.database_store.artifact}
+        return inputs
 
     def shard_sizes(self) -> Sequence[int]:
         """Queries in each shard."""
-        count = self.queries.facts["chunks"]
+        count = self.query_store.chunks
         return [min(SHARD_QUERIES, count - start) for start in range(0, count, SHARD_QUERIES)]
 
     def prepare(self) -> AbstractContextManager[Any]:
-        """Read the index into memory before the first shard."""
-        self._opened = open_index(self.index)
+        """Read what is searched into memory before the first shard."""
+        self.searcher.open()
+        if self.ranking is not None:
+            self._scorer = self.ranking.bm25.shard(self.searcher.start, self.searcher.stop)
         return nullcontext()
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
@@ -83,34 +113,46 @@ class SearchStage(Stage):
         distances = np.full((count, self.stored), np.inf, np.float32)
         for start in range(0, count, self.query_batch):
             rows = np.arange(start, min(start + self.query_batch, count))
-            ids[rows], distances[rows] = self._search(rows + first)
+            ids[rows], distances[rows] = self._neighbors(rows + first)
             advance(len(rows))
         np.save(folder / "ids.npy", ids, allow_pickle=False)
         np.save(folder / "distances.npy", distances, allow_pickle=False)
         return {}
 
-    def _search(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Search for the neighbors of consecutive query chunks, fetching more until enough survive the filter."""
-        assert self._opened is not None
-        index, offset = self._opened, self.index.manifest.recipe["settings"]["start"]
-        vectors = read_embeddings(self.queries, int(chunks[0]), int(chunks[-1]) + 1)
-        ids = np.full((len(chunks), self.stored), MISSING, np.int64)
-        distances = np.full((len(chunks), self.stored), np.inf, np.float32)
+    def _neighbors(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Find the neighbors of query chunks, ranked again if that is asked for."""
+        if self.ranking is None:
+            return self._search(chunks, self.stored)
+        ids, distances = self._search(chunks, max(self.ranking.candidates, self.stored))
+        for row, tokens in enumerate(text_tokens(self.query_store, chunks)):
+            found = ids[row] != MISSING
+            distances[row, found] = -self._scorer.get_scores_from_ids(tokens)[ids[row, found] - self.searcher.start]
+        order = np.argsort(distances, axis=1, kind="stable")[:, : self.stored]
+        return np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
+
+    def _search(self, chunks: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+        """Search for `wanted` neighbors of query chunks, fetching more until enough survive the filter."""
+        ids = np.full((len(chunks), wanted), MISSING, np.int64)
+        distances = np.full((len(chunks), wanted), np.inf, np.float32)
+        size = self.searcher.stop - self.searcher.start
         pending = np.arange(len(chunks))
-        fetch = self.stored + (FILTER_MARGIN if self.same_store else 0)
+        fetch, effort = wanted + (FILTER_MARGIN if self.same_store else 0), 1
         while len(pending):
-            fetch = min(fetch, index.ntotal)
-            found_distances, found = index.search(vectors[pending], fetch)
-            found = np.where(found >= 0, found + offset, MISSING)
-            keep = found != MISSING
-            if self.same_store:
-                own = self.query_store.document_of(chunks[pending])
-                keep &= self.database_store.document_of(found) != own[:, None]
-            ids[pending], distances[pending] = _first_kept(found, found_distances, keep, self.stored)
-            exhausted = (found == MISSING).any(1)  # the index has no more to give for these
-            short = (keep.sum(1) < self.stored) & (fetch < index.ntotal) & ~exhausted
-            pending = pending[short]
-            fetch *= 4
+            fetch, effort = min(fetch, size), min(effort, self.searcher.most_effort)
+            unsatisfied = []
+            for rows in np.array_split(pending, -(-len(pending) * fetch // FETCHED_AT_ONCE)):
+                found_distances, found = self.searcher.search(chunks[rows], fetch, effort)
+                keep = found != MISSING
+                if self.same_store:
+                    own = self.query_store.document_of(chunks[rows])
+                    keep &= self.database_store.document_of(found) != own[:, None]
+                ids[rows], distances[rows] = _first_kept(found, found_distances, keep, wanted)
+                # A list that is not full holds all that the index finds with this effort, any other what was fetched.
+                not_full = (found == MISSING).any(1)
+                more = np.where(not_full, effort < self.searcher.most_effort, fetch < size)
+                unsatisfied.append(rows[(keep.sum(1) < wanted) & more])
+            pending = np.concatenate(unsatisfied)
+            fetch, effort = fetch * 4, effort * 4
         return ids, distances
 
 

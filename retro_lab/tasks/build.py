@@ -12,15 +12,19 @@ from omegaconf import DictConfig
 from retro_lab import console
 from retro_lab.artifacts.stage import Artifact
 from retro_lab.artifacts.store import ArtifactStore
+from retro_lab.config.plain import plain
 from retro_lab.corpus.documents import Split
 from retro_lab.corpus.stages import SPLITS, DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
 from retro_lab.ranks import place
+from retro_lab.retrieval.bm25 import BM25
+from retro_lab.retrieval.config import IndexConfig
 from retro_lab.retrieval.embedder import Embedder
 from retro_lab.retrieval.embeddings import EmbeddingsStage
-from retro_lab.retrieval.index import IndexStage, choose_factory
-from retro_lab.retrieval.neighbors import NeighborsStage, SearchStage
+from retro_lab.retrieval.index import IndexStage
+from retro_lab.retrieval.neighbors import NeighborsStage, Ranking, SearchStage
+from retro_lab.retrieval.searchers import METHODS, BM25Searcher, DenseSearcher
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Database:
     chunks: int
     tokens: int
     fraction: float
+    method: str
+    """How neighbors were found: the FAISS factory string, BM25, or both."""
     indexes: tuple[Artifact, ...]
     neighbors: Mapping[Split, Artifact]
 
@@ -57,7 +63,7 @@ def run(config: DictConfig) -> None:
         facts = index.facts
         console.output.print(
             f"index: {facts['factory']}, {facts['vectors']:,} vectors, {facts['bytes_per_vector']} bytes each, "
-            f"recall@10 {facts['recall@10']}"
+            f"recall@10 {facts['recall@10']} at {facts['queries_per_second']:,.0f} queries a second"
         )
 
 
@@ -78,50 +84,69 @@ def build_corpus(config: DictConfig) -> Corpus:
 
 
 def build_database(config: DictConfig, corpus: Corpus) -> Database:
-    """Embed both splits, index the training split's chunks and find the neighbors of every chunk.
+    """Find the neighbors of every chunk of both splits among the training split's, by embeddings, tokens or both.
 
     Raises:
-        ConfigurationError: More neighbors are asked for than the database has chunks, or fewer than none.
+        ConfigurationError: More neighbors are asked for than the database has chunks, or fewer than none, or the
+            method is not known.
     """
-    store = ArtifactStore(Path(config.paths.artifacts))
-    device = f"cuda:{place().local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    settings = {name: config.embedder[name] for name in ("model", "revision", "max_length", "batch_size", "precision")}
-    embedder = Embedder(**settings, device=device)
-    database_store = corpus.stores["train"]
-    fraction, cuts = _cuts(config, database_store)
-    if min(config.retrieval.k, *config.evaluation.neighbors) < 0:
+    retrieval = config.retrieval
+    if retrieval.method not in METHODS:
+        raise ConfigurationError(f"retrieval.method={retrieval.method} is not one of {', '.join(METHODS)}.")
+    if min(retrieval.k, *config.evaluation.neighbors) < 0:
         raise ConfigurationError(
-            f"retrieval.k={config.retrieval.k} and evaluation.neighbors={list(config.evaluation.neighbors)} count "
+            f"retrieval.k={retrieval.k} and evaluation.neighbors={list(config.evaluation.neighbors)} count "
             "neighbors, so none may be negative."
         )
-    wanted = max(config.retrieval.k, *config.evaluation.neighbors, 1)
+    database_store = corpus.stores["train"]
+    fraction, cuts = _cuts(config, database_store)
+    wanted = max(retrieval.k, *config.evaluation.neighbors, 1)
     if wanted > cuts[-1]:
         raise ConfigurationError(
             f"retrieval.k={wanted} is more than the {cuts[-1]} chunks of the database; use a smaller k or a larger "
             "corpus or database.fraction."
         )
-    stored = min(max(wanted, config.retrieval.stored), cuts[-1])
 
-    embeddings = {
-        split: store.build(EmbeddingsStage(tokens, embedder, config.embedder.shard_size))
-        for split, tokens in corpus.stores.items()
-    }
+    store = ArtifactStore(Path(config.paths.artifacts))
+    bm25 = BM25(database_store, retrieval.bm25_k1, retrieval.bm25_b)
+    ranking = Ranking(retrieval.candidates, bm25) if retrieval.method == "hybrid" else None
+    embeddings = {} if retrieval.method == "bm25" else _embed(config, corpus, store)
     indexes = []
     searches: dict[Split, list[Artifact]] = {split: [] for split in SPLITS}
     for start, stop in zip([0, *cuts], cuts, strict=False):
-        factory = choose_factory(
-            config.index.factory, stop - start, embeddings["train"].facts["width"], config.index.exact_below
-        )
-        index = store.build(IndexStage(embeddings["train"], start, stop, factory, config.index.nprobe, config.seed))
-        indexes.append(index)
+        if embeddings:
+            index = IndexConfig(**plain(config.index))
+            stage = IndexStage(embeddings["train"], start, stop, index, embeddings["validation"], config.seed)
+            indexes.append(store.build(stage))
         for split, tokens in corpus.stores.items():
-            search = SearchStage(embeddings[split], tokens, index, database_store, stored, config.index.query_batch)
+            searcher = (
+                DenseSearcher(embeddings[split], indexes[-1]) if embeddings else BM25Searcher(tokens, bm25, start, stop)
+            )
+            search = SearchStage(
+                searcher, tokens, database_store, max(wanted, retrieval.stored), config.index.query_batch, ranking
+            )
             searches[split].append(store.build(search))
     neighbors = {split: store.build(NeighborsStage(found)) for split, found in searches.items()}
     # Every document's chunks are full but its last, so the tokens are counted from the documents themselves.
     documents = int(np.searchsorted(database_store.document_start, cuts[-1]))
     token_count = int(database_store.document_length[:documents].sum())
-    return Database(cuts[-1], token_count, fraction, tuple(indexes), neighbors)
+    factory = indexes[-1].facts["factory"] if indexes else ""
+    method = {"dense": factory, "bm25": "BM25", "hybrid": f"{factory}, ranked by BM25"}[retrieval.method]
+    return Database(cuts[-1], token_count, fraction, method, tuple(indexes), neighbors)
+
+
+def _embed(config: DictConfig, corpus: Corpus, store: ArtifactStore) -> dict[Split, Artifact]:
+    """Embed the chunks of both splits."""
+    device = f"cuda:{place().local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    settings = {
+        name: config.embedder[name]
+        for name in ("model", "revision", "max_length", "batch_size", "precision", "compile")
+    }
+    embedder = Embedder(**settings, device=device)
+    return {
+        split: store.build(EmbeddingsStage(tokens, embedder, config.embedder.shard_size))
+        for split, tokens in corpus.stores.items()
+    }
 
 
 def _cuts(config: DictConfig, store: TokenStore) -> tuple[float, list[int]]:

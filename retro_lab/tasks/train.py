@@ -204,6 +204,6 @@ def _summarize_database(database: Database) -> DatabaseSummary:
         chunks=database.chunks,
         tokens=database.tokens,
         fraction=database.fraction,
-        index=database.indexes[-1].facts["factory"],
+        index=database.method,
         chunks_with_neighbors=database.neighbors["train"].facts["with_neighbors"],
     )

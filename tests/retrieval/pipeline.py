@@ -1,6 +1,7 @@
 """A small corpus taken through the real stages up to neighbors."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -9,10 +10,13 @@ from retro_lab.corpus.documents import Document, DocumentSource
 from retro_lab.corpus.stages import SPLITS, DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import ByteBPE
 from retro_lab.corpus.tokens import TokenStore
+from retro_lab.retrieval.bm25 import BM25
+from retro_lab.retrieval.config import IndexConfig
 from retro_lab.retrieval.embedder import Embedder
 from retro_lab.retrieval.embeddings import EmbeddingsStage
 from retro_lab.retrieval.index import IndexStage
-from retro_lab.retrieval.neighbors import NeighborsStage, SearchStage
+from retro_lab.retrieval.neighbors import NeighborsStage, Ranking, SearchStage
+from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher
 
 CHUNK_LENGTH = 8
 WORDS = [
@@ -77,12 +81,25 @@ def build_chunks(folder, bert, source=None, chunk_length=CHUNK_LENGTH):
     return Chunks(artifacts, stores, embedder, embeddings)
 
 
-def search(chunks, split, stored, cuts=()):
+def index(chunks, start=0, stop=None, **settings):
+    """An index over the training split's chunks, tuned and measured on the validation split's."""
+    stop = chunks.stores["train"].chunks if stop is None else stop
+    config = IndexConfig(**{"factory": "Flat"} | settings)
+    stage = IndexStage(chunks.embeddings["train"], start, stop, config, chunks.embeddings["validation"], 0)
+    return chunks.artifacts.build(stage)
+
+
+def search(chunks, split, stored, cuts=(), method="dense", candidates=12, **settings):
     """Neighbors of a split's chunks in the training split, cut into database shards at `cuts`."""
-    ends = [*cuts, chunks.stores["train"].chunks]
+    store = chunks.stores[split]
+    bm25 = BM25(chunks.stores["train"], 1.5, 0.75)
+    ranking = Ranking(candidates, bm25) if method == "hybrid" else None
     searches = []
-    for start, stop in zip([0, *cuts], ends, strict=True):
-        index = chunks.artifacts.build(IndexStage(chunks.embeddings["train"], start, stop, "Flat", 1, 0))
-        stage = SearchStage(chunks.embeddings[split], chunks.stores[split], index, chunks.stores["train"], stored, 40)
+    for start, stop in pairwise([0, *cuts, chunks.stores["train"].chunks]):
+        if method == "bm25":
+            searcher = BM25Searcher(store, bm25, start, stop)
+        else:
+            searcher = DenseSearcher(chunks.embeddings[split], index(chunks, start, stop, **settings))
+        stage = SearchStage(searcher, store, chunks.stores["train"], stored, 40, ranking)
         searches.append(chunks.artifacts.build(stage))
     return chunks.artifacts.build(NeighborsStage(searches))

@@ -1,15 +1,16 @@
 """Search and merging: what a chunk retrieves, and what it never may."""
 
-import faiss
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pipeline import build_chunks, search
+from pipeline import build_chunks, index, search
 
 from retro_lab.errors import ConfigurationError
-from retro_lab.retrieval.index import IndexStage, choose_factory
+from retro_lab.retrieval.embeddings import read_embeddings
+from retro_lab.retrieval.index import open_index
 from retro_lab.retrieval.neighbors import MISSING, merge_sorted
+from retro_lab.retrieval.searchers import METHODS
 from retro_lab.retrieval.sequences import Retrieved
 
 
@@ -18,31 +19,54 @@ def chunks(tmp_path_factory, tiny_bert):
     return build_chunks(tmp_path_factory.mktemp("neighbors"), tiny_bert)
 
 
-def test_training_chunks_never_retrieve_their_own_document(chunks):
-    """No neighbor, and so no continuation (cut at its document's end), is from the query's document.
+@pytest.mark.parametrize("method", METHODS)
+def test_training_chunks_never_retrieve_their_own_document(chunks, method):
+    """No token of a neighbor or its continuation is of the query's document, let alone of the query's own chunk.
 
-    Peers' bugs 4, 8, 9 (continuation of the query's own document; offsets never passed to the filter).
+    Peers' bugs 4, 8, 9 (continuation of the query's own document; overlapping neighbors; offsets never passed to the
+    filter).
     """
     store = chunks.stores["train"]
-    ids = search(chunks, "train", stored=8).array("ids.npy")
-    own = store.document_of(np.arange(store.chunks))
+    ids = search(chunks, "train", stored=8, method=method).array("ids.npy")
     found = ids != MISSING
     assert found.any(1).all()
-    assert (store.document_of(ids)[found] != np.broadcast_to(own[:, None], ids.shape)[found]).all()
+    queries = np.arange(store.chunks)
+    _, lengths = Retrieved(store, ids, "neighbor_and_continuation").read(queries, 8)
+    m = store.chunk_length
+    document_of_token = np.repeat(np.arange(store.documents), np.diff(store.document_start) * m)
+    for query, rank in np.argwhere(found):
+        begin = ids[query, rank] * m
+        documents = set(document_of_token[begin : begin + lengths[query, rank]])
+        assert len(documents) == 1
+        assert document_of_token[query * m] not in documents
 
 
-def test_the_filter_still_finds_as_many_as_there_are(chunks):
+@pytest.mark.parametrize("index", [{}, {"factory": "IVF4,Flat", "search": "nprobe=1"}])
+def test_the_filter_still_finds_as_many_as_there_are(chunks, index):
     """Every chunk gets `stored` neighbors if other documents hold that many, however long its own is."""
     store = chunks.stores["train"]
     stored = store.chunks
-    ids = search(chunks, "train", stored=stored).array("ids.npy")
+    ids = search(chunks, "train", stored=stored, **index).array("ids.npy")
     own = store.document_of(np.arange(store.chunks))
     others = store.chunks - np.bincount(own)[own]
     assert ((ids != MISSING).sum(1) == others).all()
 
 
-def test_missing_neighbors_come_last_and_distances_are_sorted(chunks):
-    table = search(chunks, "train", stored=chunks.stores["train"].chunks)
+def test_the_filter_leaves_the_nearest_of_other_documents(chunks):
+    """K survive it although the nearest of all are of the query's own document, and they are the right ones."""
+    store = chunks.stores["train"]
+    keys = read_embeddings(chunks.embeddings["train"], 0, store.chunks)
+    exact = ((keys[:, None] - keys[None]) ** 2).sum(-1)
+    own = store.document_of(np.arange(store.chunks))
+    exact[own[:, None] == own] = np.inf
+    found = search(chunks, "train", stored=4).array("distances.npy")
+    np.testing.assert_allclose(found, np.sort(exact, 1)[:, :4], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_missing_neighbors_come_last_and_distances_are_sorted(chunks, method):
+    """Peer's bug 16 (Norlund): valid neighbors were put first by an unstable sort, which shuffled the nearest."""
+    table = search(chunks, "train", stored=chunks.stores["train"].chunks, method=method)
     ids, distances = table.array("ids.npy"), table.array("distances.npy")
     assert (np.diff((ids == MISSING).astype(int), axis=1) >= 0).all()
     assert (np.diff(np.where(np.isinf(distances), np.finfo(np.float32).max, distances), axis=1) >= 0).all()
@@ -51,8 +75,6 @@ def test_missing_neighbors_come_last_and_distances_are_sorted(chunks):
 
 def test_search_agrees_with_distances_computed_by_hand(chunks):
     """Squared L2 between the embeddings of queries and keys, both made by one function (peer's bug 10)."""
-    from retro_lab.retrieval.embeddings import read_embeddings
-
     keys = read_embeddings(chunks.embeddings["train"], 0, chunks.stores["train"].chunks)
     queries = read_embeddings(chunks.embeddings["validation"], 0, chunks.stores["validation"].chunks)
     exact = ((queries[:, None] - keys[None]) ** 2).sum(-1)
@@ -61,11 +83,13 @@ def test_search_agrees_with_distances_computed_by_hand(chunks):
 
 
 def test_a_database_chunk_finds_itself_at_distance_zero(chunks):
+    """Peer's bug 10 (lucidrains): queries were embedded with [SEP], keys without, so none was near itself."""
     texts = chunks.stores["train"].texts(np.arange(5))
-    from retro_lab.retrieval.embeddings import read_embeddings
-
     again = chunks.embedder.embed(texts).astype(np.float32)
     np.testing.assert_allclose(again, read_embeddings(chunks.embeddings["train"], 0, 5), atol=2e-3)
+    found, ids = open_index(index(chunks)).search(again, 1)
+    np.testing.assert_allclose(found, 0, atol=1e-4)
+    assert chunks.stores["train"].texts(ids[:, 0]) == texts
 
 
 @pytest.mark.parametrize("cuts", [[7], [3, 9], [1, 2, 3, 20]])
@@ -119,29 +143,3 @@ def test_a_missing_neighbor_has_no_length(chunks):
 def test_unknown_values_are_refused(chunks):
     with pytest.raises(ConfigurationError, match=r"retrieval\.value=both.*neighbor_and_continuation"):
         Retrieved(chunks.stores["train"], np.zeros((1, 1), int), "both")
-
-
-@pytest.mark.parametrize(
-    ("vectors", "factory"),
-    [(1, "Flat"), (200_000, "Flat"), (10**6, "IVF4096,PQ96x4fs,Refine(SQ8)"), (28 * 10**9, "IVF524288_HNSW32,")],
-)
-def test_auto_index_follows_the_size(vectors, factory):
-    assert choose_factory("auto", vectors, 384, 200_000).startswith(factory)
-    assert faiss.index_factory(384, choose_factory("auto", min(vectors, 10**6), 384, 200_000)).d == 384
-
-
-def test_an_index_that_cannot_be_trained_is_one_sentence(chunks, tmp_path):
-    """Megatron's issue 699: a template index and too small a corpus."""
-    stage = IndexStage(chunks.embeddings["train"], 0, 20, "IVF4096,PQ8x8", 1, 0)
-    with pytest.raises(ConfigurationError, match=r"20 vectors of this database .*index\.factory=auto"):
-        chunks.artifacts.build(stage)
-    with pytest.raises(ConfigurationError, match="not a FAISS factory string"):
-        chunks.artifacts.build(IndexStage(chunks.embeddings["train"], 0, 20, "Flatt", 1, 0))
-
-
-def test_a_trained_index_reports_its_recall(chunks):
-    count = chunks.stores["train"].chunks
-    all_lists = chunks.artifacts.build(IndexStage(chunks.embeddings["train"], 0, count, "IVF4,Flat", 4, 0))
-    assert all_lists.facts["recall@10"] > 0.99
-    one_list = chunks.artifacts.build(IndexStage(chunks.embeddings["train"], 0, count, "IVF4,Flat", 1, 0))
-    assert one_list.facts["recall@10"] < all_lists.facts["recall@10"]

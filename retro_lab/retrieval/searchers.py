@@ -1,0 +1,117 @@
+"""Searchers: how chunks of one database shard are found, by their embeddings or by their tokens.
+
+Whatever is compared, a searcher gives distances that sort ascending: `dense` those of the index's metric, `bm25` minus
+the score.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from retro_lab.artifacts.stage import Artifact
+from retro_lab.corpus.tokens import TokenStore
+from retro_lab.retrieval.bm25 import BM25, highest, text_tokens
+from retro_lab.retrieval.embeddings import read_rows
+from retro_lab.retrieval.index import open_index
+
+METHODS = ("dense", "bm25", "hybrid")
+MISSING = -1
+"""Id of a neighbor that does not exist; its distance is infinite."""
+
+
+class Searcher(ABC):
+    """Finds the nearest of the chunks `start` up to `stop` of the database; `open` comes before `search`."""
+
+    most_effort: int = 1
+    """Effort beyond which a search finds no more."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        """Search one database shard."""
+        self.start = start
+        self.stop = stop
+
+    @abstractmethod
+    def settings(self) -> Mapping[str, Any]:
+        """All besides the inputs that decides what is found, as JSON-able values."""
+
+    @abstractmethod
+    def inputs(self) -> Mapping[str, Artifact]:
+        """Artifacts that are searched, by role."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Read into memory what is searched."""
+
+    @abstractmethod
+    def search(self, queries: np.ndarray, count: int, effort: int) -> tuple[np.ndarray, np.ndarray]:
+        """Find the `count` nearest chunks for each of the query chunks `queries`, [n].
+
+        Returns:
+            Distances, float32 [n, count], ascending, and chunks of the database, int64 [n, count]: infinity and
+            `MISSING` where no more is found with this effort.
+        """
+
+
+class DenseSearcher(Searcher):
+    """Nearest embeddings (Borgeaud et al. 2022, Sec. 2.1)."""
+
+    def __init__(self, queries: Artifact, index: Artifact) -> None:
+        """Search `index` for the rows of `queries`, an embeddings artifact."""
+        settings = index.manifest.recipe["settings"]
+        super().__init__(settings["start"], settings["stop"])
+        self.queries = queries
+        self.index = index
+
+    def settings(self) -> Mapping[str, Any]:
+        """Only that embeddings are compared."""
+        return {"method": "dense"}
+
+    def inputs(self) -> Mapping[str, Artifact]:
+        """Query embeddings and index."""
+        return {"queries": self.queries, "index": self.index}
+
+    def open(self) -> None:
+        """Read the index, onto GPUs where FAISS can."""
+        self._opened = open_index(self.index)
+        self.most_effort = self._opened.most_effort()
+
+    def search(self, queries: np.ndarray, count: int, effort: int) -> tuple[np.ndarray, np.ndarray]:
+        """Search the index."""
+        distances, found = self._opened.search(read_rows(self.queries, queries), count, effort)
+        return distances, np.where(found >= 0, found + self.start, MISSING)
+
+
+class BM25Searcher(Searcher):
+    """Chunks that share rare tokens with the query; needs neither embeddings nor an index on disk."""
+
+    def __init__(self, query_store: TokenStore, bm25: BM25, start: int, stop: int) -> None:
+        """Search the chunks `start` up to `stop` of the store of `bm25` for chunks of `query_store`."""
+        super().__init__(start, stop)
+        self.query_store = query_store
+        self.bm25 = bm25
+
+    def settings(self) -> Mapping[str, Any]:
+        """Constants and range of chunks."""
+        return {"method": "bm25", **self.bm25.settings(), "start": self.start, "stop": self.stop}
+
+    def inputs(self) -> Mapping[str, Artifact]:
+        """Tokens of queries and database."""
+        return {"query_tokens": self.query_store.artifact, "tokens": self.bm25.store.artifact}
+
+    def open(self) -> None:
+        """Learn from the whole store, once."""
+        self._scorer = self.bm25.shard(self.start, self.stop)
+
+    def search(self, queries: np.ndarray, count: int, effort: int) -> tuple[np.ndarray, np.ndarray]:
+        """Score all chunks of the shard; those that share no token are not found."""
+        distances = np.full((len(queries), count), np.inf, np.float32)
+        ids = np.full((len(queries), count), MISSING, np.int64)
+        for row, tokens in enumerate(text_tokens(self.query_store, queries)):
+            scores = self._scorer.get_scores_from_ids(tokens)
+            best = highest(scores, count)
+            best = best[scores[best] > 0]
+            distances[row, : len(best)] = -scores[best]
+            ids[row, : len(best)] = best + self.start
+        return distances, ids

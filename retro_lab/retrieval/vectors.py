@@ -1,0 +1,300 @@
+"""`VectorIndex`: all that the project asks of FAISS, behind one small interface.
+
+Distances sort ascending whatever the metric: squared L2 on vectors as they are (Borgeaud et al. 2022, Sec. 2.1), minus
+the inner product, or, for the cosine, squared L2 between vectors of length one, 2 - 2 cos.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from retro_lab import console
+from retro_lab.errors import ConfigurationError
+
+# Below this number of (queries x width) FAISS leaves matrix products for a loop that is up to 8 times slower; its own
+# default is 128,000, which is 333 queries at width 384.
+faiss.cvar.distance_compute_blas_threshold = 20
+
+METRICS = ("l2", "inner_product", "cosine")
+AUTO = "auto"
+CANDIDATE_FACTORS = (1, 2, 4, 8, 16, 32)
+"""Candidates that are ranked again, for each neighbor asked for."""
+RANKING_COST = 12
+"""Time to rank a candidate again, in scans of its 4-bit code; only the ratio of costs decides."""
+CLOSE_TO_BEST = 0.002
+"""Recall given up for speed where the wanted recall is out of reach."""
+GPU_NEIGHBORS = 2048
+"""Most neighbors that FAISS finds on a GPU in one search."""
+
+RecallOf = Callable[[np.ndarray], float]
+"""Recall of found ids, [queries, k]."""
+
+
+class VectorIndex:
+    """Vectors of one width under one metric, found by FAISS; ids count from 0 in the order of adding."""
+
+    def __init__(self, index: faiss.Index, metric: str) -> None:
+        """Use a FAISS index that was made for `metric`."""
+        self._index = index
+        self._metric = metric
+        self._on_gpus: faiss.Index | None = None
+
+    @classmethod
+    def create(cls, factory: str, width: int, metric: str) -> "VectorIndex":
+        """Make the empty index that the FAISS `factory` string describes.
+
+        Raises:
+            ConfigurationError: FAISS knows no such metric, or no such factory string for vectors of this width.
+        """
+        check_metric(metric)
+        kind = faiss.METRIC_INNER_PRODUCT if metric == "inner_product" else faiss.METRIC_L2
+        try:
+            return cls(faiss.index_factory(width, factory, kind), metric)
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"index.factory={factory} is not a FAISS factory string for vectors of width {width}; use auto, Flat, "
+                "or one such as IVF256,Flat."
+            ) from error
+
+    @classmethod
+    def read(cls, path: Path, metric: str) -> "VectorIndex":
+        """Read what `write` wrote into memory, search parameters included, and onto GPUs where FAISS can."""
+        opened = cls(faiss.read_index(str(path)), metric)
+        opened._on_gpus = _copy_to_gpus(opened._index)
+        return opened
+
+    def write(self, path: Path) -> None:
+        """Write vectors and search parameters."""
+        faiss.write_index(self._index, str(path))
+
+    def __len__(self) -> int:
+        """Return the number of vectors."""
+        return int(self._index.ntotal)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether vectors can be added."""
+        return bool(self._index.is_trained)
+
+    @property
+    def lists(self) -> int:
+        """Number of inverted lists, 0 if there are none."""
+        ivf = _inverted_lists(self._index)
+        return int(ivf.nlist) if ivf is not None else 0
+
+    def train(self, sample: np.ndarray) -> None:
+        """Learn centroids and codes from `sample`, float32 [n, d]; centroids on GPUs where FAISS has them.
+
+        Raises:
+            RuntimeError: FAISS cannot learn from so few.
+        """
+        ivf = _inverted_lists(self._index)
+        on_gpus = None
+        if ivf is not None and faiss.get_num_gpus() > 0:
+            on_gpus = faiss.index_cpu_to_all_gpus(faiss.IndexFlat(ivf.d, self._index.metric_type))
+            ivf.clustering_index = on_gpus
+        with self._reproducibly():
+            self._index.train(self._prepared(sample))
+        if on_gpus is not None:
+            ivf.clustering_index = None  # it is gone when this function is left
+
+    def add(self, vectors: np.ndarray) -> None:
+        """Add `vectors`, float32 [n, d]."""
+        with self._reproducibly():
+            self._index.add(self._prepared(vectors))
+
+    def replace(self, vectors: np.ndarray) -> None:
+        """Hold `vectors`, float32 [n, d], and nothing else."""
+        self._index.reset()
+        self.add(vectors)
+
+    def search(self, queries: np.ndarray, count: int, effort: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Find the `count` nearest vectors of each query.
+
+        Args:
+            queries: float32 [n, d].
+            count: Neighbors of each.
+            effort: Multiplies the number of inverted lists that are visited.
+
+        Returns:
+            Distances, float32 [n, count], ascending, and ids, int64 [n, count]: infinity and -1 where no more is found.
+        """
+        device_copy = self._on_gpus if effort == 1 and count <= GPU_NEIGHBORS else None
+        with self._visiting(effort):
+            found, ids = (device_copy or self._index).search(self._prepared(queries), count)
+        distances = -found if self._metric == "inner_product" else found
+        return np.where(ids < 0, np.float32(np.inf), distances), ids
+
+    def most_effort(self) -> int:
+        """Return the effort with which every inverted list is visited."""
+        ivf = _inverted_lists(self._index)
+        return -(-ivf.nlist // ivf.nprobe) if ivf is not None else 1
+
+    def set_parameters(self, parameters: str) -> None:
+        """Set search parameters, such as `nprobe=64,k_factor_rf=4` or `efSearch=128`.
+
+        Raises:
+            ConfigurationError: FAISS does not know one of them for this index.
+        """
+        space: Any = faiss.ParameterSpace()  # whose type stub knows one of the two overloads
+        try:
+            space.set_index_parameters(self._index, parameters)
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"index.search={parameters} cannot be set on this index; use auto, or what it has: "
+                "nprobe for IVF, efSearch for HNSW, k_factor_rf for Refine."
+            ) from error
+
+    def tune(self, queries: np.ndarray, count: int, recall_of: RecallOf, wanted: float) -> str:
+        """Set the cheapest search parameters whose recall on `queries` is at least `wanted`, and return them.
+
+        Costs are counted, not timed, so that the same vectors give the same parameters on any machine. If nothing
+        reaches the wanted recall, the cheapest that come close to the best are set.
+
+        Args:
+            queries: float32 [n, d].
+            count: Neighbors of each.
+            recall_of: Recall of the ids found for these queries.
+            wanted: Share of the exact neighbors that should be found.
+        """
+        tried: list[tuple[float, float, str]] = []
+        for factor, efforts in self._grid():
+            low, high = 0, len(efforts) - 1
+            while low <= high:  # recall grows with the effort: look for the first that is enough
+                middle = (low + high) // 2
+                parameters = self._named(efforts[middle], factor)
+                self.set_parameters(parameters)
+                recall = recall_of(self.search(queries, count)[1])
+                tried.append((recall, self._cost(efforts[middle], factor * count), parameters))
+                low, high = (low, middle - 1) if recall >= wanted else (middle + 1, high)
+        if not tried:
+            return ""
+        enough = min(wanted, max(recall for recall, _, _ in tried) - CLOSE_TO_BEST)
+        _, parameters = min((cost, parameters) for recall, cost, parameters in tried if recall >= enough)
+        self.set_parameters(parameters)
+        return parameters
+
+    def _grid(self) -> Iterator[tuple[int, list[int]]]:
+        """Yield each candidate factor with the efforts to try, ascending: lists to visit, or places on a graph."""
+        lists = self.lists
+        efforts = [1]
+        if lists:
+            efforts = sorted({n for power in range(32) for n in (2**power, 3 * 2**power) if n < lists} | {lists})
+        elif _graph(self._index) is not None:
+            efforts = [2**power for power in range(4, 12)]
+        elif not _is_refined(self._index):
+            return
+        for factor in CANDIDATE_FACTORS if _is_refined(self._index) else (1,):
+            yield factor, efforts
+
+    def _named(self, effort: int, factor: int) -> str:
+        """Write search parameters as FAISS reads them."""
+        parts = []
+        if self.lists:
+            parts.append(f"nprobe={effort}")
+            if _graph(faiss.downcast_index(_inverted_lists(self._index).quantizer)) is not None:
+                parts.append(f"quantizer_efSearch={max(64, 2 * effort)}")
+        elif _graph(self._index) is not None:
+            parts.append(f"efSearch={effort}")
+        if _is_refined(self._index):
+            parts.append(f"k_factor_rf={factor}")
+        return ",".join(parts)
+
+    def _cost(self, effort: int, candidates: int) -> float:
+        scanned = effort * len(self) / self.lists if self.lists else effort
+        return scanned + (RANKING_COST * candidates if _is_refined(self._index) else 0)
+
+    def _prepared(self, vectors: np.ndarray) -> np.ndarray:
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        return normalized(vectors) if self._metric == "cosine" else vectors
+
+    @contextmanager
+    def _reproducibly(self) -> Iterator[None]:
+        """Build graphs on one thread: on several, the order of insertion and with it the graph is left to chance."""
+        threads = faiss.omp_get_max_threads()
+        ivf = _inverted_lists(self._index)
+        graphs = [self._index, faiss.downcast_index(ivf.quantizer) if ivf is not None else None]
+        if any(index is not None and _graph(index) is not None for index in graphs):
+            faiss.omp_set_num_threads(1)
+        try:
+            yield
+        finally:
+            faiss.omp_set_num_threads(threads)
+
+    @contextmanager
+    def _visiting(self, effort: int) -> Iterator[None]:
+        ivf = _inverted_lists(self._index)
+        if ivf is None or effort == 1:
+            yield
+            return
+        usual = ivf.nprobe
+        ivf.nprobe = min(usual * effort, ivf.nlist)
+        try:
+            yield
+        finally:
+            ivf.nprobe = usual
+
+
+def check_metric(metric: str) -> None:
+    """Refuse a metric that is not known.
+
+    Raises:
+        ConfigurationError: It is not one of `METRICS`.
+    """
+    if metric not in METRICS:
+        raise ConfigurationError(f"index.metric={metric} is not one of {', '.join(METRICS)}.")
+
+
+def normalized(vectors: np.ndarray) -> np.ndarray:
+    """Return the vectors, [..., d], scaled to length one; a vector of zeros stays one."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(lengths == 0, 1, lengths)
+
+
+def distances(queries: np.ndarray, vectors: np.ndarray, metric: str) -> np.ndarray:
+    """Distance of each query, [n, d], to each of its own vectors, [n, k, d], term by term; [n, k]."""
+    if metric == "inner_product":
+        return -np.einsum("nd,nkd->nk", queries, vectors)
+    if metric == "cosine":
+        queries, vectors = normalized(queries), normalized(vectors)
+    return ((queries[:, None] - vectors) ** 2).sum(-1)
+
+
+def _inverted_lists(index: faiss.Index) -> Any:
+    """Return the part of an index that has inverted lists, or None."""
+    try:
+        return faiss.downcast_index(faiss.extract_index_ivf(index))
+    except RuntimeError:
+        return None
+
+
+def _is_refined(index: faiss.Index) -> bool:
+    return isinstance(index, faiss.IndexRefine)
+
+
+def _graph(index: faiss.Index) -> Any:
+    """Return the HNSW graph that an index searches by, or None."""
+    while isinstance(index, faiss.IndexPreTransform):
+        index = faiss.downcast_index(index.index)
+    if isinstance(index, faiss.IndexRefine):
+        index = faiss.downcast_index(index.base_index)
+    return index.hnsw if isinstance(index, faiss.IndexHNSW) else None
+
+
+def _copy_to_gpus(index: faiss.Index) -> faiss.Index | None:
+    """Copy an index to all GPUs; None if there is none or FAISS has no such index there (4-bit codes, graphs)."""
+    if not faiss.get_num_gpus():
+        return None
+    try:
+        return faiss.index_cpu_to_all_gpus(index)
+    except RuntimeError as error:
+        console.status("index", f"searching on the processor: FAISS has no such index on GPUs ({_first_line(error)})")
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,198 @@
+"""The index: which one is chosen, how good it says it is, and that it cannot fail on a small corpus."""
+
+import faiss
+import numpy as np
+import pytest
+from clusters import WIDTH, Clusters
+
+from retro_lab.artifacts.store import ArtifactStore
+from retro_lab.errors import ConfigurationError
+from retro_lab.retrieval.config import IndexConfig
+from retro_lab.retrieval.embeddings import read_embeddings, read_rows
+from retro_lab.retrieval.factory import choose_factory
+from retro_lab.retrieval.index import IndexStage, open_index
+from retro_lab.retrieval.vectors import METRICS, VectorIndex, distances
+
+VECTORS, QUERIES = 4000, 150
+TRAINED = "IVF32,PQ8x4fs,Refine(SQ8)"
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+    return ArtifactStore(tmp_path_factory.mktemp("index"))
+
+
+@pytest.fixture(scope="module")
+def keys(artifacts):
+    return artifacts.build(Clusters(VECTORS, 0))
+
+
+@pytest.fixture(scope="module")
+def queries(artifacts):
+    return artifacts.build(Clusters(QUERIES, 1))
+
+
+@pytest.fixture(scope="module")
+def build(artifacts, keys, queries):
+    """Index the first `stop` keys."""
+
+    def build(factory, stop=VECTORS, store=artifacts, seed=0, **settings):
+        return store.build(IndexStage(keys, 0, stop, IndexConfig(factory=factory, **settings), queries, seed))
+
+    return build
+
+
+def by_hand(queries, keys, metric):
+    """All distances, [n, N], as the metrics are defined."""
+    if metric == "inner_product":
+        return -queries @ keys.T
+    if metric == "cosine":
+        queries, keys = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (queries, keys))
+    return ((queries[:, None] - keys) ** 2).sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "factory"),
+    [(1, "Flat"), (200_000, "Flat"), (10**6, "IVF4096,PQ96x4fs,Refine(SQ8)"), (28 * 10**9, "IVF524288_HNSW32,")],
+)
+def test_auto_follows_the_size(vectors, factory):
+    chosen = choose_factory("auto", vectors, 384, 200_000)
+    assert chosen.factory.startswith(factory)
+    assert not chosen.remark
+    assert faiss.index_factory(384, choose_factory("auto", min(vectors, 10**6), 384, 200_000).factory).d == 384
+
+
+def test_auto_follows_the_wanted_recall_and_the_memory():
+    def chosen(recall=0.95, max_bytes=None):
+        return choose_factory("auto", 10**6, 384, 200_000, recall, max_bytes)
+
+    assert chosen(recall=0.99).factory == "IVF4096,PQ192x4fs,Refine(SQfp16)"
+    ladder = [chosen(max_bytes=bytes_each * 1e6) for bytes_each in (500, 400, 250, 110, 60)]
+    refined = [choice.factory.partition("x4fs")[2] for choice in ladder]
+    assert refined == [",Refine(SQ8)", ",Refine(SQ4)", "", "", ""]
+    assert [choice.factory.partition("PQ")[2].partition("x")[0] for choice in ladder[2:]] == ["192", "96", "48"]
+    assert "leaves no room for more recall" in ladder[1].remark
+    too_little = chosen(max_bytes=1e6)
+    assert too_little.factory == ladder[-1].factory
+    assert "the smallest is used" in too_little.remark
+    # An exact index is bounded too.
+    assert choose_factory("auto", 100_000, 384, 200_000, 0.95, 1e8).factory == "IVF1024,PQ96x4fs,Refine(SQ8)"
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("factory", ["Flat", "IVF32,Flat", "HNSW16,Flat", TRAINED])
+def test_every_metric_finds_what_is_nearest_by_hand(build, keys, queries, metric, factory):
+    index = open_index(build(factory, metric=metric))
+    asked = read_embeddings(queries, 0, QUERIES)
+    expected = by_hand(asked, read_embeddings(keys, 0, VECTORS), metric)
+    found, ids = index.search(asked, 10)
+    assert (np.diff(found, axis=1) >= 0).all()
+    # The 4-bit codes' refinement knows the vectors in 8 bits, so its distances are a little off.
+    tolerance = {"rtol": 0.1, "atol": 0.5} if factory == TRAINED else {"rtol": 1e-3, "atol": 1e-3}
+    np.testing.assert_allclose(found, np.take_along_axis(expected, ids, 1), **tolerance)
+    nearest = np.argsort(expected, axis=1)[:, :10]
+    recall = np.mean([len(set(row) & set(true)) / 10 for row, true in zip(ids, nearest, strict=True)])
+    assert recall >= (1 if factory == "Flat" else 0.94)
+    np.testing.assert_allclose(
+        distances(asked, read_rows(keys, ids), metric), np.take_along_axis(expected, ids, 1), atol=1e-3
+    )
+
+
+def test_the_manifest_says_how_good_the_index_is(build, keys, queries):
+    """Recall is that of the index as it is opened, on held-out queries, against exact search."""
+    artifact = build(TRAINED, recall=0.9)
+    index = open_index(artifact)
+    asked = read_embeddings(queries, 0, QUERIES)
+    nearest = np.argsort(by_hand(asked, read_embeddings(keys, 0, VECTORS), "l2"), axis=1)[:, :10]
+    _, ids = index.search(asked, 10)
+    recall = np.mean([len(set(row) & set(true)) / 10 for row, true in zip(ids, nearest, strict=True)])
+    assert artifact.facts["recall@10"] == pytest.approx(recall, abs=2e-3)
+    assert 0.9 <= recall < 1
+    assert artifact.facts["search"].startswith("nprobe=")
+    size = (artifact.folder / "00000" / "index.faiss").stat().st_size
+    assert artifact.facts["bytes_per_vector"] == pytest.approx(size / VECTORS, abs=0.1)
+    assert artifact.facts["queries_per_second"] > 0
+    assert artifact.facts["measured_on"] == f"{QUERIES} held-out chunks"
+
+
+def test_a_higher_recall_visits_more(build):
+    visited = []
+    for recall in (0.5, 0.9, 0.99):
+        facts = build("IVF32,Flat", recall=recall).facts
+        assert facts["recall@10"] >= recall
+        visited.append(int(facts["search"].removeprefix("nprobe=")))
+    assert visited == sorted(visited)
+    assert visited[0] < visited[-1]
+
+
+def test_search_parameters_that_are_given_are_used_and_measured(build):
+    one, all_lists = (build("IVF32,Flat", search=f"nprobe={lists}").facts for lists in (1, 32))
+    assert one["recall@10"] < all_lists["recall@10"] == 1
+
+
+def test_more_effort_visits_every_list(build, keys, queries):
+    index = open_index(build("IVF32,Flat", search="nprobe=1"))
+    asked = read_embeddings(queries, 0, QUERIES)
+    few, _ = index.search(asked, 100)
+    whole, _ = index.search(asked, 100, index.most_effort())
+    exact = np.sort(by_hand(asked, read_embeddings(keys, 0, VECTORS), "l2"), axis=1)[:, :100]
+    np.testing.assert_allclose(whole, exact, rtol=1e-3, atol=1e-3)
+    assert (few > whole + 1e-3).any()
+
+
+def test_an_index_is_trained_on_vectors_from_everywhere(build):
+    """Chunks lie in the order of their documents: cells learnt from the first ones alone would be a few huge ones."""
+    index = faiss.read_index(str(build("IVF32,Flat", training_vectors=1300).folder / "00000" / "index.faiss"))
+    assert index.invlists.imbalance_factor() < 2
+
+
+@pytest.mark.parametrize(("factory", "stop"), [("IVF4096,PQ8x8", 20), ("IVF16,Flat", 3), ("PQ8", 50), (TRAINED, 10)])
+def test_a_corpus_too_small_to_train_on_is_searched_exactly(build, capsys, factory, stop):
+    """Peer's issue (Megatron 699): a template index and too small a corpus end in an error of FAISS."""
+    artifact = build(factory, stop=stop)
+    assert artifact.facts["factory"] == "Flat"
+    assert artifact.facts["recall@10"] == 1
+    assert f"{stop} vectors are too few to train {factory} on; searching exactly" in artifact.facts["remark"]
+    assert len(open_index(artifact)) == stop
+
+
+def test_auto_on_a_small_corpus_is_exact_and_says_so(build, tmp_path):
+    artifact = build("auto", stop=30, exact_below=0)
+    assert artifact.facts["factory"] == "Flat"
+    assert "30 vectors are too few" in artifact.facts["remark"]
+    assert build("auto").facts["remark"] == ""
+
+
+def test_auto_reaches_the_wanted_recall(build):
+    facts = build("auto", exact_below=1000).facts
+    assert facts["factory"] == "IVF64,PQ8x4fs,Refine(SQ8)"
+    assert facts["recall@10"] >= 0.95
+
+
+@pytest.mark.parametrize("factory", ["HNSW16,Flat", "IVF16_HNSW16,Flat", TRAINED])
+def test_building_twice_gives_the_same_bytes(build, factory, tmp_path):
+    again = build(factory, store=ArtifactStore(tmp_path)).manifest.files
+    assert again == build(factory).manifest.files
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"factory": "Flatt"}, r"index\.factory=Flatt is not a FAISS factory string.*width 32"),
+        ({"factory": "Flat", "metric": "l3"}, r"index\.metric=l3 is not one of l2, inner_product, cosine"),
+        ({"factory": "Flat", "recall": 95}, r"index\.recall=95 is not above 0 and at most 1"),
+        ({"factory": "IVF16,Flat", "search": "nprobes=3"}, r"index\.search=nprobes=3 cannot be set"),
+        ({"factory": "IVF64,Flat", "training_vectors": 10}, r"index\.training_vectors=10; take more, or null"),
+    ],
+)
+def test_what_cannot_be_built_is_one_sentence(build, settings, sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
+        build(**settings)
+
+
+def test_ids_and_distances_of_what_is_not_there():
+    index = VectorIndex.create("Flat", WIDTH, "l2")
+    index.add(np.ones((2, WIDTH), np.float32))
+    found, ids = index.search(np.zeros((1, WIDTH), np.float32), 4)
+    assert ids.tolist() == [[0, 1, -1, -1]]
+    np.testing.assert_array_equal(found, [[WIDTH, WIDTH, np.inf, np.inf]])

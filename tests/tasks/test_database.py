@@ -1,0 +1,125 @@
+"""The retrieval database: what is in it, at any size, from one search, with every method."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from retro_lab.config.compose import compose
+from retro_lab.retrieval.neighbors import MISSING
+from retro_lab.tasks.build import build_corpus, build_database
+
+FRACTIONS = [0.003, 0.03, 0.3, 1]
+WORDS = [
+    "the",
+    "frozen",
+    "encoder",
+    "embeds",
+    "chunks",
+    "and",
+    "finds",
+    "neighbors",
+    "in",
+    "a",
+    "database",
+    "of",
+    "many",
+    "tokens",
+]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, tiny_bert):
+    """Build a database of short documents with the overrides given."""
+    folder = tmp_path_factory.mktemp("database")
+    draw = np.random.default_rng(0)
+    rows = [{"text": " ".join(draw.choice(WORDS, draw.integers(2, 30)))} for _ in range(400)]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+    def built(*overrides, artifacts="artifacts"):
+        config = compose([
+            "corpus=local", f"corpus.path={folder / 'corpus.jsonl'}", "corpus.text_field=text",
+            "corpus.validation_fraction=0.1", "tokenizer.vocabulary_size=300", "model.chunk_length=8",
+            f"embedder.model={tiny_bert}", f"paths.artifacts={folder / artifacts}", "retrieval.k=1",
+            "evaluation.neighbors=[1]", "retrieval.stored=4", *overrides,
+        ])  # fmt: skip
+        corpus = build_corpus(config)
+        return SimpleNamespace(
+            corpus=corpus, database=build_database(config, corpus), folder=folder / artifacts, config=config
+        )
+
+    return built
+
+
+def stages(made):
+    return {path.name: len(list(path.iterdir())) for path in made.folder.iterdir() if not path.name.startswith(".")}
+
+
+@pytest.mark.parametrize("method", ["dense", "bm25"])
+def test_databases_of_many_sizes_cost_one_search(built, method):
+    """Merging the shards of each size gives what one search of a database of that size finds."""
+    given = [f"retrieval.method={method}", f"database.fractions={FRACTIONS}"]
+    searched = stages(built(*given, artifacts=method))["search"]
+    assert searched == 2 * len(FRACTIONS)
+    chunks = []
+    for fraction in FRACTIONS:
+        merged = built(*given, f"database.fraction={fraction}", artifacts=method)
+        assert stages(merged)["search"] == searched
+        chunks.append(merged.database.chunks)
+        direct = built(f"retrieval.method={method}", f"database.fraction={fraction}", artifacts=f"direct {method}")
+        assert direct.database.chunks == chunks[-1]
+        for split in ("train", "validation"):
+            tables = [made.database.neighbors[split] for made in (merged, direct)]
+            distances = [table.array("distances.npy") for table in tables]
+            ids = [table.array("ids.npy") for table in tables]
+            assert ids[0].shape[1] == 4
+            assert ids[0].max() < chunks[-1]
+            if method == "bm25":
+                np.testing.assert_array_equal(*distances)
+                np.testing.assert_array_equal(*ids)
+                continue
+            # FAISS forms |x|^2 + |y|^2 - 2 x.y in blocks, so other cuts round differently: compare who is far apart.
+            np.testing.assert_allclose(*distances, atol=1e-4)
+            far = np.diff(np.nan_to_num(distances[1], posinf=1e9), axis=1, prepend=-1) > 1e-3
+            clear = far[:, :-1] & far[:, 1:]
+            assert clear.any()
+            np.testing.assert_array_equal(ids[0][:, :-1][clear], ids[1][:, :-1][clear])
+    assert chunks[-1] / chunks[0] > 10**2.5
+
+
+def test_a_hundred_neighbors_are_stored_and_read(built):
+    made = built("retrieval.stored=100", "evaluation.neighbors=[1,100]")
+    for split, table in made.database.neighbors.items():
+        ids = table.array("ids.npy")
+        assert ids.shape == (made.corpus.stores[split].chunks, 100)
+        assert (ids != MISSING).all()
+        assert all(len(set(row)) == 100 for row in ids[::50])
+
+
+def test_held_out_documents_are_in_no_database(built):
+    made = built()
+    names = {
+        split: set(pq.read_table(store.documents_table, columns=["id"])["id"].to_pylist())
+        for split, store in made.corpus.stores.items()
+    }
+    assert not names["train"] & names["validation"]
+    train = made.corpus.stores["train"]
+    assert made.database.chunks == train.chunks == sum(index.facts["vectors"] for index in made.database.indexes)
+    for table in made.database.neighbors.values():
+        assert table.array("ids.npy").max() < train.chunks
+
+
+def test_bm25_needs_no_embeddings(built):
+    made = built("retrieval.method=bm25", "embedder.model=there-is-none", artifacts="sparse")
+    assert not {"embeddings", "index"} & set(stages(made))
+    assert made.database.method == "BM25"
+    assert made.database.neighbors["validation"].facts["with_neighbors"] == 1
+
+
+def test_hybrid_is_one_override(built):
+    made = built("retrieval.method=hybrid", "retrieval.candidates=20")
+    assert made.database.method == "Flat, ranked by BM25"
+    hybrid, dense = (build.database.neighbors["validation"].array("ids.npy") for build in (made, built()))
+    assert (hybrid != dense).any()
