@@ -14,8 +14,9 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -120,25 +121,27 @@ class ArtifactStore:
         pending = pending[start:] + pending[:start]
         with ExitStack() as stack:
             advance = stack.enter_context(console.progress(stage.name, stage.unit, sum(sizes), done))
-            prepared = False
+            prepare = cache(lambda: stack.enter_context(stage.prepare()))
             while pending:
-                for shard in pending:
-                    with self._lock(stage, f"{shard:05}") as held:
-                        if not held:
-                            continue
-                        if not _stands(folder, shard):
-                            if not prepared:
-                                stack.enter_context(stage.prepare())
-                                prepared = True
-                            _build_shard(stage, folder, shard, advance)
-                            pending.remove(shard)
-                    break
-                else:
-                    advance(0, "waiting")  # for the shards that other processes hold
+                mine = next((shard for shard in pending if self._build_if_free(stage, shard, prepare, advance)), None)
+                left = _pending(folder, pending)
+                others = set(pending).difference(left, [mine])
+                waiting = len(left) == len(pending)  # for the shards that other processes hold
+                advance(sum(sizes[shard] for shard in others), "waiting" if waiting else "")
+                if waiting:
                     sleep(POLL_SECONDS)
-                still = _pending(folder, pending)
-                advance(sum(sizes[shard] for shard in set(pending).difference(still)), None if still else "")
-                pending = still
+                pending = left
+
+    def _build_if_free(self, stage: Stage, shard: int, prepare: Callable[[], object], advance: console.Advance) -> bool:
+        """Build a shard unless it stands or another process holds it; tell whether it was built here."""
+        folder = self._folder(stage)
+        with self._lock(stage, f"{shard:05}") as held:
+            if not held or not _pending(folder, [shard]):
+                return False
+            advance(0, "")
+            prepare()
+            _build_shard(stage, folder, shard, advance)
+            return True
 
     def _finish(self, stage: Stage) -> Artifact | None:
         """Write the manifest, or wait until another process has; None if a shard has to be built again."""
@@ -152,9 +155,11 @@ class ArtifactStore:
         return artifact
 
     def _combine(self, stage: Stage) -> Artifact | None:
-        """Finish the artifact from its shards; the caller holds the lock."""
-        folder = self._folder(stage)
-        shards = [_shard_folder(folder, shard) for shard in range(len(stage.shard_sizes()))]
+        """Finish the artifact from its shards; the caller holds the lock. None if a shard has to be built again."""
+        folder, numbers = self._folder(stage), range(len(stage.shard_sizes()))
+        if _pending(folder, numbers):
+            return None  # who held the lock before found them damaged
+        shards = [_shard_folder(folder, shard) for shard in numbers]
         # What shards hold that are combined passes into new files, where damage would not be known as such any more.
         records = {shard: _read_record(shard, thoroughly=stage.combines_shards) for shard in shards}
         damaged = [shard for shard, record in records.items() if record is None]
@@ -241,17 +246,12 @@ def _shard_folder(folder: Path, shard: int) -> Path:
 
 
 def _pending(folder: Path, shards: Iterable[int]) -> list[int]:
-    """Return which of `shards` do not stand yet.
+    """Return which of `shards` do not stand yet; none once the artifact is finished, whose shards may be gone.
 
     A listing, where a look at each would be slower and, on a network file system, could see an old state.
     """
     names = set(os.listdir(folder))
     return [] if MANIFEST_NAME in names else [n for n in shards if _shard_folder(folder, n).name not in names]
-
-
-def _stands(folder: Path, shard: int) -> bool:
-    """Tell whether a shard stands, or did until the artifact was finished."""
-    return _shard_folder(folder, shard).is_dir() or (folder / MANIFEST_NAME).is_file()
 
 
 def _read_record(shard: Path, thoroughly: bool) -> Manifest | None:

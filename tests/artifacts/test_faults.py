@@ -165,6 +165,20 @@ def test_a_finished_shard_that_is_damaged_before_the_manifest_is_built_again(tmp
     assert files_of(artifact) == files_of(undisturbed)
 
 
+def test_who_waits_while_another_builds_a_damaged_shard_again_waits_on(tmp_path):
+    store = ArtifactStore(tmp_path / "artifacts")
+    artifact = store.build(Squares())
+    (artifact.folder / "manifest.json").unlink()  # all shards stand, one of them damaged
+    context = get_context("fork")
+    builders = [context.Process(target=store.build, args=(Squares(pause=1.0),)) for _ in range(3)]
+    for builder in builders:
+        builder.start()
+    for builder in builders:
+        builder.join()
+    assert [builder.exitcode for builder in builders] == [0, 0, 0]
+    assert files_of(store.build(Squares())) == files_of(artifact)
+
+
 def test_an_artifact_that_lost_its_manifest_is_built_again(tmp_path):
     store = ArtifactStore(tmp_path)
     for stage in STAGES:
