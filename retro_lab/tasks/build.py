@@ -57,13 +57,15 @@ def run(config: DictConfig) -> None:
         console.output.print(
             f"{split}: {store.documents:,} documents, {store.artifact.facts['tokens']:,} tokens, "
             f"{store.chunks:,} chunks, "
-            f"{database.neighbors[split].facts['with_neighbors']:.1%} of them with neighbors"
+            f"{database.neighbors[split].facts['with_neighbors']:.1%} of them with neighbors",
+            soft_wrap=True,
         )
     for index in database.indexes:
         facts = index.facts
         console.output.print(
             f"index: {facts['factory']}, {facts['vectors']:,} vectors, {facts['bytes_per_vector']} bytes each, "
-            f"recall@10 {facts['recall@10']} at {facts['queries_per_second']:,.0f} queries a second"
+            f"recall@10 {facts['recall@10']} at {facts['queries_per_second']:,.0f} queries a second",
+            soft_wrap=True,
         )
 
 
