@@ -240,7 +240,7 @@ class TokensStage(Stage):
         shape = ((int(start[-1]) + 1) * self.chunk_length,)
         tokens = create_array(folder / "tokens.npy", tokenizer.dtype, shape)
         tokens[:] = tokenizer.document_marker
-        left = np.lib.format.open_memmap(folder / "tokens_left.npy", "w+", np.uint32, (int(start[-1]) + 1,))
+        left = create_array(folder / "tokens_left.npy", np.uint32, (int(start[-1]) + 1,))
         for place, after, document in zip(start, start[1:], order, strict=False):
             begin, length = first[document], lengths[document]
             at = int(place) * self.chunk_length
