@@ -9,6 +9,7 @@ from omegaconf import MISSING
 from retro_lab.corpus.config import (
     ByteBPEConfig,
     CorpusConfig,
+    DecontaminationConfig,
     HubConfig,
     LocalConfig,
     MixtureConfig,
@@ -46,6 +47,7 @@ class RunConfig:
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     corpus: CorpusConfig = MISSING
+    decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
     tokenizer: TokenizerConfig = MISSING
     embedder: EmbedderConfig = MISSING
     index: IndexConfig = field(default_factory=IndexConfig)

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 from retro_lab.errors import ConfigurationError
 
 Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
 
 UNREADABLE = "unreadable record"
 LONGEST_DOCUMENT = 64 * 2**20
@@ -94,8 +95,18 @@ def held_out(document_id: str, fraction: float) -> bool:
 
     A larger fraction holds out all that a smaller one does.
     """
-    digest = hashlib.blake2b(document_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
+    return _number(document_id) < fraction * 2**64
+
+
+def sampled(document_id: str, fraction: float) -> bool:
+    """Whether a document is in a sample of its source; has nothing to do with whether it is held out."""
+    return _number(document_id, b"sample") < fraction * 2**64
+
+
+def _number(document_id: str, purpose: bytes = b"") -> int:
+    """Return a number below 2^64: a hash of the id, another one for each purpose."""
+    digest = hashlib.blake2b(document_id.encode("utf-8", "surrogatepass"), digest_size=8, person=purpose).digest()
+    return int.from_bytes(digest, "big")
 
 
 def valid_unicode(name: str) -> str:
