@@ -16,6 +16,7 @@ from retro_lab.corpus.config import (
     PretrainedTokenizerConfig,
     PythonSourceConfig,
     TokenizerConfig,
+    WikipediaConfig,
 )
 from retro_lab.evaluation.config import EvaluationConfig
 from retro_lab.model.config import ModelConfig, SizeConfig
@@ -75,6 +76,7 @@ KINDS: dict[str, dict[str, type]] = {
         "python_source": PythonSourceConfig,
         "local": LocalConfig,
         "hub": HubConfig,
+        "wikipedia": WikipediaConfig,
         "mixture": MixtureConfig,
     },
     "tokenizer": {"byte_bpe": ByteBPEConfig, "pretrained": PretrainedTokenizerConfig},

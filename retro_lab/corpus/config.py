@@ -74,6 +74,17 @@ class HubConfig(CorpusConfig):
 
 
 @dataclass(kw_only=True)
+class WikipediaConfig(HubConfig):
+    """Wikipedia, without articles that another corpus holds out."""
+
+    _target_: str = "retro_lab.corpus.wikipedia.WikipediaSource"
+    title_field: str = "title"
+    """Name of the field that holds an article's title."""
+    without: Any = None
+    """A corpus whose articles, by their titles, are left out; null leaves out none."""
+
+
+@dataclass(kw_only=True)
 class MixtureConfig(CorpusConfig):
     """Several corpora, each with a share of the text (Borgeaud et al. 2022, Table 1)."""
 

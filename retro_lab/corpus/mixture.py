@@ -49,7 +49,7 @@ class MixtureSource(DocumentSource):
         for name, fraction in self.fractions.items():
             if name not in sources or not 0 < fraction <= 1:
                 raise ConfigurationError(
-                    f"corpus.fractions.{name}={fraction} must name a source of the mixture and be above 0 and at most 1."
+                    f"corpus.fractions.{name}={fraction} must name a source of the mixture, above 0 and at most 1."
                 )
         self.sources = {name: sources[name] for name in sorted(sources)}
         self.weights = {name: float(weights[name]) for name in sorted(weights)}

@@ -17,6 +17,8 @@ class RecordFields:
 
     text: str
     id: str | None = None
+    option: str = "text_field"
+    """Name of the setting that names the text's field, for messages."""
 
     def document(self, record: Mapping[str, Any] | str, place: str, source: str) -> Document:
         """Make a document of `record`; a string in its place says why there is none.
@@ -28,13 +30,13 @@ class RecordFields:
         """
         if isinstance(record, str):
             return Document(place, source, "", problem=record)
-        text = _field(record, self.text, "text_field", place)
+        text = _field(record, self.text, self.option, place)
         if text is None:
             text = ""
         if not isinstance(text, str):
             raise CorpusError(
                 f"{place}: the field {self.text!r} holds a value of type {type(text).__name__}, not text; "
-                "set corpus.text_field to a field that holds text."
+                f"set corpus.{self.option} to a field that holds text."
             )
         identifier = None if self.id is None else _field(record, self.id, "id_field", place)
         if identifier is None:

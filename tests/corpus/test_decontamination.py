@@ -75,23 +75,6 @@ def test_recall_and_precision_on_real_text():
 
 
 WORDS = [f"word{number}" for number in range(16)]
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-]
 
 
 def documents_of(tmp_path, train, validation):
