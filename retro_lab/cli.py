@@ -15,7 +15,6 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from rich.text import Text
 
 from retro_lab import console
 from retro_lab.artifacts.manifest import write_json
@@ -47,7 +46,8 @@ def main() -> None:
         sys.argv[1:] = complete(sys.argv[1:])
         _hydra_main()
     except KeyboardInterrupt:
-        console.messages.print("Interrupted; the same command goes on from here.")
+        if console.is_main_process():
+            console.messages.print("Interrupted; the same command goes on from here.")
         sys.exit(INTERRUPTED)
     except RetroLabError as error:
         _fail(str(error))
@@ -76,7 +76,7 @@ def run_task(config: DictConfig) -> None:
         sentence = explain_failure(error)
         if sweep:
             write_json(failure, {"error": sentence or traceback.format_exc()})
-            _print_error(sentence or f"{type(error).__name__}: {error}")
+            console.error(sentence or f"{type(error).__name__}: {error}")
         elif sentence:
             _fail(sentence)
         else:
@@ -88,10 +88,6 @@ def _print_help(words: list[str]) -> None:
     print(group_help(groups[0]) if groups else help_text())
 
 
-def _print_error(sentence: str) -> None:
-    console.messages.print(Text.assemble(("error: ", "bold red"), sentence), soft_wrap=True)
-
-
 def _fail(sentence: str) -> NoReturn:
-    _print_error(sentence)
+    console.error(sentence)
     sys.exit(USER_ERROR)

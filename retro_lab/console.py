@@ -1,6 +1,6 @@
 """What the user sees: status lines, progress bars, tables, and silence from everything else.
 
-Only rank 0 speaks. Progress goes to standard error, so that standard output holds results alone.
+Only rank 0 speaks, but for errors. Progress goes to standard error, so that standard output holds results alone.
 """
 
 import logging
@@ -23,6 +23,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from retro_lab.ranks import place
+
 
 class Advance(Protocol):
     """Advances a progress bar."""
@@ -31,10 +33,6 @@ class Advance(Protocol):
         """Add `count` units; `note`, if given, stands at the end of the bar from now on."""
 
 
-output = Console()
-messages = Console(stderr=True)
-
-RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 CHATTY_LIBRARIES = (
     "pytorch_lightning", "lightning", "lightning_fabric", "lightning.pytorch", "transformers", "datasets", "wandb",
     "huggingface_hub", "httpx", "fsspec", "faiss", "bm25s", "filelock", "torch", "matplotlib",
@@ -43,8 +41,11 @@ CHATTY_LIBRARIES = (
 
 def is_main_process() -> bool:
     """Tell whether this process is rank 0, or the only one."""
-    rank = next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0")
-    return rank == "0"
+    return place().rank == 0
+
+
+output = Console(quiet=not is_main_process())
+messages = Console(stderr=True)
 
 
 def quiet() -> None:
@@ -57,6 +58,13 @@ def quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def error(sentence: str) -> None:
+    """Print an error, with the rank where several processes may have errors of their own."""
+    rank = place().rank
+    prefix = f"error on rank {rank}: " if rank else "error: "
+    messages.print(Text.assemble((prefix, "bold red"), sentence), soft_wrap=True)
 
 
 def status(subject: str, message: str) -> None:

@@ -1,5 +1,6 @@
 """Manifests: the file, written last, that says an artifact is whole and what every byte of it should be."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from retro_lab.artifacts.fingerprint import file_checksum
 from retro_lab.errors import ArtifactError
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -29,32 +30,40 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact is made from (`recipe`), what it holds (`files`) and what was learnt making it (`facts`)."""
+    """What an artifact is made from (`recipe`), what it holds (`files`) and what was learnt making it (`facts`).
+
+    The file has a checksum of its own, so that a change to it is known as such too.
+    """
 
     recipe: dict[str, Any]
     facts: dict[str, Any]
     files: dict[str, FileRecord]
     version: int = MANIFEST_VERSION
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, name: str = MANIFEST_NAME) -> None:
         """Write the manifest into `folder` so that it is there whole or not at all."""
-        write_json(folder / MANIFEST_NAME, asdict(self))
+        content = json.loads(_json_text(asdict(self)))  # as it will be read: keys are strings, and sorted as such
+        write_json(folder / name, content | {"sha256": _checksum(content)})
 
     @classmethod
-    def read(cls, folder: Path) -> "Manifest":
+    def read(cls, folder: Path, name: str = MANIFEST_NAME) -> "Manifest":
         """Read the manifest of the artifact in `folder`.
 
         Raises:
-            ArtifactError: The manifest is not JSON, lacks a field, or was written by another version of the format.
+            ArtifactError: The manifest was written by another version of the format, or any of its bytes has changed.
         """
-        path = folder / MANIFEST_NAME
+        path = folder / name
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            content = json.loads(text)
             if content["version"] != MANIFEST_VERSION:
                 raise ArtifactError(
                     f"{path} has manifest version {content['version']} but this release reads version "
                     f"{MANIFEST_VERSION}; delete {folder} and build it again."
                 )
+            # The text is compared too: some changes, as of 1e-05 to 1E-05, leave what it says alone.
+            if _json_text(content) != text or content.pop("sha256") != _checksum(content):
+                raise ValueError("its checksum is another")
             files = {name: FileRecord(**record) for name, record in content["files"].items()}
             return cls(content["recipe"], content["facts"], files)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -86,9 +95,21 @@ class Manifest:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` to `path` through a temporary file, so that a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, sort_keys=True, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(_json_text(content))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _json_text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_json_text(content).encode("utf-8")).hexdigest()

@@ -6,30 +6,37 @@ Layout of one artifact, `<root>/<stage>/<fingerprint>/`:
     manifest.json         written last; without it the artifact is unfinished, whatever else is there
 
 Every shard is built under a file lock, which the operating system drops when its holder dies. So any number of
-processes that are given the same stage share its shards, and a killed one leaves nothing that blocks the next.
+processes that are given the same stage share its shards, and a killed one leaves nothing that blocks the next. Locks
+only spare work: a shard that two processes build all the same has the same bytes, and the first rename counts.
 """
 
 import errno
-import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from time import sleep
 from typing import Any
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
 from retro_lab import console
 from retro_lab.artifacts.fingerprint import differences
-from retro_lab.artifacts.manifest import MANIFEST_NAME, FileRecord, Manifest, write_json
+from retro_lab.artifacts.manifest import MANIFEST_NAME, FileRecord, Manifest
 from retro_lab.artifacts.stage import Artifact, Stage
 from retro_lab.errors import ArtifactError
+from retro_lab.ranks import place
 
 RECORD_NAME = "shard.json"
+LEFTOVER = re.compile(r"\d{5,}|\..*\.tmp")
+"""What a build keeps beside the files of the artifact: shards, temporary folders and files."""
 POLL_SECONDS = 0.5
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_WRITING = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class ArtifactStore:
@@ -57,18 +64,22 @@ class ArtifactStore:
         """Return the artifact of `stage`, building the shards that are not there yet.
 
         Raises:
-            ArtifactError: The disk is full, the folder cannot be written, or what stands there is damaged.
+            ArtifactError: The disk is full, the folder cannot be written or locked, or what stands there is damaged.
         """
         artifact = self.find(stage)
-        self._served.add(self._folder(stage))
+        folder = self._folder(stage)
+        self._served.add(folder)
         if artifact is not None:
-            console.status(stage.name, f"reusing {artifact.folder}")
+            console.status(stage.name, f"reusing {folder}")
+            self._clear_leftovers(stage, artifact)
             return artifact
         with self._write_errors(stage):
-            self._folder(stage).mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             console.status(stage.name, self._reason(stage))
-            self._build_shards(stage)
-            return self._finish(stage)
+            while artifact is None:
+                self._build_shards(stage)
+                artifact = self._finish(stage)
+            return artifact
 
     def artifacts(self) -> list[Path]:
         """Return the folders of all artifacts, finished or not, sorted."""
@@ -77,72 +88,111 @@ class ArtifactStore:
     def _folder(self, stage: Stage) -> Path:
         return self.root / stage.name / stage.fingerprint
 
-    def _lock(self, stage: Stage, part: str) -> FileLock:
+    @contextmanager
+    def _lock(self, stage: Stage, part: str) -> Iterator[bool]:
+        """Try to lock a part of an artifact; yields whether it is held."""
         folder = self.root / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"{stage.name}-{stage.fingerprint}-{part}")
+        # Not a file whose existence is the lock, where locks are missing: that would outlive a holder elsewhere.
+        lock = FileLock(folder / f"{stage.name}-{stage.fingerprint}-{part}", fallback_to_soft=False)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def _build_shards(self, stage: Stage) -> None:
+        """Build shards until all stand, whoever built them."""
         folder, sizes = self._folder(stage), stage.shard_sizes()
-        pending = [shard for shard in range(len(sizes)) if not _shard_folder(folder, shard).is_dir()]
+        pending = _pending(folder, range(len(sizes)))
         if not pending:
             return
         done = sum(sizes) - sum(sizes[shard] for shard in pending)
         if len(pending) < len(sizes):
             console.status(stage.name, f"resuming: {len(sizes) - len(pending)} of {len(sizes)} shards are finished")
+        # Ranks begin at different shards, or all would ask for the same locks.
+        here = place()
+        start = here.rank * len(pending) // max(here.world, 1)
+        pending = pending[start:] + pending[:start]
         with ExitStack() as stack:
             advance = stack.enter_context(console.progress(stage.name, stage.unit, sum(sizes), done))
             prepared = False
             while pending:
-                waiting = []
                 for shard in pending:
-                    try:
-                        with self._lock(stage, f"{shard:05}").acquire(blocking=False):
-                            if _shard_folder(folder, shard).is_dir():  # another process was quicker
-                                advance(sizes[shard])
-                                continue
+                    with self._lock(stage, f"{shard:05}") as held:
+                        if not held:
+                            continue
+                        if not _stands(folder, shard):
                             if not prepared:
                                 stack.enter_context(stage.prepare())
                                 prepared = True
                             _build_shard(stage, folder, shard, advance)
-                    except Timeout:
-                        waiting.append(shard)
-                if waiting == pending:
-                    sleep(POLL_SECONDS)
-                pending = waiting
-
-    def _finish(self, stage: Stage) -> Artifact:
-        folder = self._folder(stage)
-        with self._lock(stage, "finish"):
-            artifact = self.find(stage)
-            if artifact is not None:  # another process finished it while this one waited
-                return artifact
-            shards = [_shard_folder(folder, shard) for shard in range(len(stage.shard_sizes()))]
-            records = [json.loads((shard / RECORD_NAME).read_text(encoding="utf-8")) for shard in shards]
-            with _temporary_folder(folder, "combined") as combined:
-                facts = dict(stage.finish(shards, [record["facts"] for record in records], combined))
-                files = {path.name: FileRecord.of(path) for path in sorted(combined.iterdir())}
-                for name in files:
-                    _sync(combined / name)
-                    (combined / name).replace(folder / name)
-            if not stage.combines_shards:
-                for shard, record in zip(shards, records, strict=True):
-                    files |= {f"{shard.name}/{name}": FileRecord(**entry) for name, entry in record["files"].items()}
-            Manifest(stage.recipe, facts, files).write(folder)
-            for shard in shards:
-                if stage.combines_shards:
-                    shutil.rmtree(shard)
+                            pending.remove(shard)
+                    break
                 else:
-                    (shard / RECORD_NAME).unlink()
-            return Artifact(folder, Manifest.read(folder))
+                    advance(0, "waiting")  # for the shards that other processes hold
+                    sleep(POLL_SECONDS)
+                still = _pending(folder, pending)
+                advance(sum(sizes[shard] for shard in set(pending).difference(still)), None if still else "")
+                pending = still
+
+    def _finish(self, stage: Stage) -> Artifact | None:
+        """Write the manifest, or wait until another process has; None if a shard has to be built again."""
+        folder = self._folder(stage)
+        while (artifact := self.find(stage)) is None:
+            with self._lock(stage, "finish") as held:
+                if held and MANIFEST_NAME not in os.listdir(folder):
+                    return self._combine(stage)
+            if not held:
+                sleep(POLL_SECONDS)
+        return artifact
+
+    def _combine(self, stage: Stage) -> Artifact | None:
+        """Finish the artifact from its shards; the caller holds the lock."""
+        folder = self._folder(stage)
+        shards = [_shard_folder(folder, shard) for shard in range(len(stage.shard_sizes()))]
+        # What shards hold that are combined passes into new files, where damage would not be known as such any more.
+        records = {shard: _read_record(shard, thoroughly=stage.combines_shards) for shard in shards}
+        damaged = [shard for shard, record in records.items() if record is None]
+        if damaged:
+            console.status(stage.name, f"{len(damaged)} finished shards were damaged and are built again")
+            for shard in damaged:
+                shutil.rmtree(shard)
+            return None
+        whole = {shard: record for shard, record in records.items() if record is not None}
+        with _temporary_folder(folder, "combined") as combined:
+            facts = dict(stage.finish(shards, [record.facts for record in whole.values()], combined))
+            files = _sealed_files(combined)
+            for name in files:
+                (combined / name).replace(folder / name)
+        if not stage.combines_shards:
+            for shard, record in whole.items():
+                files |= {f"{shard.name}/{name}": entry for name, entry in record.files.items()}
+        _sync(folder)
+        manifest = Manifest(stage.recipe, facts, files)
+        manifest.write(folder)
+        _remove_leftovers(folder, manifest)
+        return Artifact(folder, Manifest.read(folder))
+
+    def _clear_leftovers(self, stage: Stage, artifact: Artifact) -> None:
+        """Remove what a process left that was killed between writing the manifest and removing its shards."""
+        if not _leftovers(artifact.folder, artifact.manifest):
+            return
+        with suppress(OSError), self._lock(stage, "finish") as held:  # it may be a folder that is only to be read
+            if held:
+                _remove_leftovers(artifact.folder, artifact.manifest)
 
     def _reason(self, stage: Stage) -> str:
         """Say why the stage has to be built, from the finished artifact of the same stage most like it."""
         others = []
         for path in self._folder(stage).parent.glob(f"*/{MANIFEST_NAME}"):
             if path.parent not in self._served:  # what this command uses too, another split say, is no predecessor
-                old = Manifest.read(path.parent).recipe
-                others.append(_changes(old, stage.recipe))
+                with suppress(ArtifactError, OSError):  # a damaged neighbor is no obstacle
+                    others.append(_changes(Manifest.read(path.parent).recipe, stage.recipe))
         reasons = min(others, key=len, default=[])
         if not reasons:
             return "building"
@@ -158,17 +208,29 @@ class ArtifactStore:
                     f"The disk is full at {self._folder(stage)} while building {stage.name}; finished shards are kept: "
                     "make room, then run the same command again."
                 ) from error
-            if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            if isinstance(error, OSError) and error.errno in NO_WRITING and self._concerns(error.filename):
                 raise ArtifactError(
                     f"{error.filename or self.root} cannot be written; point paths.artifacts at a folder you may write."
                 ) from error
+            if isinstance(error, OSError) and error.errno in NO_LOCKS:
+                raise ArtifactError(
+                    f"The file system of {self.root} has no file locks ({error.strerror}); mount it with them, or "
+                    "point paths.artifacts at one that has."
+                ) from error
             raise
+
+    def _concerns(self, filename: str | bytes | None) -> bool:
+        """Tell whether a file is ours to write; a corpus that cannot be read, say, is another matter."""
+        if filename is None:
+            return True
+        path, root = Path(os.fsdecode(filename)).absolute(), self.root.absolute()
+        return path.is_relative_to(root) or root.is_relative_to(path)
 
 
 def _is_full_disk(error: OSError | RuntimeError) -> bool:
     """Tell a full disk, or an exhausted quota, from what the libraries that write files make of it."""
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return error.errno in NO_ROOM
     # FAISS raises a RuntimeError with the system's words; NumPy, for an array that fitted in part, one of its own.
     text = str(error)
     return os.strerror(errno.ENOSPC) in text or bool(re.fullmatch(r"\d+ requested and \d+ written", text))
@@ -176,6 +238,45 @@ def _is_full_disk(error: OSError | RuntimeError) -> bool:
 
 def _shard_folder(folder: Path, shard: int) -> Path:
     return folder / f"{shard:05}"
+
+
+def _pending(folder: Path, shards: Iterable[int]) -> list[int]:
+    """Return which of `shards` do not stand yet.
+
+    A listing, where a look at each would be slower and, on a network file system, could see an old state.
+    """
+    names = set(os.listdir(folder))
+    return [] if MANIFEST_NAME in names else [n for n in shards if _shard_folder(folder, n).name not in names]
+
+
+def _stands(folder: Path, shard: int) -> bool:
+    """Tell whether a shard stands, or did until the artifact was finished."""
+    return _shard_folder(folder, shard).is_dir() or (folder / MANIFEST_NAME).is_file()
+
+
+def _read_record(shard: Path, thoroughly: bool) -> Manifest | None:
+    """Read what a finished shard should hold; None if it does not: by size or, `thoroughly`, by every byte."""
+    try:
+        record = Manifest.read(shard, RECORD_NAME)
+        record.check_sizes(shard)
+    except (ArtifactError, OSError):
+        return None
+    return None if thoroughly and record.damaged_files(shard) else record
+
+
+def _leftovers(folder: Path, manifest: Manifest) -> list[Path]:
+    """Return what a build kept in an artifact's folder and the artifact does not hold."""
+    held = {name.partition("/")[0] for name in manifest.files}
+    others = [path for path in folder.iterdir() if path.name not in held and LEFTOVER.fullmatch(path.name)]
+    return others + [record for name in held if (record := folder / name / RECORD_NAME).is_file()]
+
+
+def _remove_leftovers(folder: Path, manifest: Manifest) -> None:
+    for path in _leftovers(folder, manifest):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -190,21 +291,21 @@ def _build_shard(stage: Stage, folder: Path, shard: int, advance: console.Advanc
     final = _shard_folder(folder, shard)
     with _temporary_folder(folder, final.name) as temporary:
         facts = dict(stage.write_shard(shard, temporary, advance))
-        files = {path.name: FileRecord.of(path) for path in sorted(temporary.iterdir())}
-        for name in files:
-            _sync(temporary / name)
-        write_json(
-            temporary / RECORD_NAME,
-            {"facts": facts, "files": {name: {"size": r.size, "sha256": r.sha256} for name, r in files.items()}},
-        )
-        temporary.rename(final)
+        Manifest({}, facts, _sealed_files(temporary)).write(temporary, RECORD_NAME)
+        _sync(temporary)
+        try:
+            temporary.rename(final)
+        except OSError:
+            if not final.is_dir():  # where a lock was lost, another process may have been quicker
+                raise
 
 
 @contextmanager
 def _temporary_folder(folder: Path, name: str) -> Iterator[Path]:
     """Make an empty folder for work in progress, clearing what a killed process left; gone afterwards."""
-    temporary = folder / f".{name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for abandoned in folder.glob(f".{name}.*.tmp"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    temporary = folder / f".{name}.{uuid4().hex[:8]}.tmp"
     temporary.mkdir()
     try:
         yield temporary
@@ -212,8 +313,17 @@ def _temporary_folder(folder: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _sealed_files(folder: Path) -> dict[str, FileRecord]:
+    """Force the files in `folder` to the disk and measure them."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        _sync(path)
+        files[path.name] = FileRecord.of(path)
+    return files
+
+
 def _sync(path: Path) -> None:
-    """Force a file to the disk, so that a rename never outruns its content when the machine goes down."""
+    """Force a file or folder to the disk, so that a rename never outruns its content when the machine goes down."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from retro_lab.artifacts.arrays import create_array
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.corpus.documents import Document, DocumentSource, Split, rejection
 from retro_lab.corpus.tokenizer import DocumentTokenizer, TokenizerRecipe
@@ -169,6 +170,7 @@ class TokensStage(Stage):
     """
 
     name = "tokens"
+    version = 2
     unit = "documents"
     combines_shards = True
 
@@ -236,13 +238,16 @@ class TokensStage(Stage):
 
         # One chunk of padding at the end lets every neighbor's continuation be read without a bounds check.
         shape = ((int(start[-1]) + 1) * self.chunk_length,)
-        tokens = np.lib.format.open_memmap(folder / "tokens.npy", "w+", tokenizer.dtype, shape)
+        tokens = create_array(folder / "tokens.npy", tokenizer.dtype, shape)
         tokens[:] = tokenizer.document_marker
-        for place, document in zip(start, order, strict=False):
+        left = np.lib.format.open_memmap(folder / "tokens_left.npy", "w+", np.uint32, (int(start[-1]) + 1,))
+        for place, after, document in zip(start, start[1:], order, strict=False):
             begin, length = first[document], lengths[document]
             at = int(place) * self.chunk_length
             tokens[at : at + length] = pieces[owner[document]][begin : begin + length]
+            left[place:after] = length - self.chunk_length * np.arange(after - place)
         tokens.flush()
+        left.flush()
         np.save(folder / "document_start.npy", start.astype(np.int64))
         np.save(folder / "document_length.npy", lengths[order].astype(np.int64))
         np.save(folder / "document_bytes.npy", documents["bytes"].to_numpy()[order].astype(np.int64))

@@ -30,7 +30,9 @@ class TokenStore:
         """Tokens of each document, its marker among them, [documents]."""
         self.document_bytes = tokens.array("document_bytes.npy")
         """UTF-8 bytes of each document's text, [documents]."""
-        self._rows = tokens.array("tokens.npy").reshape(-1, self.chunk_length)
+        # As plain arrays, which NumPy reads from with less ado than from memory maps; they stay maps of the files.
+        self._rows = np.asarray(tokens.array("tokens.npy")).reshape(-1, self.chunk_length)
+        self._left = np.asarray(tokens.array("tokens_left.npy"))
 
     @property
     def documents(self) -> int:
@@ -44,19 +46,23 @@ class TokenStore:
 
     def read(self, chunks: np.ndarray, count: int = 1) -> np.ndarray:
         """Read `count` consecutive chunks from each of `chunks`, [..., count x m]; what follows chunk C is padding."""
-        offsets = np.arange(count)
-        rows = np.minimum(chunks[..., None] + offsets, self.chunks)
-        return self._rows[rows].reshape(*chunks.shape, count * self.chunk_length)
+        rows = chunks[..., None] + np.arange(count)
+        tokens = np.empty((*rows.shape, self.chunk_length), self._rows.dtype)
+        np.take(self._rows, rows, axis=0, out=tokens, mode="clip")  # the last row is padding
+        return tokens.reshape(*chunks.shape, count * self.chunk_length)
 
     def document_of(self, chunks: np.ndarray) -> np.ndarray:
         """Return the document that each chunk belongs to."""
         return np.searchsorted(self.document_start, chunks, side="right") - 1
 
     def real_tokens(self, chunks: np.ndarray, count: int = 1) -> np.ndarray:
-        """Return how many tokens from each chunk's first are of its own document, at most `count` x m."""
-        document = self.document_of(chunks)
-        left = self.document_length[document] - (chunks - self.document_start[document]) * self.chunk_length
-        return np.clip(left, 0, count * self.chunk_length)
+        """Return how many tokens from each chunk's first are of its own document, at most `count` x m; int64."""
+        left = np.take(self._left, chunks, mode="clip")
+        return np.minimum(left, count * self.chunk_length).astype(np.int64)
+
+    def starts_document(self, chunks: np.ndarray) -> np.ndarray:
+        """Tell which chunks are the first of their document, and so begin with its marker."""
+        return (chunks == 0) | (np.take(self._left, chunks - 1, mode="clip") <= self.chunk_length)
 
     def texts(self, chunks: np.ndarray, count: int = 1) -> list[str]:
         """Decode each chunk (with `count` - 1 that follow it in its document) to text."""

@@ -48,10 +48,12 @@ class EmbedderConfig:
     """Commit or tag on the hub."""
     max_length: int = 256
     """Longest input in the embedder's own tokens; what is over is cut off."""
-    batch_size: int = 128
-    """Chunks embedded at once."""
+    batch_size: int = 64
+    """Chunks embedded at once; a GPU is quicker with more."""
     precision: str = "auto"
     """`float32`, `bfloat16`, or `auto`: bfloat16 where the hardware multiplies it natively."""
+    compile: bool = False
+    """Compile the encoder with torch.compile: 6% faster on a processor, after 40 seconds. Needs g++."""
     shard_size: int = 4096
     """Chunks in one embedding shard, the unit of work that a killed build never repeats."""
 

@@ -1,17 +1,22 @@
 """The frozen BERT that embeds chunks: mean over the real tokens of its last layer (Borgeaud et al. 2022, Sec. 2.1).
 
-Keys and queries go through the one function `Embedder.embed`, so that a chunk always finds itself at distance zero.
+Keys and queries go through the one function `Embedder.encode`, so that a chunk always finds itself at distance zero.
 The mean is over all of the embedder's tokens, [CLS] and [SEP] among them, as its own training had it.
 """
 
 import importlib.util
-from collections.abc import Sequence
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoTokenizer
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from retro_lab.artifacts.fingerprint import file_checksum
 from retro_lab.errors import ConfigurationError
@@ -24,7 +29,15 @@ class Embedder:
     """Loads the encoder on first use; until then only its identity is known."""
 
     def __init__(
-        self, model: str, revision: str | None, max_length: int, batch_size: int, precision: str, device: str
+        self,
+        model: str,
+        revision: str | None,
+        max_length: int,
+        batch_size: int,
+        precision: str,
+        device: str,
+        *,
+        compile: bool = False,
     ) -> None:
         """Use `model` (see `EmbedderConfig`) on `device`.
 
@@ -38,12 +51,17 @@ class Embedder:
         self.precision = _resolve_precision(precision, device)
         self.device = device
         self.location = _package_folder(model) if model.startswith(PACKAGE_PREFIX) else model
+        self.compile = compile
         self._model: Any = None
+        self._forward: Any = None
         self._tokenizer: Any = None
+        self._padding = 0
 
     def identity(self) -> dict[str, Any]:
         """All that decides an embedding, as JSON-able values: weights by content where they are on disk."""
         identity: dict[str, Any] = {"max_length": self.max_length, "precision": self.precision, "pooling": "mean"}
+        # Both round: the last bits of an embedding depend on which others share its batch, and on the kernels.
+        identity |= {"batch_size": self.batch_size} | ({"compile": True} if self.compile else {})
         folder = Path(self.location)
         if folder.is_dir():
             files = sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)})
@@ -65,37 +83,100 @@ class Embedder:
         if self._model is not None:
             return
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(self.location, revision=self.revision)
+            tokenizer = AutoTokenizer.from_pretrained(self.location, revision=self.revision)
             model = AutoModel.from_pretrained(
-                self.location, revision=self.revision, dtype=getattr(torch, self.precision), use_safetensors=True
+                self.location, revision=self.revision, dtype=torch.float32, use_safetensors=True
             )
         except (OSError, ValueError) as error:
             raise ConfigurationError(
                 f"embedder.model={self.model_name} cannot be loaded ({str(error).splitlines()[0]}); "
                 "name an encoder of the hub, a folder with one, or package:NAME/FOLDER."
             ) from error
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise ConfigurationError(
+                f"embedder.model={self.model_name} has no tokenizer.json; choose one with a fast form."
+            )
+        self._tokenizer = tokenizer.backend_tokenizer
+        self._tokenizer.enable_truncation(self.max_length)
+        self._tokenizer.no_padding()
+        self._padding = tokenizer.pad_token_id or 0
         self._model = model.to(self.device).eval()
+        self._forward = _compiled(self._model) if self.compile else self._model
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Embed texts, float16 [texts, d]."""
+        return self.encode(self.tokenize(texts))
+
+    def embed_each(self, windows: Iterable[Callable[[], Sequence[str]]]) -> Iterator[np.ndarray]:
+        """Embed several lists of texts in turn, each float16 [texts, d].
+
+        Each is made, by a call, and tokenized in a thread while the one before it is encoded, so the encoder does not
+        wait: the tokenizer is native code that leaves Python to others.
+        """
+        self.load()
+        with ThreadPoolExecutor(1) as thread:
+            ahead: deque[Future[list[list[int]]]] = deque()
+            for window in windows:
+                ahead.append(thread.submit(self._make, window))
+                if len(ahead) > 1:
+                    yield self.encode(ahead.popleft().result())
+            while ahead:
+                yield self.encode(ahead.popleft().result())
+
+    def _make(self, window: Callable[[], Sequence[str]]) -> list[list[int]]:
+        return self.tokenize(window())
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the embedder's own token ids of each text, with its special tokens, cut at `max_length`."""
+        self.load()
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
 
     @torch.inference_mode()
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Embed texts, float16 [texts, d].
+    def encode(self, tokenized: Sequence[Sequence[int]]) -> np.ndarray:
+        """Embed tokenized texts, float16 [texts, d].
 
         Texts of like length share a batch, which wastes little on padding; padding never enters the mean.
         """
         self.load()
-        encoded = self._tokenizer(
-            list(texts), truncation=True, max_length=self.max_length, return_attention_mask=False
-        )["input_ids"]
-        order = np.argsort([len(ids) for ids in encoded], kind="stable")
-        embeddings = np.empty((len(texts), self.width), np.float16)
+        lengths = np.array([len(ids) for ids in tokenized])
+        order = np.argsort(lengths, kind="stable")
+        embeddings = np.empty((len(tokenized), self.width), np.float16)
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            batch = self._tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt")
-            mask = batch["attention_mask"].to(self.device)
-            hidden = self._model(batch["input_ids"].to(self.device), attention_mask=mask).last_hidden_state.float()
-            mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-            embeddings[rows] = mean.cpu().numpy()
+            # What is compiled has one number of rows; those that are left over repeat the last text.
+            filled = np.pad(rows, (0, self.batch_size - len(rows)), mode="edge") if self.compile else rows
+            ids = np.full((len(filled), lengths[rows[-1]]), self._padding, np.int64)
+            real = np.arange(ids.shape[1]) < lengths[filled, None]
+            ids[real] = np.concatenate([tokenized[row] for row in filled])
+            mean = self._mean(torch.from_numpy(ids).to(self.device), torch.from_numpy(real).to(self.device))
+            embeddings[rows] = mean[: len(rows)].cpu().numpy()
         return embeddings
+
+    def _mean(self, ids: Tensor, real: Tensor) -> Tensor:
+        """Mean of the last layer over real tokens, float32 [B, d], for ids and mask [B, tokens]."""
+        mask = real.long()
+        if self.compile:
+            torch._dynamo.mark_dynamic(ids, 1)
+            torch._dynamo.mark_dynamic(mask, 1)
+        # Matrix products alone are rounded. With weights, norms and residuals in bfloat16 too, the 5 nearest neighbors
+        # were those of float32 for 99.0% instead of 99.6%, at the same speed.
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            hidden = self._forward(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        total: Tensor = (hidden * mask[..., None]).sum(1)
+        return total / mask.sum(1, keepdim=True)
+
+
+def _compiled(model: Any) -> Any:
+    """Compile an encoder whose weights stay as they are, for one number of rows and any length.
+
+    Raises:
+        ConfigurationError: There is no C++ compiler, without which kernels for processors cannot be built.
+    """
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        raise ConfigurationError(
+            "embedder.compile=true finds no C++ compiler; install g++ or set embedder.compile=false."
+        )
+    return torch.compile(model, options={"freezing": True})
 
 
 def _resolve_precision(precision: str, device: str) -> str:

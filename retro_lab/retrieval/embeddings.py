@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.retrieval.embedder import Embedder
 
-PROGRESS_CHUNKS = 512
+WINDOW = 2048
+"""Chunks that are sorted by length together: the more, the less padding."""
 
 
 class EmbeddingsStage(Stage):
     """Decode every chunk to text and embed it; shards of consecutive chunks."""
 
     name = "embeddings"
+    version = 2
     unit = "chunks"
 
     def __init__(self, store: TokenStore, embedder: Embedder, shard_size: int) -> None:
@@ -49,11 +52,11 @@ class EmbeddingsStage(Stage):
         """Write `embeddings.npy`, float16 [chunks of the shard, d]."""
         start = shard * self.shard_size
         stop = min(start + self.shard_size, self.store.chunks)
+        windows = [np.arange(first, min(first + WINDOW, stop)) for first in range(start, stop, WINDOW)]
         rows = []
-        for first in range(start, stop, PROGRESS_CHUNKS):
-            chunks = np.arange(first, min(first + PROGRESS_CHUNKS, stop))
-            rows.append(self.embedder.embed(self.store.texts(chunks)))
-            advance(len(chunks))
+        for embedded in self.embedder.embed_each(partial(self.store.texts, window) for window in windows):
+            rows.append(embedded)
+            advance(len(embedded))
         np.save(folder / "embeddings.npy", np.concatenate(rows), allow_pickle=False)
         return {}
 

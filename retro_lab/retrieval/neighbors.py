@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from retro_lab.artifacts.arrays import create_array
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.retrieval.bm25 import BM25, text_tokens
@@ -219,7 +220,7 @@ class NeighborsStage(Stage):
         for name in ("ids.npy", "distances.npy"):
             parts = [np.load(shard / name, mmap_mode="r", allow_pickle=False) for shard in shards]
             shape = (sum(len(part) for part in parts), parts[0].shape[1])
-            whole = np.lib.format.open_memmap(folder / name, "w+", np.result_type(*parts), shape)
+            whole = create_array(folder / name, np.result_type(*parts), shape)
             np.concatenate(parts, out=whole)
             whole.flush()
         queries = sum(fact["queries"] for fact in facts)

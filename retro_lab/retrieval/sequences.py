@@ -17,16 +17,19 @@ VALUES = ("neighbor_and_continuation", "neighbor", "continuation")
 
 
 class Batch(TypedDict):
-    """B sequences of n tokens in l chunks, each chunk with k neighbors of r tokens."""
+    """B sequences of n tokens in l chunks, each chunk with k neighbors of r tokens.
+
+    Token ids are of the store's own type, a quarter or half of int64, up to the device (`widened`).
+    """
 
     tokens: Tensor
-    """int64 [B, n]."""
+    """[B, n]."""
     targets: Tensor
-    """int64 [B, n]: the token that follows each."""
+    """[B, n]: the token that follows each."""
     mask: Tensor
     """bool [B, n]: whether the target is text; document markers and padding never count."""
     neighbors: Tensor
-    """int64 [B, l, k, r]."""
+    """[B, l, k, r]."""
     neighbor_lengths: Tensor
     """int64 [B, l, k]: real tokens of each neighbor; 0 = there is none."""
     documents: Tensor
@@ -45,7 +48,7 @@ class Retrieved:
         if values not in VALUES:
             raise ConfigurationError(f"retrieval.value={values} is not one of {', '.join(VALUES)}.")
         self.database = database
-        self.ids = ids
+        self.ids = np.asarray(ids)
         self.values = values
 
     def read(self, chunks: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,9 +56,8 @@ class Retrieved:
 
         A missing neighbor has length 0 and whatever tokens; it never becomes text.
         """
-        ids = self.ids[np.minimum(chunks, len(self.ids) - 1)][..., :k]
+        ids = np.take(self.ids, chunks, axis=0, mode="clip")[..., :k]
         present = (ids != MISSING) & (chunks < len(self.ids))[..., None]
-        ids = np.maximum(ids, 0)
         m = self.database.chunk_length
         tokens = self.database.read(ids, 1 if self.values == "neighbor" else 2)
         lengths = self.database.real_tokens(ids, 1 if self.values == "neighbor" else 2)
@@ -88,11 +90,11 @@ class Sequences:
     def read(self, first_chunks: np.ndarray, k: int) -> Batch:
         """Read the sequences that start at `first_chunks`, [B], with k neighbors for each chunk."""
         chunks = first_chunks[:, None] + np.arange(self.chunks_per_sequence)
-        tokens = self.store.read(first_chunks, self.chunks_per_sequence + 1)[:, : self.length + 1].astype(np.int64)
+        tokens = torch.from_numpy(self.store.read(first_chunks, self.chunks_per_sequence + 1))
         batch = Batch(
-            tokens=torch.from_numpy(np.ascontiguousarray(tokens[:, :-1])),
-            targets=torch.from_numpy(np.ascontiguousarray(tokens[:, 1:])),
-            mask=torch.from_numpy(self._is_text(first_chunks)[:, 1:]),
+            tokens=tokens[:, : self.length],
+            targets=tokens[:, 1 : self.length + 1],
+            mask=torch.from_numpy(self._is_text(first_chunks)),
             neighbors=torch.empty(0),
             neighbor_lengths=torch.empty(0),
             documents=torch.empty(0),
@@ -103,19 +105,30 @@ class Sequences:
         if self.retrieved is None or k == 0:
             return batch
         neighbors, lengths = self.retrieved.read(chunks, k)
-        batch["neighbors"] = torch.from_numpy(neighbors.astype(np.int64))
-        batch["neighbor_lengths"] = torch.from_numpy(lengths.astype(np.int64))
+        batch["neighbors"] = torch.from_numpy(neighbors)
+        batch["neighbor_lengths"] = torch.from_numpy(lengths)
         return batch
 
     def _is_text(self, first_chunks: np.ndarray) -> np.ndarray:
-        """Tell which of the n + 1 tokens from each first chunk on are text, neither marker nor padding; [B, n + 1]."""
-        m, store = self.store.chunk_length, self.store
+        """Tell which of the n targets from each first chunk on are text, neither marker nor padding; [B, n]."""
         chunks = first_chunks[:, None] + np.arange(self.chunks_per_sequence + 1)
-        inside = np.minimum(chunks, store.chunks - 1)
-        real = np.where(chunks < store.chunks, store.real_tokens(inside), 0)
-        text = np.arange(m) < real[..., None]
-        text[..., 0] &= store.document_start[store.document_of(inside)] != chunks  # the document marker
-        return text.reshape(len(chunks), -1)[:, : self.length + 1]
+        small = np.min_scalar_type(self.store.chunk_length)  # many more numbers of a byte are compared at once
+        places = np.arange(self.store.chunk_length, dtype=small)
+        text = places < self.store.real_tokens(chunks).astype(small)[..., None]
+        text[..., 0] &= ~self.store.starts_document(chunks)  # the document marker
+        return text.reshape(len(chunks), -1)[:, 1 : self.length + 1]
+
+
+def widened(batch: Batch) -> Batch:
+    """Return the batch with token ids as int64, as the model takes them; for once it is on the device."""
+    return Batch(
+        tokens=batch["tokens"].long(),
+        targets=batch["targets"].long(),
+        mask=batch["mask"],
+        neighbors=batch["neighbors"].long(),
+        neighbor_lengths=batch["neighbor_lengths"],
+        documents=batch["documents"],
+    )
 
 
 def neighbors_of(batch: Batch, k: int) -> tuple[Tensor | None, Tensor | None]:

@@ -17,6 +17,7 @@ from retro_lab.corpus.documents import Split
 from retro_lab.corpus.stages import SPLITS, DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
+from retro_lab.ranks import place
 from retro_lab.retrieval.bm25 import BM25
 from retro_lab.retrieval.config import IndexConfig
 from retro_lab.retrieval.embedder import Embedder
@@ -136,8 +137,11 @@ def build_database(config: DictConfig, corpus: Corpus) -> Database:
 
 def _embed(config: DictConfig, corpus: Corpus, store: ArtifactStore) -> dict[Split, Artifact]:
     """Embed the chunks of both splits."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = {name: config.embedder[name] for name in ("model", "revision", "max_length", "batch_size", "precision")}
+    device = f"cuda:{place().local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    settings = {
+        name: config.embedder[name]
+        for name in ("model", "revision", "max_length", "batch_size", "precision", "compile")
+    }
     embedder = Embedder(**settings, device=device)
     return {
         split: store.build(EmbeddingsStage(tokens, embedder, config.embedder.shard_size))

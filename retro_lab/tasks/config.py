@@ -39,3 +39,9 @@ class PlanConfig(TaskConfig):
     """Share of that peak that training reaches."""
     embedding_width: int = 768
     """Width of a chunk's embedding. Default: BERT-base."""
+    queries_per_second: float = 250
+    """Chunks searched each second by one CPU core in one index. Default: 4 ms each, as Wang et al. 2024 report."""
+    tokens_per_document: float = 983
+    """Mean length of a document. Default: the paper's evaluation database (Table 8, books at 4%)."""
+    index_memory: float = 1e12
+    """Bytes of memory for one index: the database is cut into shards whose indexes fit."""

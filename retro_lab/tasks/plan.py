@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from retro_lab import console
 from retro_lab.errors import ConfigurationError
@@ -20,8 +18,9 @@ from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.flops import TRAINING_TO_FORWARD, Flops, required_flops
 from retro_lab.model.memory import Precision, activation_bytes
 from retro_lab.model.retro import RetroModel
-from retro_lab.retrieval.factory import choose_factory
 from retro_lab.retrieval.sequences import VALUES
+from retro_lab.tasks.plan_database import check_database, database_sections
+from retro_lab.tasks.plan_tables import BYTES, SI_PREFIXES, scaled, section
 
 PAPER_VOCABULARY = 128_000
 """Vocabulary counted with where the tokenizer's is not known before it is made (Borgeaud et al. 2022, Sec. 2.1)."""
@@ -40,7 +39,6 @@ PRECISIONS = {
 """Lightning's `trainer.precision`."""
 SHORT_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}
 """Lightning's short names of some of them."""
-SI_PREFIXES = ("", "k", "M", "G", "T", "P")
 LABELS = {
     "self_attention": "self-attention",
     "feed_forward": "feed-forward",
@@ -50,7 +48,6 @@ LABELS = {
     "non_embedding": "without embeddings, as in Table 2",
 }
 """What parts of a model are called where their names are not words."""
-BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def run(config: DictConfig) -> None:
@@ -62,7 +59,8 @@ def run(config: DictConfig) -> None:
     plan = Plan.of(config)
     sections = [_parameters(plan), _flops(plan), _training(plan, config), _memory(plan, config)]
     if plan.k:
-        sections.append(_database(plan, config))
+        gpus, _ = _gpus(config.trainer)
+        sections += database_sections(config, plan.vocabulary, gpus)
     console.output.print(Group(*sections))
 
 
@@ -151,11 +149,6 @@ def _check(config: DictConfig) -> None:
         "data.sequence_length": config.data.sequence_length,
         "data.batch_size": config.data.batch_size,
         "task.peak_tflops": config.task.peak_tflops,
-        "task.embedding_chunks_per_second": config.task.embedding_chunks_per_second,
-        "task.embedding_width": config.task.embedding_width,
-        "retrieval.stored": config.retrieval.stored,
-        "database.tokens": 1 if config.database.tokens is None else config.database.tokens,
-        "database.fraction": config.database.fraction,
     }
     for key, value in positive.items():
         if not value > 0:
@@ -166,16 +159,13 @@ def _check(config: DictConfig) -> None:
         raise ConfigurationError(
             f"task.utilisation is a share of the peak, above 0 and up to 1, not {config.task.utilisation}."
         )
-    if config.database.fraction > 1:
-        raise ConfigurationError(
-            f"database.fraction is a share of the training split, up to 1, not {config.database.fraction}."
-        )
     if config.retrieval.value not in VALUES:
         raise ConfigurationError(f"retrieval.value={config.retrieval.value} is not one of {', '.join(VALUES)}.")
+    check_database(config)
 
 
 def _parameters(plan: Plan) -> Group:
-    return _section(
+    return section(
         f"Parameters of {plan.size.name}",
         f"vocabulary {plan.vocabulary:,} ({plan.vocabulary_source})",
         {LABELS.get(part, part): [f"{count:,}"] for part, count in plan.parts.items() if count},
@@ -195,7 +185,7 @@ def _flops(plan: Plan) -> Group:
     if plan.k:
         retro, baseline = (flops.total for flops in counts)
         rows["overhead of retrieval"] = [f"+{retro / baseline - 1:.1%}"]
-    return _section(
+    return section(
         "FLOPs per token",
         f"matrix products of sequences of {plan.sequence_length:,} tokens, causal attention counted once; "
         f"training = {TRAINING_TO_FORWARD} x forward",
@@ -205,7 +195,7 @@ def _flops(plan: Plan) -> Group:
 
 
 def _forward_and_training(forward: Sequence[float]) -> list[str]:
-    return [_scaled(factor * flops, SI_PREFIXES) for flops in forward for factor in (1, TRAINING_TO_FORWARD)]
+    return [scaled(factor * flops, SI_PREFIXES) for flops in forward for factor in (1, TRAINING_TO_FORWARD)]
 
 
 def _training(plan: Plan, config: DictConfig) -> Group:
@@ -213,7 +203,7 @@ def _training(plan: Plan, config: DictConfig) -> Group:
     steps = plan.tokens / (plan.sequence_length * batch_size)
     flops = [TRAINING_TO_FORWARD * plan.flops_per_token(k).total * plan.tokens for k in plan.models.values()]
     rate = task.peak_tflops * 1e12 * task.utilisation
-    return _section(
+    return section(
         f"Training on {plan.tokens:,.0f} tokens",
         f"{steps:,.0f} steps of {batch_size} x {plan.sequence_length:,} tokens; GPU hours at {task.utilisation:.0%} of "
         f"{task.peak_tflops:,.0f} TFLOP/s",
@@ -259,11 +249,11 @@ def _memory(plan: Plan, config: DictConfig) -> Group:
     }
     rows |= {f"activations{kind}": (count, count) for kind, count in activations.items()}
     rows |= {f"total{kind}": (before[0] + count, before[1] + count) for kind, count in activations.items()}
-    return _section(
+    return section(
         f"Memory per GPU, with {gpus} GPU{'s' * (gpus > 1)}{guess}",
         f"precision {name}; {sequences} sequence{'s' * (sequences > 1)} on a GPU at a time, fewer with "
         "trainer.accumulate_grad_batches; activations as estimated in retro_lab.model.memory",
-        {part: [_scaled(count, BYTES) for count in row] for part, row in rows.items()},
+        {part: [scaled(count, BYTES) for count in row] for part, row in rows.items()},
         ["DDP", "FSDP"],
     )
 
@@ -310,46 +300,3 @@ def _precision(given: str | int) -> tuple[str, Precision]:
     if name not in PRECISIONS:
         raise ConfigurationError(f"trainer.precision={given} is not one of {', '.join(PRECISIONS)}.")
     return name, PRECISIONS[name]
-
-
-def _database(plan: Plan, config: DictConfig) -> Group:
-    """Show the bytes of each artifact, of as much text as is trained on unless the database's size is given."""
-    m, width = plan.model.chunk_length, config.task.embedding_width
-    tokens = config.database.tokens or config.database.fraction * plan.tokens
-    chunks = -(-int(tokens) // m)
-    id_bytes = 2 if plan.vocabulary <= 2**16 else 4
-    neighbor_bytes = 8 + 4
-    hours = chunks / config.task.embedding_chunks_per_second / 3600
-    index = config.index
-    rows = {
-        "chunks": f"{chunks:,}",
-        "tokens": _scaled(tokens * id_bytes, BYTES),
-        "embeddings": _scaled(chunks * width * 2, BYTES),
-        "float32 keys and [N, F] values": _scaled(chunks * (4 * width + 4 * 2 * m), BYTES),
-        "neighbors": _scaled(chunks * config.retrieval.stored * neighbor_bytes, BYTES),
-        "index": choose_factory(index.factory, chunks, width, index.exact_below, index.recall, index.max_bytes).factory,
-        "GPU hours to embed": f"{hours:,.1f}",
-    }
-    return _section(
-        f"Database of {tokens:,.0f} tokens",
-        f"embeddings in float16, {width} wide, {config.task.embedding_chunks_per_second:,.0f} of them a second; "
-        f"keys and values as the paper stores them; {config.retrieval.stored} neighbors for each of as many chunks",
-        {part: [value] for part, value in rows.items()},
-    )
-
-
-def _scaled(count: float, units: Sequence[str]) -> str:
-    """Write a count with the largest unit that leaves at least 1, each a thousand times the one before."""
-    power = 0
-    while count >= 1000 and power + 1 < len(units):
-        count, power = count / 1000, power + 1
-    return f"{count:,.3g} {units[power]}" if count else "-"
-
-
-def _section(title: str, note: str, rows: Mapping[str, Sequence[str]], columns: Sequence[str] = ("",)) -> Group:
-    table = Table(box=None, padding=(0, 2), show_header=any(columns))
-    for number, column in enumerate(("", *columns)):
-        table.add_column(column, justify="right" if any(columns) and number else "left", no_wrap=True)
-    for name, values in rows.items():
-        table.add_row(name, *values, style="bold" if name.startswith("total") else "")
-    return Group(Text(title, style="bold cyan"), Text(note, style="dim"), table, Text())

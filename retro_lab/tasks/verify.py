@@ -14,7 +14,7 @@ def run(config: DictConfig) -> None:
     """Check all artifacts under `paths.artifacts`.
 
     Raises:
-        ArtifactError: A file is missing or its bytes are not those that were written.
+        ArtifactError: A file is missing or its bytes are not those that were written; all such files are counted.
     """
     root = Path(config.paths.artifacts)
     finished, unfinished, damaged = 0, 0, []
@@ -23,13 +23,16 @@ def run(config: DictConfig) -> None:
             unfinished += 1
             continue
         finished += 1
-        damaged += [str(folder / name) for name in Manifest.read(folder).damaged_files(folder)]
+        try:
+            damaged += [str(folder / name) for name in Manifest.read(folder).damaged_files(folder)]
+        except ArtifactError:
+            damaged.append(str(folder / MANIFEST_NAME))
     if not finished and not unfinished:
         raise ArtifactError(f"{root} holds no artifacts; build some with task=build.")
     if damaged:
         raise ArtifactError(
-            f"{len(damaged)} files differ from what was written: {', '.join(damaged[:5])}; delete the folders they "
-            "are in and build them again."
+            f"{len(damaged)} files differ from what this release wrote: {', '.join(damaged[:5])}; delete the "
+            "folders they are in and build them again."
         )
     rest = f", {unfinished} unfinished (the command that began them goes on with them)" if unfinished else ""
     console.output.print(f"{finished} artifacts under {root} are whole{rest}.", soft_wrap=True)

@@ -1,7 +1,8 @@
 """The endless stream of training batches, a function of seed and batch number alone.
 
-Batch b of an epoch takes the next places of a seeded permutation of all sequences. Nothing is remembered between
-batches: a run that resumes at batch b, with any number of workers and ranks, gets exactly the batches it would have.
+Batch b of an epoch takes the next places of a seeded permutation of all sequences, which is computed and never held
+(`retro_lab.training.permutation`). Nothing is remembered between batches: a run that resumes at batch b, with any
+number of workers and ranks, gets exactly the batches it would have.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from retro_lab.errors import CorpusError
 from retro_lab.retrieval.sequences import Batch, Sequences
+from retro_lab.training.permutation import permuted
+
+ORDERED_AT_ONCE = 64
+"""Batches whose places in the permutation are computed together."""
 
 
 class TrainingBatches(IterableDataset[Batch]):
@@ -33,27 +38,22 @@ class TrainingBatches(IterableDataset[Batch]):
                 f"data.sequence_length={sequences.length} tokens; use a longer corpus or shorter sequences."
             )
 
-    def sequences_of(self, batch: int) -> np.ndarray:
-        """Return the first chunks of this rank's sequences in global batch `batch`, [batch_size]."""
-        first = (batch * self.world + self.rank) * self.batch_size
-        epoch, place = np.divmod(np.arange(first, first + self.batch_size), self.sequence_count)
-        order = np.empty(self.batch_size, np.int64)
-        for number in np.unique(epoch):
-            rows = epoch == number
-            order[rows] = self._permutation(int(number))[place[rows]]
+    def sequences_of(self, batches: np.ndarray) -> np.ndarray:
+        """Return the first chunks of this rank's sequences in the global batches `batches`, [batches, batch_size]."""
+        places = (batches[:, None] * self.world + self.rank) * self.batch_size + np.arange(self.batch_size)
+        epochs, places = np.divmod(places, self.sequence_count)
+        order = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            rows = epochs == epoch
+            order[rows] = permuted(places[rows], self.sequence_count, self.seed, int(epoch))
         return order * self.sequences.chunks_per_sequence
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if epoch != getattr(self, "_epoch", None):
-            self._epoch = epoch
-            self._order = np.random.default_rng((self.seed, epoch)).permutation(self.sequence_count)
-        return self._order
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches for ever; with several workers each takes every so-manieth, which the loader puts in order."""
         worker = get_worker_info()
         offset, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        batch = self.start + offset
+        batches = self.start + offset + step * np.arange(ORDERED_AT_ONCE)
         while True:
-            yield self.sequences.read(self.sequences_of(batch), self.k)
-            batch += step
+            for first_chunks in self.sequences_of(batches):
+                yield self.sequences.read(first_chunks, self.k)
+            batches += step * ORDERED_AT_ONCE

@@ -1,5 +1,7 @@
 """The LightningDataModule: training batches and evaluation windows."""
 
+from typing import Any
+
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
@@ -44,7 +46,12 @@ class RetroDataModule(pl.LightningDataModule):
             world=self.trainer.world_size,
         )
         return DataLoader(
-            batches, batch_size=None, num_workers=self.workers, persistent_workers=False, pin_memory=self._pin_memory
+            batches,
+            batch_size=None,
+            collate_fn=_whole,
+            num_workers=self.workers,
+            persistent_workers=False,
+            pin_memory=self._pin_memory,
         )
 
     def val_dataloader(self) -> DataLoader[WindowBatch]:
@@ -61,3 +68,8 @@ class RetroDataModule(pl.LightningDataModule):
     def _pin_memory(self) -> bool:
         assert self.trainer is not None
         return self.trainer.strategy.root_device.type == "cuda"
+
+
+def _whole(batch: Any) -> Any:
+    """Pass on a batch that is read whole, with nothing left to collate or convert."""
+    return batch

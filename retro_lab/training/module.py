@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from retro_lab.evaluation.bits_per_byte import BitsPerByte
 from retro_lab.evaluation.windows import WindowBatch
 from retro_lab.model.retro import RetroModel
-from retro_lab.retrieval.sequences import Batch, documents_of, neighbors_of
+from retro_lab.retrieval.sequences import Batch, documents_of, neighbors_of, widened
 from retro_lab.training.compiled import compiled
 from retro_lab.training.schedule import WarmupCosine
 
@@ -69,6 +69,7 @@ class RetroModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of the text tokens of the global batch, in nats."""
+        batch = widened(batch)
         neighbors, lengths = neighbors_of(batch, self.k)
         nats = self.training_loss(
             batch["tokens"], batch["targets"], batch["mask"], neighbors, lengths, documents_of(batch)
@@ -90,7 +91,7 @@ class RetroModule(pl.LightningModule):
 
     def validation_step(self, batch: WindowBatch, batch_idx: int) -> None:
         """Score a batch of windows with each k."""
-        windows = batch["batch"]
+        windows = widened(batch["batch"])
         for neighbors, score in self.measured():
             nats = self.model.loss(
                 windows["tokens"],

@@ -129,7 +129,7 @@ def test_full_disk_keeps_finished_shards_and_leaves_nothing_half_written(store, 
 
 def test_folder_that_cannot_be_written_is_named(store):
     with pytest.raises(ArtifactError, match=r"paths\.artifacts"):
-        store.build(Squares(fail_in=0, error=OSError(errno.EROFS, "Read-only file system", "/somewhere")))
+        store.build(Squares(fail_in=0, error=OSError(errno.EROFS, "Read-only file system", str(store.root))))
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "enlarge"])

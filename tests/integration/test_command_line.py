@@ -157,6 +157,42 @@ def test_retrofit_keeps_the_frozen_baseline_exactly(workplace, compared, embedde
     assert off == found["baseline"]["evaluations"][0]
 
 
+def manifests(root):
+    return {path.relative_to(root): path.read_text() for path in root.glob("*/*/manifest.json")}
+
+
+def test_ranks_of_torchrun_share_a_build_and_one_of_them_speaks(workplace, compared, embedder):
+    arguments = [*SMALL, embedder, "task=build", "paths.artifacts=by_torchrun"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "retro_lab"]
+    done = subprocess.run([*launcher, *arguments], cwd=workplace, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert manifests(workplace / "by_torchrun") == manifests(workplace / "artifacts")
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["train", "validation", "index"]
+    begun = [line.split()[0] for line in done.stderr.splitlines() if "building" in line or "reusing" in line]
+    assert len(begun) == len(manifests(workplace / "artifacts"))
+
+
+def test_four_tasks_of_slurm_of_which_one_dies_and_comes_back(workplace, compared, embedder):
+    command = [sys.executable, "-m", "retro_lab", *SMALL, embedder, "task=build", "paths.artifacts=by_slurm"]
+
+    def start(rank):
+        place = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": "4", "SLURM_LOCALID": str(rank)}
+        quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=workplace, env=os.environ | place, **quiet)
+
+    ranks = [start(rank) for rank in range(4)]
+    while not list(workplace.glob("by_slurm/embeddings/*/00000")) and ranks[3].poll() is None:
+        time.sleep(0.01)
+    ranks[3].kill()
+    ranks[3].wait()
+    ranks[3] = start(3)
+    outputs = [rank.communicate() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * 4, outputs
+    assert manifests(workplace / "by_slurm") == manifests(workplace / "artifacts")
+    assert "train:" in outputs[0][0]
+    assert outputs[1:] == [("", "")] * 3
+
+
 def test_verify_finds_a_changed_byte(workplace, compared, embedder):
     assert "are whole" in run(workplace, embedder, "task=verify").stdout
     path = next((workplace / "artifacts" / "embeddings").rglob("embeddings.npy"))

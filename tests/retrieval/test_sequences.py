@@ -4,6 +4,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pipeline import CHUNK_LENGTH, build_chunks, search
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.windows import RankWindows, Windows
-from retro_lab.retrieval.sequences import Retrieved, Sequences, documents_of
+from retro_lab.retrieval.sequences import Retrieved, Sequences, documents_of, widened
 from retro_lab.training.batches import TrainingBatches
 
 
@@ -48,6 +49,28 @@ def test_mask_covers_every_text_token_once_over_the_whole_corpus(sequences):
     assert text - after - usable <= counted <= text
 
 
+def test_lengths_and_starts_follow_from_the_documents(sequences):
+    """The table that reading looks lengths up in, against the documents themselves; past the end there is nothing."""
+    store = sequences.store
+    chunks = np.arange(store.chunks + 3)
+    document = np.minimum(store.document_of(chunks), store.documents - 1)
+    left = store.document_length[document] - (chunks - store.document_start[document]) * CHUNK_LENGTH
+    left[chunks >= store.chunks] = 0
+    for count in (1, 2, 5):
+        np.testing.assert_array_equal(store.real_tokens(chunks, count), np.clip(left, 0, count * CHUNK_LENGTH))
+    first = np.isin(chunks, store.document_start[:-1])[: store.chunks]
+    np.testing.assert_array_equal(store.starts_document(chunks[: store.chunks]), first)
+
+
+def test_ids_keep_the_type_of_the_store_until_they_are_widened(sequences):
+    batch = sequences.read(np.array([0, 5]), 2)
+    assert batch["tokens"].dtype == batch["neighbors"].dtype == torch.uint16
+    wide = widened(batch)
+    for name in ("tokens", "targets", "neighbors"):
+        assert wide[name].dtype == torch.int64
+        np.testing.assert_array_equal(wide[name].numpy(), batch[name].numpy())
+
+
 def test_documents_are_read_only_where_they_are_asked_for(chunks, sequences):
     first = np.arange(0, sequences.store.chunks, 4)
     assert documents_of(sequences.read(first, 0)) is None
@@ -79,12 +102,11 @@ def test_training_order_is_a_permutation_for_any_number_of_ranks(sequences, worl
     """Ranks together read exactly what one rank would, and every sequence once an epoch."""
     alone = TrainingBatches(sequences, world * batch_size, 0, seed)
     ranks = [TrainingBatches(sequences, batch_size, 0, seed, rank=rank, world=world) for rank in range(world)]
-    for batch in range(3):
-        together = np.concatenate([rank.sequences_of(batch) for rank in ranks])
-        np.testing.assert_array_equal(together, alone.sequences_of(batch))
+    together = np.concatenate([rank.sequences_of(np.arange(3)) for rank in ranks], axis=1)
+    np.testing.assert_array_equal(together, alone.sequences_of(np.arange(3)))
     one = TrainingBatches(sequences, 1, 0, seed)
-    epoch = [int(one.sequences_of(batch)[0]) for batch in range(one.sequence_count)]
-    assert sorted(epoch) == [4 * number for number in range(one.sequence_count)]
+    epoch = one.sequences_of(np.arange(one.sequence_count))
+    np.testing.assert_array_equal(np.sort(epoch, axis=None), 4 * np.arange(one.sequence_count))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])

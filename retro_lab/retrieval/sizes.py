@@ -1,0 +1,120 @@
+"""How large a database and what belongs to it will be: closed forms, which builds are held against."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from retro_lab.errors import ConfigurationError
+from retro_lab.retrieval.factory import FLOAT32, INT32, INT64, choose_factory, index_bytes
+
+FLOAT16 = 2
+NUMBERS_PER_DOCUMENT = 3
+"""First chunk, tokens and bytes, which the token store keeps in 64 bits each."""
+
+
+@dataclass(frozen=True)
+class DatabaseSizes:
+    """A corpus, the part of it that can be retrieved, and the chunks that neighbors are searched for."""
+
+    database_tokens: float
+    searched_tokens: float
+    """Tokens whose chunks are searched for: those that are trained on."""
+    tokens_per_document: float
+    """Mean; decides how much is lost to padding, half a chunk for each document."""
+    chunk_length: int
+    vocabulary: int
+    width: int
+    """Of an embedding."""
+    stored: int
+    """Neighbors kept for each chunk."""
+    factory: str
+    """`index.factory`, which may be `auto`."""
+    exact_below: int
+    """`index.exact_below`."""
+    largest_index: float
+    """Bytes that the index of one database shard may take."""
+    recall: float = 0.95
+    """`index.recall`."""
+    max_bytes: float | None = None
+    """`index.max_bytes`."""
+
+    def _chunks(self, tokens: float) -> int:
+        padding = (self.chunk_length - 1) / 2 / self.tokens_per_document
+        return math.ceil(tokens * (1 + padding) / self.chunk_length)
+
+    @property
+    def chunks(self) -> int:
+        """Chunks in the database."""
+        return self._chunks(self.database_tokens)
+
+    @property
+    def searched_chunks(self) -> int:
+        """Chunks that neighbors are searched for."""
+        return self._chunks(self.searched_tokens)
+
+    @property
+    def corpus_chunks(self) -> int:
+        """Chunks that are encoded and embedded, as keys or as queries."""
+        return max(self.chunks, self.searched_chunks)
+
+    @property
+    def tokens_bytes(self) -> float:
+        """The token store: ids, tokens left in each chunk's document, and a line for each document."""
+        documents = max(self.database_tokens, self.searched_tokens) / self.tokens_per_document
+        id_bytes = 2 if self.vocabulary <= 2**16 else 4
+        chunk = self.chunk_length * id_bytes + INT32
+        return (self.corpus_chunks + 1) * chunk + documents * NUMBERS_PER_DOCUMENT * INT64
+
+    @property
+    def embeddings_bytes(self) -> float:
+        """Embeddings in float16."""
+        return self.corpus_chunks * self.width * FLOAT16
+
+    @property
+    def paper_bytes(self) -> float:
+        """The database as the paper stores it, by its 93 TB and 215 GB: keys in float32, tokens in 32 bits."""
+        return self.chunks * (self.width * FLOAT32 + self.chunk_length * INT32)
+
+    @cached_property
+    def index_shards(self) -> int:
+        """Database shards, the fewest whose indexes each fit into `largest_index` bytes.
+
+        Raises:
+            ConfigurationError: FAISS does not know the factory string, or even one chunk does not fit.
+        """
+        shards = 1
+        while (size := self._shard_index_bytes(shards)) > self.largest_index:
+            if shards >= self.chunks:
+                raise ConfigurationError(
+                    f"task.index_memory={self.largest_index:g} bytes do not hold an index of even one chunk; raise it."
+                )
+            shards = min(self.chunks, max(shards + 1, math.floor(shards * size / self.largest_index)))
+        return shards
+
+    @property
+    def index_factory(self) -> str:
+        """FAISS factory string of one shard's index."""
+        return self._factory(self.index_shards)
+
+    @property
+    def index_bytes(self) -> float:
+        """All indexes, on disk or in memory."""
+        return self.index_shards * self._shard_index_bytes(self.index_shards)
+
+    @property
+    def search_bytes(self) -> float:
+        """Ids and distances found in each database shard."""
+        return self.index_shards * self.searched_chunks * self.stored * (INT64 + FLOAT32)
+
+    @property
+    def neighbors_bytes(self) -> float:
+        """Ids and distances after the shards have been merged."""
+        id_bytes = INT32 if self.chunks < 2**31 else INT64
+        return self.searched_chunks * self.stored * (id_bytes + FLOAT32)
+
+    def _factory(self, shards: int) -> str:
+        vectors = math.ceil(self.chunks / shards)
+        return choose_factory(self.factory, vectors, self.width, self.exact_below, self.recall, self.max_bytes).factory
+
+    def _shard_index_bytes(self, shards: int) -> float:
+        return index_bytes(self._factory(shards), math.ceil(self.chunks / shards), self.width)

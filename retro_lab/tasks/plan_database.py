@@ -1,0 +1,113 @@
+"""What a retrieval database takes: the part of `task=plan` about building, whose arithmetic is `DatabaseSizes`."""
+
+import math
+
+from omegaconf import DictConfig
+from rich.console import Group
+
+from retro_lab.errors import ConfigurationError
+from retro_lab.retrieval.neighbors import SHARD_QUERIES
+from retro_lab.retrieval.sizes import DatabaseSizes
+from retro_lab.tasks.plan_tables import BYTES, scaled, section
+
+SHARD_SECONDS = 600
+"""What an embedding shard of the suggested size takes one GPU: no more than that is lost when a rank is killed."""
+
+
+def check_database(config: DictConfig) -> None:
+    """Refuse what cannot be.
+
+    Raises:
+        ConfigurationError: A value is out of its range.
+    """
+    positive = {
+        "task.embedding_chunks_per_second": config.task.embedding_chunks_per_second,
+        "task.embedding_width": config.task.embedding_width,
+        "task.queries_per_second": config.task.queries_per_second,
+        "task.tokens_per_document": config.task.tokens_per_document,
+        "task.index_memory": config.task.index_memory,
+        "retrieval.stored": config.retrieval.stored,
+        "database.tokens": 1 if config.database.tokens is None else config.database.tokens,
+        "database.fraction": config.database.fraction,
+    }
+    for key, value in positive.items():
+        if not value > 0:
+            raise ConfigurationError(f"{key} must be positive, not {value}.")
+    if config.database.fraction > 1:
+        raise ConfigurationError(
+            f"database.fraction is a share of the training split, up to 1, not {config.database.fraction}."
+        )
+
+
+def database_sizes(config: DictConfig, vocabulary: int) -> DatabaseSizes:
+    """Work out the sizes of a database of as much text as is trained on, unless its size is given."""
+    return DatabaseSizes(
+        database_tokens=config.database.tokens or config.database.fraction * config.schedule.tokens,
+        searched_tokens=config.schedule.tokens,
+        tokens_per_document=config.task.tokens_per_document,
+        chunk_length=config.model.chunk_length,
+        vocabulary=vocabulary,
+        width=config.task.embedding_width,
+        stored=config.retrieval.stored,
+        factory=config.index.factory,
+        exact_below=config.index.exact_below,
+        largest_index=config.task.index_memory,
+        recall=config.index.recall,
+        max_bytes=config.index.max_bytes,
+    )
+
+
+def database_sections(config: DictConfig, vocabulary: int, gpus: int) -> list[Group]:
+    """Show what the database takes, and how its build is cut up for `gpus` ranks with a GPU each."""
+    sizes = database_sizes(config, vocabulary)
+    return [_database(sizes, config), _layout(sizes, config, gpus)]
+
+
+def _database(sizes: DatabaseSizes, config: DictConfig) -> Group:
+    task = config.task
+    shards = sizes.index_shards
+    rows = {
+        "chunks": f"{sizes.chunks:,}",
+        "tokens": scaled(sizes.tokens_bytes, BYTES),
+        "embeddings": scaled(sizes.embeddings_bytes, BYTES),
+        "index": scaled(sizes.index_bytes, BYTES),
+        "search": scaled(sizes.search_bytes, BYTES),
+        "neighbors": scaled(sizes.neighbors_bytes, BYTES),
+        "as the paper stores it": f"{scaled(sizes.paper_bytes, BYTES)}, keys in float32 and tokens in 32 bits",
+        "index family": f"{shards} x {sizes.index_factory}",
+        "memory to search": f"{scaled(sizes.index_bytes / shards, BYTES)} at a time",
+        "GPU hours to embed": f"{sizes.corpus_chunks / task.embedding_chunks_per_second / 3600:,.1f}",
+        "CPU hours to search": f"{sizes.searched_chunks * shards / task.queries_per_second / 3600:,.1f}",
+    }
+    return section(
+        f"Database of {sizes.database_tokens:,.0f} tokens",
+        f"{config.task.tokens_per_document:,.0f} tokens in a document; {sizes.corpus_chunks:,} chunks embedded, "
+        f"{task.embedding_chunks_per_second:,.0f} a second, {sizes.width} wide; {sizes.stored} neighbors stored for "
+        f"{sizes.searched_chunks:,} chunks that are trained on, {task.queries_per_second:,.0f} searched a second in "
+        "each index; documents, as Parquet, are not counted",
+        {part: [value] for part, value in rows.items()},
+    )
+
+
+def _layout(sizes: DatabaseSizes, config: DictConfig, gpus: int) -> Group:
+    """Suggest how to cut the build, so that all ranks have work to the end and a killed one loses little."""
+    rate = config.task.embedding_chunks_per_second
+    longest = 2 ** math.floor(math.log2(max(1, rate * SHARD_SECONDS)))
+    shard_size = max(1, min(longest, math.ceil(sizes.corpus_chunks / gpus)))
+    embedding_shards = math.ceil(sizes.corpus_chunks / shard_size)
+    rounds = math.ceil(embedding_shards / gpus)
+    search_shards = math.ceil(sizes.searched_chunks / SHARD_QUERIES) * sizes.index_shards
+    rows = {
+        "embedder.shard_size": f"{shard_size:,}",
+        "embedding shards": f"{embedding_shards:,}, {shard_size / rate / 60:,.1f} minutes each",
+        "index shards": f"{sizes.index_shards:,} of {math.ceil(sizes.chunks / sizes.index_shards):,} chunks",
+        "search shards": f"{search_shards:,} of up to {SHARD_QUERIES:,} chunks in one index",
+        "ranks": f"{gpus:,}, each with a GPU",
+        "hours to embed": f"{rounds * shard_size / rate / 3600:,.1f}",
+    }
+    return section(
+        "Layout of the build",
+        "suggested: the same command on each rank, which share the shards; index shards as many as task.index_memory = "
+        f"{scaled(config.task.index_memory, BYTES)} asks for (database.fractions cuts them)",
+        {part: [value] for part, value in rows.items()},
+    )

@@ -1,0 +1,46 @@
+"""A seeded permutation that is computed place by place: shuffling any number of sequences takes no memory.
+
+A generalized Feistel network permutes the pairs (i, j) of a rectangle just large enough for the range (Black and
+Rogaway 2002): in turns, one number of the pair moves around its side by what a hash makes of the other. The few pairs
+beyond the range are sent through again until they come back, which leaves a permutation of the range itself.
+"""
+
+import math
+
+import numpy as np
+
+ROUNDS = 6
+
+
+def permuted(places: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
+    """Return what stands at `places` of the permutation of 0, 1, ..., `count` - 1 that belongs to seed and epoch.
+
+    Args:
+        places: int64 of any shape, each at least 0 and below `count`.
+        count: Length of the permutation, up to 2^62.
+        seed: Not negative.
+        epoch: Not negative.
+    """
+    keys = np.random.SeedSequence((seed, epoch)).generate_state(ROUNDS, np.uint64)
+    height = math.isqrt(count - 1) + 1
+    sides = np.array([height, -(-count // height)], np.uint64)
+    numbers = _rectangle(places.astype(np.uint64), sides, keys)
+    while (outside := numbers >= count).any():
+        numbers[outside] = _rectangle(numbers[outside], sides, keys)
+    return numbers.astype(np.int64)
+
+
+def _rectangle(numbers: np.ndarray, sides: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Permute 0, 1, ..., height x width - 1, each a pair of row and column."""
+    pair = list(np.divmod(numbers, sides[1]))
+    for number, key in enumerate(keys):
+        moved = number % 2
+        pair[moved] = (pair[moved] + _hash(pair[1 - moved] ^ key) % sides[moved]) % sides[moved]
+    return np.asarray(pair[0] * sides[1] + pair[1])
+
+
+def _hash(numbers: np.ndarray) -> np.ndarray:
+    """Mix all bits of 64-bit numbers: the finalizer of SplitMix64 (Steele et al. 2014)."""
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
