@@ -189,7 +189,7 @@ class VectorIndex:
             steps = (round(2 ** (eighth / 8)) for eighth in range(8 * lists.bit_length()))
             efforts = sorted({lists, *(n for n in steps if n < lists)})
         elif _graph(self._index) is not None:
-            efforts = [2**power for power in range(4, 12)]
+            efforts = [round(2 ** (quarter / 4)) for quarter in range(16, 45)]
         elif not _is_refined(self._index):
             return
         for factor in CANDIDATE_FACTORS if _is_refined(self._index) else (1,):
