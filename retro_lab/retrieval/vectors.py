@@ -262,7 +262,7 @@ def normalized(vectors: np.ndarray) -> np.ndarray:
 def distances(queries: np.ndarray, vectors: np.ndarray, metric: str) -> np.ndarray:
     """Distance of each query, [n, d], to each of its own vectors, [n, k, d], term by term; [n, k]."""
     if metric == "inner_product":
-        return -np.einsum("nd,nkd->nk", queries, vectors)
+        return -np.einsum("qw,qkw->qk", queries, vectors)
     if metric == "cosine":
         queries, vectors = normalized(queries), normalized(vectors)
     return ((queries[:, None] - vectors) ** 2).sum(-1)
