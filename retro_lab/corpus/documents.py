@@ -15,8 +15,10 @@ from retro_lab.errors import ConfigurationError
 
 Split = Literal["train", "validation"]
 
-UNREADABLE = "\udfff"
-"""Text of a record that could not be read at all; no file's text can be this (it is not valid Unicode)."""
+UNREADABLE = "unreadable record"
+LONGEST_DOCUMENT = 64 * 2**20
+"""UTF-8 bytes of the longest document that is taken; whoever reads holds no more than a few of this size in memory."""
+TOO_LONG = f"longer than {LONGEST_DOCUMENT // 2**20} MiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class Document:
     source: str
     """Name of the corpus, or of the part of a mixture, that the document came from."""
     text: str
+    problem: str | None = None
+    """Why the document cannot be used, where whoever read it knows; its text is then whatever."""
 
 
 class DocumentSource(ABC):
@@ -74,17 +78,15 @@ class DocumentSource(ABC):
 
 def rejection(text: str) -> str | None:
     """Say why a document of this text cannot be used; None when it can."""
-    if text == UNREADABLE:
-        return "unreadable record"
     if not text.strip():
         return "empty"
     if "\0" in text:
         return "NUL character"
     try:
-        text.encode("utf-8")
+        size = len(text.encode("utf-8"))
     except UnicodeEncodeError:
         return "not UTF-8"
-    return None
+    return TOO_LONG if size > LONGEST_DOCUMENT else None
 
 
 def held_out(document_id: str, fraction: float) -> bool:

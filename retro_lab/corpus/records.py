@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from retro_lab.corpus.documents import UNREADABLE, Document, valid_unicode
+from retro_lab.corpus.documents import Document, valid_unicode
 from retro_lab.errors import CorpusError
 
 NAMED_FIELDS = 20
@@ -18,16 +18,16 @@ class RecordFields:
     text: str
     id: str | None = None
 
-    def document(self, record: Mapping[str, Any] | None, place: str, source: str) -> Document:
-        """Make a document of `record`, or of None for one that could not be read.
+    def document(self, record: Mapping[str, Any] | str, place: str, source: str) -> Document:
+        """Make a document of `record`; a string in its place says why there is none.
 
         `place` is where the record is, as `file name:row`; it is the id of a document that has no other.
 
         Raises:
             CorpusError: A field is missing, or holds something that is neither text nor null.
         """
-        if record is None:
-            return Document(place, source, UNREADABLE)
+        if isinstance(record, str):
+            return Document(place, source, "", problem=record)
         text = _field(record, self.text, "text_field", place)
         if text is None:
             text = ""

@@ -1,6 +1,9 @@
 """The stages from raw documents to tokens: `documents`, `tokenizer`, `tokens`.
 
 DocumentSource ─► documents (cleaned, split, Parquet) ─► tokenizer ─► tokens of each split
+
+Memory is bounded whatever the size of the corpus: by a few times `WRITE_BYTES` and `LONGEST_DOCUMENT`, and, where
+tokens are laid out in the end, by about 100 bytes for each document of a split (its id among them).
 """
 
 from collections import Counter
@@ -54,7 +57,7 @@ class DocumentsStage(Stage):
         writers = {split: _ParquetDocuments(folder / f"{split}.parquet") for split in SPLITS}
         try:
             for split, document in self.source.read(shard):
-                reason = rejection(document.text)
+                reason = document.problem or rejection(document.text)
                 if reason is None:
                     kept[split] += Counter(documents=1, bytes=writers[split].add(document))
                     continue
@@ -115,10 +118,17 @@ class _ParquetDocuments:
         self._writer.close()
 
 
+def document_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Read a file of documents a few at a time, never those of two row groups at once: that bounds their bytes."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield from file.iter_batches(batch_size=64, row_groups=[group], columns=columns)
+
+
 def iterate_texts(documents: Artifact, split: Split, max_bytes: float) -> Iterator[str]:
     """Yield the texts of a split in order until `max_bytes` of UTF-8 have been given out."""
     for path in sorted(documents.folder.glob(f"*/{split}.parquet")):
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=["text", "bytes"]):
+        for batch in document_batches(path, ["text", "bytes"]):
             for text, size in zip(batch["text"].to_pylist(), batch["bytes"].to_pylist(), strict=True):
                 if max_bytes <= 0:
                     return
@@ -203,7 +213,7 @@ class TokensStage(Stage):
         lengths: list[int] = []
         table: list[pa.RecordBatch] = []
         with (folder / "tokens.bin").open("wb") as file:
-            for batch in pq.ParquetFile(self._parts()[shard]).iter_batches(batch_size=64):
+            for batch in document_batches(self._parts()[shard]):
                 for ids in tokenizer.encode(batch["text"].to_pylist()):
                     lengths.append(len(ids))
                     ids.tofile(file)
@@ -240,7 +250,7 @@ class TokensStage(Stage):
         shape = ((int(start[-1]) + 1) * self.chunk_length,)
         tokens = create_array(folder / "tokens.npy", tokenizer.dtype, shape)
         tokens[:] = tokenizer.document_marker
-        left = np.lib.format.open_memmap(folder / "tokens_left.npy", "w+", np.uint32, (int(start[-1]) + 1,))
+        left = create_array(folder / "tokens_left.npy", np.uint32, (int(start[-1]) + 1,))
         for place, after, document in zip(start, start[1:], order, strict=False):
             begin, length = first[document], lengths[document]
             at = int(place) * self.chunk_length

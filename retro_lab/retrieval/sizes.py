@@ -31,12 +31,12 @@ class DatabaseSizes:
     """`index.factory`, which may be `auto`."""
     exact_below: int
     """`index.exact_below`."""
+    recall: float
+    """`index.recall`."""
+    max_bytes: float | None
+    """`index.max_bytes`."""
     largest_index: float
     """Bytes that the index of one database shard may take."""
-    recall: float = 0.95
-    """`index.recall`."""
-    max_bytes: float | None = None
-    """`index.max_bytes`."""
 
     def _chunks(self, tokens: float) -> int:
         padding = (self.chunk_length - 1) / 2 / self.tokens_per_document

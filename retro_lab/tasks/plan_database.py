@@ -51,9 +51,9 @@ def database_sizes(config: DictConfig, vocabulary: int) -> DatabaseSizes:
         stored=config.retrieval.stored,
         factory=config.index.factory,
         exact_below=config.index.exact_below,
-        largest_index=config.task.index_memory,
         recall=config.index.recall,
         max_bytes=config.index.max_bytes,
+        largest_index=config.task.index_memory,
     )
 
 

@@ -38,6 +38,8 @@ def test_a_real_build_is_as_large_as_planned(tmp_path, tiny_bert) -> None:
         stored=STORED,
         factory="auto",
         exact_below=200_000,
+        recall=0.95,
+        max_bytes=None,
         largest_index=store.chunks * embeddings.facts["width"] * 4 * 0.7,
     )
     assert sizes.chunks == pytest.approx(store.chunks, rel=0.05)
