@@ -21,7 +21,7 @@ def test_help_lists_everything_that_can_be_chosen() -> None:
         assert all(option in text for option in options(group)), group
     assert "Train RETRO and its baseline twin" in text
     assert "_schema" not in text
-    assert max(map(len, text.splitlines())) <= 140
+    assert max(map(len, text.splitlines())) <= 120
 
 
 def test_help_lists_the_users_own_with_its_first_comment(write: Write) -> None:
