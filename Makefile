@@ -42,5 +42,11 @@ benchmarks/.venv: benchmarks/requirements.txt
 	@$@/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --editable . $(EMBEDDER)
 	@touch $@
 
+# And another: ScaNN wants newer libraries than retro-pytorch does.
+benchmarks/.venv-scann: benchmarks/requirements-scann.txt
+	@$(PYTHON) -m venv $@
+	@$@/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $<
+	@touch $@
+
 clean: ## Remove artifacts and outputs, not the environment
 	rm -rf artifacts outputs

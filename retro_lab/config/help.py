@@ -84,7 +84,11 @@ def _described(title: str, files: Mapping[str, Path]) -> str:
 
 def _columns(rows: Mapping[str, str]) -> list[str]:
     width = max((len(name) for name in rows), default=0)
-    return [f"  {name:<{width}}  {text}".rstrip() for name, text in rows.items()]
+    lines: list[str] = []
+    for name, text in rows.items():
+        first, rest = f"  {name:<{width}}  ", " " * (width + 4)
+        lines += textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=rest) or [first.rstrip()]
+    return lines
 
 
 def _explained(title: str, settings: Iterable[Setting], values: Mapping[str, object]) -> str:

@@ -9,12 +9,14 @@ from omegaconf import MISSING
 from retro_lab.corpus.config import (
     ByteBPEConfig,
     CorpusConfig,
+    DecontaminationConfig,
     HubConfig,
     LocalConfig,
     MixtureConfig,
     PretrainedTokenizerConfig,
     PythonSourceConfig,
     TokenizerConfig,
+    WikipediaConfig,
 )
 from retro_lab.evaluation.config import EvaluationConfig
 from retro_lab.model.config import ModelConfig, SizeConfig
@@ -46,6 +48,7 @@ class RunConfig:
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     corpus: CorpusConfig = MISSING
+    decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
     tokenizer: TokenizerConfig = MISSING
     embedder: EmbedderConfig = MISSING
     index: IndexConfig = field(default_factory=IndexConfig)
@@ -73,6 +76,7 @@ KINDS: dict[str, dict[str, type]] = {
         "python_source": PythonSourceConfig,
         "local": LocalConfig,
         "hub": HubConfig,
+        "wikipedia": WikipediaConfig,
         "mixture": MixtureConfig,
     },
     "tokenizer": {"byte_bpe": ByteBPEConfig, "pretrained": PretrainedTokenizerConfig},

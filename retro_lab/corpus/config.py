@@ -74,6 +74,17 @@ class HubConfig(CorpusConfig):
 
 
 @dataclass(kw_only=True)
+class WikipediaConfig(HubConfig):
+    """Wikipedia, without articles that another corpus holds out."""
+
+    _target_: str = "retro_lab.corpus.wikipedia.WikipediaSource"
+    title_field: str = "title"
+    """Name of the field that holds an article's title."""
+    without: Any = None
+    """A corpus whose articles, by their titles, are left out; null leaves out none."""
+
+
+@dataclass(kw_only=True)
 class MixtureConfig(CorpusConfig):
     """Several corpora, each with a share of the text (Borgeaud et al. 2022, Table 1)."""
 
@@ -82,6 +93,16 @@ class MixtureConfig(CorpusConfig):
     """Corpora by name, each a `corpus` configuration of its own."""
     weights: dict[str, float] = MISSING
     """Share of `max_bytes` that each source contributes; they need not sum to one."""
+    fractions: dict[str, float] = field(default_factory=dict)
+    """Share of its documents, chosen by a hash of their ids, that is taken at most of a source; all where not named."""
+
+
+@dataclass(kw_only=True)
+class DecontaminationConfig:
+    """Which documents are too much like held-out ones to train on (Borgeaud et al. 2022, Sec. 2.1)."""
+
+    similarity: float | None = 0.8
+    """Jaccard similarity of 13-grams of words from which on a document is dropped; null drops none."""
 
 
 @dataclass(kw_only=True)

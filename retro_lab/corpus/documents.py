@@ -14,9 +14,12 @@ from typing import Any, Literal, Self
 from retro_lab.errors import ConfigurationError
 
 Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
 
-UNREADABLE = "\udfff"
-"""Text of a record that could not be read at all; no file's text can be this (it is not valid Unicode)."""
+UNREADABLE = "unreadable record"
+LONGEST_DOCUMENT = 64 * 2**20
+"""UTF-8 bytes of the longest document that is taken; whoever reads holds no more than a few of this size in memory."""
+TOO_LONG = f"longer than {LONGEST_DOCUMENT // 2**20} MiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,8 @@ class Document:
     source: str
     """Name of the corpus, or of the part of a mixture, that the document came from."""
     text: str
+    problem: str | None = None
+    """Why the document cannot be used, where whoever read it knows; its text is then whatever."""
 
 
 class DocumentSource(ABC):
@@ -74,17 +79,15 @@ class DocumentSource(ABC):
 
 def rejection(text: str) -> str | None:
     """Say why a document of this text cannot be used; None when it can."""
-    if text == UNREADABLE:
-        return "unreadable record"
     if not text.strip():
         return "empty"
     if "\0" in text:
         return "NUL character"
     try:
-        text.encode("utf-8")
+        size = len(text.encode("utf-8"))
     except UnicodeEncodeError:
         return "not UTF-8"
-    return None
+    return TOO_LONG if size > LONGEST_DOCUMENT else None
 
 
 def held_out(document_id: str, fraction: float) -> bool:
@@ -92,8 +95,18 @@ def held_out(document_id: str, fraction: float) -> bool:
 
     A larger fraction holds out all that a smaller one does.
     """
-    digest = hashlib.blake2b(document_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
+    return _number(document_id) < fraction * 2**64
+
+
+def sampled(document_id: str, fraction: float) -> bool:
+    """Whether a document is in a sample of its source; has nothing to do with whether it is held out."""
+    return _number(document_id, b"sample") < fraction * 2**64
+
+
+def _number(document_id: str, purpose: bytes = b"") -> int:
+    """Return a number below 2^64: a hash of the id, another one for each purpose."""
+    digest = hashlib.blake2b(document_id.encode("utf-8", "surrogatepass"), digest_size=8, person=purpose).digest()
+    return int.from_bytes(digest, "big")
 
 
 def valid_unicode(name: str) -> str:

@@ -16,11 +16,15 @@ from typing import Any, BinaryIO, TypeVar
 
 import fsspec.compression
 
+from retro_lab.corpus.documents import LONGEST_DOCUMENT, TOO_LONG, UNREADABLE
 from retro_lab.corpus.local_files import LocalFile
 from retro_lab.errors import CorpusError
 
-Row = Mapping[str, Any] | None
-"""A record; None for one that cannot be read."""
+Row = Mapping[str, Any] | str
+"""A record, or why there is none."""
+LONGEST_ARRAY = 256 * 2**20
+"""Bytes of the longest JSON array that is read, which happens at once; lines have no such limit."""
+PIECE = 2**20
 PARQUET_ROWS = 256
 """Rows decoded at a time; the reader's own choice is a whole row group."""
 Item = TypeVar("Item")
@@ -65,25 +69,49 @@ def numbered(items: Iterable[Item], name: str) -> Iterator[tuple[int, Item]]:
 
 def _text_rows(file: LocalFile) -> Iterator[tuple[int, Row]]:
     with _opened(file) as stream:
-        for number, content in numbered(_whole(stream), file.name):
-            yield number, {"text": _decoded(content.removeprefix(codecs.BOM_UTF8))}
+        for number, content in numbered(_whole(stream, LONGEST_DOCUMENT), file.name):
+            text = TOO_LONG if content is None else {"text": _decoded(content.removeprefix(codecs.BOM_UTF8))}
+            yield number, text
 
 
-def _whole(stream: BinaryIO) -> Iterator[bytes]:
-    yield stream.read()
+def _whole(stream: BinaryIO, longest: int) -> Iterator[bytes | None]:
+    """Yield all that is left to read; None if it is more than `longest` bytes."""
+    content = stream.read(longest + 1)
+    yield content if len(content) <= longest else None
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
+    """Yield lines; None for one that holds more than a document may, which is read piece by piece and forgotten."""
+    while line := stream.readline(LONGEST_DOCUMENT + 1):
+        if len(line) <= LONGEST_DOCUMENT:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = stream.readline(PIECE)
+        yield None
+
+
+def _peeked(stream: io.BufferedReader) -> Iterator[bytes]:
+    """Yield what comes next, without reading on."""
+    yield stream.peek()
 
 
 def _json_rows(file: LocalFile) -> Iterator[tuple[int, Row]]:
     """Yield the objects of a file of JSON lines, or of one array; anything else is an unreadable record."""
     objects, first_problem = 0, None
     with _opened(file) as stream:
-        for number, line in numbered(stream, file.name):
+        _, beginning = next(numbered(_peeked(stream), file.name))
+        if beginning.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            for _, content in numbered(_whole(stream, LONGEST_ARRAY), file.name):
+                yield from _array_rows(content, file.name)
+            return
+        for number, line in numbered(_lines(stream), file.name):
+            if line is None:
+                first_problem = first_problem or f"line {number} is {TOO_LONG}"
+                yield number, TOO_LONG
+                continue
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
-                if line.lstrip().startswith(b"["):
-                    rest = next(numbered(_whole(stream), file.name))[1]
-                    yield from _array_rows(line + rest, file.name)
-                    return
             if not line.strip():
                 continue
             try:
@@ -95,19 +123,24 @@ def _json_rows(file: LocalFile) -> Iterator[tuple[int, Row]]:
                 yield number, value
             else:
                 first_problem = first_problem or f"line {number} is {_describe(value)}"
-                yield number, None
+                yield number, UNREADABLE
     if first_problem and not objects:
         raise CorpusError(f"{file.name}: {first_problem}; write one JSON object a line, or one array of them.")
 
 
-def _array_rows(content: bytes, name: str) -> Iterator[tuple[int, Row]]:
+def _array_rows(content: bytes | None, name: str) -> Iterator[tuple[int, Row]]:
+    if content is None:
+        raise CorpusError(
+            f"{name} is one JSON array longer than {LONGEST_ARRAY // 2**20} MiB, which would have to be read at once; "
+            "write one JSON object a line instead, as by: jq -c '.[]'"
+        )
     try:
-        values = json.loads(_decoded(content))
+        values = json.loads(_decoded(content.removeprefix(codecs.BOM_UTF8)))
     except (ValueError, RecursionError) as error:
         where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "its array"
         raise CorpusError(f"{name}: {where} is {_describe(error)}; write one JSON object a line.") from error
     for number, value in enumerate(values, start=1):
-        yield number, value if isinstance(value, dict) else None
+        yield number, value if isinstance(value, dict) else UNREADABLE
 
 
 def _describe(value: Any) -> str:
@@ -133,10 +166,10 @@ def _decoded(content: bytes) -> str:
 
 
 @contextmanager
-def _opened(file: LocalFile) -> Iterator[BinaryIO]:
+def _opened(file: LocalFile) -> Iterator[io.BufferedReader]:
     """Open a file for reading its decompressed bytes."""
     if file.compression not in fsspec.compression.compr:
         raise CorpusError(f"{file.name}: {file.compression} cannot be read here; run `pip install zstandard`.")
     with file.path.open("rb") as raw, fsspec.compression.compr[file.compression](raw, mode="rb") as stream:
         # zstandard's reader has no lines of its own.
-        yield stream if file.compression is None else io.BufferedReader(stream)
+        yield io.BufferedReader(stream) if file.compression else stream

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Self
 
-from retro_lab.corpus.documents import Document, DocumentSource, Split
+from retro_lab.corpus.documents import Document, DocumentSource, Split, sampled
 from retro_lab.errors import ConfigurationError
 
 
@@ -20,14 +20,19 @@ class MixtureSource(DocumentSource):
         weights: Mapping[str, float],
         validation_fraction: float = 0.05,
         max_bytes: float | None = None,
+        fractions: Mapping[str, float] | None = None,
     ) -> None:
         """Mix `sources`, each with the weight of the same name; a weight of 0 leaves a source out.
+
+        Of a source named in `fractions` no more than that share of the documents is taken, chosen by a hash of their
+        ids, so that what is taken comes from all over it (books at 4% in the paper's evaluation database).
 
         `validation_fraction` is that of every source, whatever its own says; a source with a smaller `max_bytes` of
         its own gives no more than that.
 
         Raises:
-            ConfigurationError: There is no `max_bytes`, names do not match, or no weight is positive.
+            ConfigurationError: There is no `max_bytes`, names do not match, no weight is positive, or a fraction is
+                none.
         """
         super().__init__(validation_fraction, max_bytes)
         if max_bytes is None:
@@ -40,11 +45,19 @@ class MixtureSource(DocumentSource):
             )
         if any(not weight >= 0 for weight in weights.values()) or not sum(weights.values()) > 0:
             raise ConfigurationError("corpus.weights of a mixture must not be negative, and not all of them zero.")
+        self.fractions = dict(fractions or {})
+        for name, fraction in self.fractions.items():
+            if name not in sources or not 0 < fraction <= 1:
+                raise ConfigurationError(
+                    f"corpus.fractions.{name}={fraction} must name a source of the mixture, above 0 and at most 1."
+                )
         self.sources = {name: sources[name] for name in sorted(sources)}
         self.weights = {name: float(weights[name]) for name in sorted(weights)}
         total = sum(self.weights.values())
         self._limited = {
-            name: source.limited(validation_fraction, max_bytes * self.weights[name] / total)
+            name: source.limited(
+                validation_fraction, max_bytes * self.weights[name] / total / self.fractions.get(name, 1)
+            )
             for name, source in self.sources.items()
             if self.weights[name]
         }
@@ -52,11 +65,15 @@ class MixtureSource(DocumentSource):
     def limited(self, validation_fraction: float, max_bytes: float) -> Self:
         """Return the same mixture as a part of a larger one."""
         smaller = max_bytes if self.max_bytes is None else min(max_bytes, self.max_bytes)
-        return type(self)(self.sources, self.weights, validation_fraction, smaller)
+        return type(self)(self.sources, self.weights, validation_fraction, smaller, self.fractions)
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of each source as part of this mixture; its limit in there stands for its weight."""
-        return {"kind": "mixture", "sources": {name: source.identity() for name, source in self._limited.items()}}
+        return {
+            "kind": "mixture",
+            "sources": {name: source.identity() for name, source in self._limited.items()},
+            "fractions": self.fractions,
+        }
 
     def parts(self) -> int:
         """Return the number of parts of all sources together."""
@@ -67,7 +84,8 @@ class MixtureSource(DocumentSource):
         for name, source in self._limited.items():
             if part < source.parts():
                 for split, document in source.read(part):
-                    yield split, replace(document, source=name)
+                    if sampled(document.id, self.fractions.get(name, 1)):
+                        yield split, replace(document, source=name)
                 return
             part -= source.parts()
         raise IndexError(f"The mixture has no part {part} beyond its last.")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from retro_lab.corpus.documents import UNREADABLE, Document, valid_unicode
+from retro_lab.corpus.documents import Document, valid_unicode
 from retro_lab.errors import CorpusError
 
 NAMED_FIELDS = 20
@@ -17,24 +17,26 @@ class RecordFields:
 
     text: str
     id: str | None = None
+    option: str = "text_field"
+    """Name of the setting that names the text's field, for messages."""
 
-    def document(self, record: Mapping[str, Any] | None, place: str, source: str) -> Document:
-        """Make a document of `record`, or of None for one that could not be read.
+    def document(self, record: Mapping[str, Any] | str, place: str, source: str) -> Document:
+        """Make a document of `record`; a string in its place says why there is none.
 
         `place` is where the record is, as `file name:row`; it is the id of a document that has no other.
 
         Raises:
             CorpusError: A field is missing, or holds something that is neither text nor null.
         """
-        if record is None:
-            return Document(place, source, UNREADABLE)
-        text = _field(record, self.text, "text_field", place)
+        if isinstance(record, str):
+            return Document(place, source, "", problem=record)
+        text = _field(record, self.text, self.option, place)
         if text is None:
             text = ""
         if not isinstance(text, str):
             raise CorpusError(
                 f"{place}: the field {self.text!r} holds a value of type {type(text).__name__}, not text; "
-                "set corpus.text_field to a field that holds text."
+                f"set corpus.{self.option} to a field that holds text."
             )
         identifier = None if self.id is None else _field(record, self.id, "id_field", place)
         if identifier is None:

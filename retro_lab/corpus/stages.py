@@ -1,10 +1,14 @@
 """The stages from raw documents to tokens: `documents`, `tokenizer`, `tokens`.
 
 DocumentSource ─► documents (cleaned, split, Parquet) ─► tokenizer ─► tokens of each split
+
+Memory is bounded whatever the size of the corpus: by a few times `ROW_GROUP_BYTES` and `LONGEST_DOCUMENT`, and, where
+tokens are laid out in the end, by about 100 bytes for each document of a split (its id among them).
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +19,11 @@ import pyarrow.parquet as pq
 
 from retro_lab.artifacts.arrays import create_array
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
-from retro_lab.corpus.documents import Document, DocumentSource, Split, rejection
+from retro_lab.corpus.documents import SPLITS, DocumentSource, Split, rejection, text_bytes
+from retro_lab.corpus.parquet import DOCUMENT_COLUMNS, DocumentsWriter, document_files, documents_name, read_documents
 from retro_lab.corpus.tokenizer import DocumentTokenizer, TokenizerRecipe
 from retro_lab.errors import CorpusError
 
-SPLITS: tuple[Split, ...] = ("train", "validation")
-DOCUMENT_COLUMNS = pa.schema(
-    [("id", pa.large_string()), ("source", pa.string()), ("text", pa.large_string()), ("bytes", pa.int64())]
-)
-WRITE_BYTES = 16 * 2**20
-"""Text held in memory before it is written as one Parquet row group; bounds the memory of both stages."""
 MAX_REJECTED_EXAMPLES = 5
 
 
@@ -51,19 +50,20 @@ class DocumentsStage(Stage):
         kept = {split: Counter[str]() for split in SPLITS}
         rejected: Counter[str] = Counter()
         examples: list[str] = []
-        writers = {split: _ParquetDocuments(folder / f"{split}.parquet") for split in SPLITS}
-        try:
+        with ExitStack() as stack:
+            writers = {split: stack.enter_context(DocumentsWriter(folder / documents_name(split))) for split in SPLITS}
             for split, document in self.source.read(shard):
-                reason = rejection(document.text)
+                reason = document.problem or rejection(document.text)
                 if reason is None:
-                    kept[split] += Counter(documents=1, bytes=writers[split].add(document))
+                    size = text_bytes(document.text)
+                    writers[split].add(
+                        {"id": document.id, "source": document.source, "text": document.text, "bytes": size}
+                    )
+                    kept[split] += Counter(documents=1, bytes=size)
                     continue
                 rejected[reason] += 1
                 if len(examples) < MAX_REJECTED_EXAMPLES:
                     examples.append(f"{document.id}: {reason}")
-        finally:
-            for writer in writers.values():
-                writer.close()
         advance(1)
         return {**{split: dict(kept[split]) for split in SPLITS}, "rejected": dict(rejected), "examples": examples}
 
@@ -89,36 +89,10 @@ class DocumentsStage(Stage):
         return {**totals, "rejected": dict(rejected), "rejected_examples": examples}
 
 
-class _ParquetDocuments:
-    """Writes documents to one Parquet file in row groups of bounded size."""
-
-    def __init__(self, path: Path) -> None:
-        self._writer = pq.ParquetWriter(path, DOCUMENT_COLUMNS, compression="zstd")
-        self._rows: list[dict[str, Any]] = []
-        self._bytes = 0
-
-    def add(self, document: Document) -> int:
-        """Append a document and return its length in UTF-8 bytes."""
-        size = len(document.text.encode("utf-8"))
-        self._rows.append({"id": document.id, "source": document.source, "text": document.text, "bytes": size})
-        self._bytes += size
-        if self._bytes >= WRITE_BYTES:
-            self._flush()
-        return size
-
-    def _flush(self) -> None:
-        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=DOCUMENT_COLUMNS))
-        self._rows, self._bytes = [], 0
-
-    def close(self) -> None:
-        self._flush()
-        self._writer.close()
-
-
 def iterate_texts(documents: Artifact, split: Split, max_bytes: float) -> Iterator[str]:
     """Yield the texts of a split in order until `max_bytes` of UTF-8 have been given out."""
-    for path in sorted(documents.folder.glob(f"*/{split}.parquet")):
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=["text", "bytes"]):
+    for path in document_files(documents, split):
+        for batch in read_documents(path, ["text", "bytes"]):
             for text, size in zip(batch["text"].to_pylist(), batch["bytes"].to_pylist(), strict=True):
                 if max_bytes <= 0:
                     return
@@ -191,7 +165,7 @@ class TokensStage(Stage):
         return {"documents": self.documents, "tokenizer": self.tokenizer}
 
     def _parts(self) -> list[Path]:
-        return sorted(self.documents.folder.glob(f"*/{self.split}.parquet"))
+        return document_files(self.documents, self.split)
 
     def shard_sizes(self) -> Sequence[int]:
         """Documents in each part."""
@@ -203,7 +177,7 @@ class TokensStage(Stage):
         lengths: list[int] = []
         table: list[pa.RecordBatch] = []
         with (folder / "tokens.bin").open("wb") as file:
-            for batch in pq.ParquetFile(self._parts()[shard]).iter_batches(batch_size=64):
+            for batch in read_documents(self._parts()[shard]):
                 for ids in tokenizer.encode(batch["text"].to_pylist()):
                     lengths.append(len(ids))
                     ids.tofile(file)
@@ -240,7 +214,7 @@ class TokensStage(Stage):
         shape = ((int(start[-1]) + 1) * self.chunk_length,)
         tokens = create_array(folder / "tokens.npy", tokenizer.dtype, shape)
         tokens[:] = tokenizer.document_marker
-        left = np.lib.format.open_memmap(folder / "tokens_left.npy", "w+", np.uint32, (int(start[-1]) + 1,))
+        left = create_array(folder / "tokens_left.npy", np.uint32, (int(start[-1]) + 1,))
         for place, after, document in zip(start, start[1:], order, strict=False):
             begin, length = first[document], lengths[document]
             at = int(place) * self.chunk_length

@@ -3,6 +3,10 @@
 import math
 from dataclasses import dataclass
 
+import faiss
+
+from retro_lab.errors import ConfigurationError
+
 AUTO = "auto"
 EXACT = "Flat"
 SMALLEST_TRAINED = 1024
@@ -11,8 +15,8 @@ POINTS_PER_LIST = 40
 """Vectors for each inverted list, both in the database and in the training sample; FAISS warns below 39."""
 HNSW_LISTS = 65_536
 """From this many lists on a graph finds the nearest centroids; below, comparing with all of them is as quick."""
-FLOAT_BYTES = 4
-ID_BYTES = 8
+FLOAT32, INT64, INT32 = 4, 8, 4
+"""Bytes."""
 
 
 @dataclass(frozen=True)
@@ -23,25 +27,20 @@ class _Codes:
     """What FAISS scans, with M for the number of 4-bit sub-quantizers."""
     share: int
     """A sub-quantizer for each so many dimensions."""
-    refined: float
-    """Bytes of a dimension in the copy that ranks candidates again."""
     reaches: float
     """Recall@10 that was reached with all candidates ranked again, a little below what was measured."""
 
     def factory(self, width: int) -> str:
         return self.codes.replace("M", str(_divisor(width, self.share)))
 
-    def bytes(self, width: int) -> float:
-        return _divisor(width, self.share) / 2 + ID_BYTES + self.refined * width
-
 
 LADDER = (
-    _Codes("PQMx4fs,Refine(SQ8)", 4, 1, 0.98),
-    _Codes("PQMx4fs,Refine(SQfp16)", 2, 2, 1),
-    _Codes("PQMx4fs,Refine(SQ4)", 4, 0.5, 0),
-    _Codes("PQMx4fs", 2, 0, 0),
-    _Codes("PQMx4fs", 4, 0, 0),
-    _Codes("PQMx4fs", 8, 0, 0),
+    _Codes("PQMx4fs,Refine(SQ8)", 4, 0.98),
+    _Codes("PQMx4fs,Refine(SQfp16)", 2, 1),
+    _Codes("PQMx4fs,Refine(SQ4)", 4, 0),
+    _Codes("PQMx4fs", 2, 0),
+    _Codes("PQMx4fs", 4, 0),
+    _Codes("PQMx4fs", 8, 0),
 )
 """In order of preference (`benchmarks/index.py`): the first two by the wanted recall, the others by bytes alone."""
 
@@ -68,29 +67,56 @@ def choose_factory(
     if factory != AUTO:
         return Choice(factory)
     budget = math.inf if max_bytes is None else max_bytes
-    if vectors <= exact_below and vectors * width * FLOAT_BYTES <= budget:
+    if vectors <= exact_below and index_bytes(EXACT, vectors, width) <= budget:
         return Choice(EXACT)
     if vectors < SMALLEST_TRAINED:
         return Choice(EXACT, f"{vectors} vectors are too few to train an index on; searching exactly")
     lists = 2 ** min(round(math.log2(4 * math.sqrt(vectors))), math.floor(math.log2(vectors / POINTS_PER_LIST)))
     coarse = "_HNSW32" if lists >= HNSW_LISTS else ""
-    fitting = [codes for codes in LADDER if estimated_bytes(codes, vectors, width, lists) <= budget]
+    names = {codes: f"IVF{lists}{coarse},{codes.factory(width)}" for codes in LADDER}
+    fitting = [codes for codes, name in names.items() if index_bytes(name, vectors, width) <= budget]
     chosen = next((codes for codes in fitting if codes.reaches >= recall), fitting[0] if fitting else LADDER[-1])
-    name = f"IVF{lists}{coarse},{chosen.factory(width)}"
     if not fitting:
         remark = f"no index of {vectors:,} vectors fits into index.max_bytes={max_bytes:g}; the smallest is used"
     elif chosen.reaches < recall:
         remark = f"index.max_bytes={max_bytes:g} leaves no room for more recall"
     else:
         remark = ""
-    return Choice(name, remark)
-
-
-def estimated_bytes(codes: _Codes, vectors: int, width: int, lists: int) -> float:
-    """Bytes of an index in memory: codes, ids and copies of all vectors, and the centroids."""
-    return vectors * codes.bytes(width) + lists * width * FLOAT_BYTES
+    return Choice(names[chosen], remark)
 
 
 def _divisor(width: int, share: int) -> int:
     """Return the largest number of sub-quantizers, at most one for each `share` dimensions, that divides `width`."""
     return next(count for count in range(max(1, width // share), 0, -1) if width % count == 0)
+
+
+def index_bytes(factory: str, vectors: int, width: int) -> float:
+    """Estimate the bytes of an index: codes, ids, copies and links of all vectors, and centroids.
+
+    Raises:
+        ConfigurationError: FAISS does not know the factory string, or cannot tell how large its codes are.
+    """
+    try:
+        whole = faiss.index_factory(width, factory)
+        each, fixed = _vector_bytes(whole)
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"index.factory={factory} is not a FAISS factory string whose size is known for vectors of width {width}; "
+            "use auto, Flat, or one such as IVF256,Flat."
+        ) from error
+    return vectors * each + fixed
+
+
+def _vector_bytes(index: faiss.Index) -> tuple[float, float]:
+    """Return the bytes of each vector of an index, and those that it takes whatever their number."""
+    if isinstance(index, faiss.IndexRefine):
+        each, fixed = _vector_bytes(faiss.downcast_index(index.base_index))
+        return each + index.refine_index.sa_code_size(), fixed
+    if isinstance(index, faiss.IndexPreTransform):
+        return _vector_bytes(faiss.downcast_index(index.index))
+    if isinstance(index, faiss.IndexIVF):
+        return index.code_size + INT64, index.nlist * index.d * FLOAT32
+    if isinstance(index, faiss.IndexHNSW):
+        links = index.hnsw.nb_neighbors(0)  # type: ignore[attr-defined]
+        return index.storage.sa_code_size() + INT32 * (links + 1) + INT64, 0  # its level, and where its links are
+    return index.sa_code_size(), 0

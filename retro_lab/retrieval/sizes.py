@@ -4,12 +4,10 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-import faiss
-
 from retro_lab.errors import ConfigurationError
-from retro_lab.retrieval.factory import choose_factory
+from retro_lab.retrieval.factory import FLOAT32, INT32, INT64, choose_factory, index_bytes
 
-FLOAT32, FLOAT16, INT64, INT32 = 4, 2, 8, 4
+FLOAT16 = 2
 NUMBERS_PER_DOCUMENT = 3
 """First chunk, tokens and bytes, which the token store keeps in 64 bits each."""
 
@@ -120,35 +118,3 @@ class DatabaseSizes:
 
     def _shard_index_bytes(self, shards: int) -> float:
         return index_bytes(self._factory(shards), math.ceil(self.chunks / shards), self.width)
-
-
-def index_bytes(factory: str, vectors: int, width: int) -> float:
-    """Estimate the bytes of an index: codes, ids, copies and links of all vectors, and centroids.
-
-    Raises:
-        ConfigurationError: FAISS does not know the factory string, or cannot tell how large its codes are.
-    """
-    try:
-        whole = faiss.index_factory(width, factory)
-        each, fixed = _vector_bytes(whole)
-    except RuntimeError as error:
-        raise ConfigurationError(
-            f"index.factory={factory} is not a FAISS factory string whose size is known for vectors of width {width}; "
-            "use auto, Flat, or one such as IVF256,Flat."
-        ) from error
-    return vectors * each + fixed
-
-
-def _vector_bytes(index: faiss.Index) -> tuple[float, float]:
-    """Return the bytes of each vector of an index, and those that it takes whatever their number."""
-    if isinstance(index, faiss.IndexRefine):
-        each, fixed = _vector_bytes(faiss.downcast_index(index.base_index))
-        return each + index.refine_index.sa_code_size(), fixed
-    if isinstance(index, faiss.IndexPreTransform):
-        return _vector_bytes(faiss.downcast_index(index.index))
-    if isinstance(index, faiss.IndexIVF):
-        return index.code_size + INT64, index.nlist * index.d * FLOAT32
-    if isinstance(index, faiss.IndexHNSW):
-        links = index.hnsw.nb_neighbors(0)  # type: ignore[attr-defined]
-        return index.storage.sa_code_size() + INT32 * (links + 1) + INT64, 0  # its level, and where its links are
-    return index.sa_code_size(), 0

@@ -4,8 +4,10 @@ Distances sort ascending whatever the metric: squared L2 on vectors as they are 
 the inner product, or, for the cosine, squared L2 between vectors of length one, 2 - 2 cos.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,15 +164,16 @@ class VectorIndex:
             wanted: Share of the exact neighbors that should be found.
         """
         tried: list[tuple[float, float, str]] = []
-        for factor, efforts in self._grid():
-            low, high = 0, len(efforts) - 1
-            while low <= high:  # recall grows with the effort: look for the first that is enough
-                middle = (low + high) // 2
-                parameters = self._named(efforts[middle], factor)
-                self.set_parameters(parameters)
-                recall = recall_of(self.search(queries, count)[1])
-                tried.append((recall, self._cost(efforts[middle], factor * count), parameters))
-                low, high = (low, middle - 1) if recall >= wanted else (middle + 1, high)
+
+        def recall_with(effort: int, factor: int) -> float:
+            parameters = self._named(effort, factor)
+            self.set_parameters(parameters)
+            recall = recall_of(self.search(queries, count)[1])
+            tried.append((recall, self._cost(effort, factor * count), parameters))
+            return recall
+
+        for factor, efforts in self._grid():  # recall grows with the effort: look for the first that is enough
+            bisect_left(efforts, wanted, key=partial(recall_with, factor=factor))
         if not tried:
             return ""
         enough = min(wanted, max(recall for recall, _, _ in tried) - CLOSE_TO_BEST)
@@ -183,9 +186,10 @@ class VectorIndex:
         lists = self.lists
         efforts = [1]
         if lists:
-            efforts = sorted({n for power in range(32) for n in (2**power, 3 * 2**power) if n < lists} | {lists})
+            steps = (round(2 ** (eighth / 8)) for eighth in range(8 * lists.bit_length()))
+            efforts = sorted({lists, *(n for n in steps if n < lists)})
         elif _graph(self._index) is not None:
-            efforts = [2**power for power in range(4, 12)]
+            efforts = [round(2 ** (quarter / 4)) for quarter in range(16, 45)]
         elif not _is_refined(self._index):
             return
         for factor in CANDIDATE_FACTORS if _is_refined(self._index) else (1,):
@@ -258,7 +262,7 @@ def normalized(vectors: np.ndarray) -> np.ndarray:
 def distances(queries: np.ndarray, vectors: np.ndarray, metric: str) -> np.ndarray:
     """Distance of each query, [n, d], to each of its own vectors, [n, k, d], term by term; [n, k]."""
     if metric == "inner_product":
-        return -np.einsum("nd,nkd->nk", queries, vectors)
+        return -np.einsum("qw,qkw->qk", queries, vectors)
     if metric == "cosine":
         queries, vectors = normalized(queries), normalized(vectors)
     return ((queries[:, None] - vectors) ** 2).sum(-1)

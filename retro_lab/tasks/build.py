@@ -13,8 +13,9 @@ from retro_lab import console
 from retro_lab.artifacts.stage import Artifact
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.config.plain import plain
-from retro_lab.corpus.documents import Split
-from retro_lab.corpus.stages import SPLITS, DocumentsStage, TokenizerStage, TokensStage
+from retro_lab.corpus.decontamination import DecontaminationStage
+from retro_lab.corpus.documents import SPLITS, Split
+from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
 from retro_lab.ranks import place
@@ -77,6 +78,14 @@ def build_corpus(config: DictConfig) -> Corpus:
     if rejected:
         counts = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
         console.status("documents", f"skipped {counts}; such as {documents.facts['rejected_examples'][0]}")
+    if config.decontamination.similarity is not None:
+        documents = store.build(DecontaminationStage(documents, config.decontamination.similarity))
+        if dropped := documents.facts["decontamination"]["dropped"]:
+            example = documents.facts["decontamination"]["examples"][0]
+            console.status(
+                "decontamination",
+                f"dropped {dropped['documents']:,} documents much like held-out ones; such as {example}",
+            )
     tokenizer = store.build(TokenizerStage(instantiate(config.tokenizer), documents))
     stores: dict[Split, TokenStore] = {}
     for split in SPLITS:

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from written_files import read_all, write_lines, write_parquet
 
 from retro_lab.config.schema import register
+from retro_lab.corpus.wikipedia import HELD_OUT
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -39,12 +40,29 @@ def c4(tmp_path):
     return folder
 
 
+def wikipedia_of(folder, subset):
+    """Write the Wikipedia of one language."""
+    articles = {"id": [str(n) for n in range(100)], "text": [f"article {n}" for n in range(100)]}
+    titles = ["Title" if n else "Dick Tracy's half-life, 1,000" for n in range(100)]
+    write_parquet(folder / subset / "train-00000-of-00001.parquet", title=titles, **articles)
+    card(folder, subset, train=f"{subset}/train-*")
+    return folder
+
+
 @pytest.fixture
 def wikipedia(tmp_path):
-    folder = tmp_path / "wikipedia"
-    articles = {"id": [str(n) for n in range(100)], "text": [f"article {n}" for n in range(100)]}
-    write_parquet(folder / "20231101.en/train-00000-of-00001.parquet", title=articles["id"], **articles)
-    card(folder, "20231101.en", train="20231101.en/train-*")
+    return wikipedia_of(tmp_path / "wikipedia", "20231101.en")
+
+
+@pytest.fixture
+def wikitext(tmp_path):
+    """WikiText-103 with an article of the same title in its training and its test split."""
+    folder = tmp_path / "wikitext"
+    titles = {"train": "Title", "validation": "Other", "test": "Dick Tracy 's half @-@ life , 1 @,@ 000"}
+    for split, title in titles.items():
+        rows = ["", f" = {title} = \n", "", " Text . \n"]
+        write_parquet(folder / f"wikitext-103-raw-v1/{split}-00000-of-00001.parquet", text=rows)
+    card(folder, "wikitext-103-raw-v1", **{split: f"wikitext-103-raw-v1/{split}-*" for split in titles})
     return folder
 
 
@@ -54,8 +72,15 @@ def test_c4(c4):
     assert [document.id for split, document in pairs if split == "validation"] == ["https://held"]
 
 
-def test_wikipedia(wikipedia):
-    pairs = read_all(source("+corpus=wikipedia", f"corpus.dataset={wikipedia}"))
+def test_wikipedia_leaves_out_what_wikitext103_holds_out(wikipedia, wikitext):
+    folders = [f"corpus.dataset={wikipedia}", f"corpus.without.dataset={wikitext}"]
+    without = source("+corpus=wikipedia", *folders)
+    found = [(document.id, document.problem) for _, document in read_all(without)]
+    assert found == [("0", HELD_OUT), *((str(n), None) for n in range(1, 100))]
+    whole = source("+corpus=wikipedia", folders[0], "corpus.without=null")
+    pairs = read_all(whole)
+    assert all(document.problem is None for _, document in pairs)
+    assert without.identity() != whole.identity()
     assert [document.id for _, document in pairs] == [str(n) for n in range(100)]
     assert {split for split, _ in pairs} == {"train", "validation"}
 
@@ -85,18 +110,58 @@ def test_pile(tmp_path):
     ]
 
 
-def test_massivetext_like_mixes_by_the_papers_weights(tmp_path, c4, wikipedia):
+@pytest.fixture
+def others(tmp_path):
+    """Books, news and code."""
     write_parquet(tmp_path / "books/train-00000-of-00001.parquet", text=["a book"] * 100, url=["u"] * 100)
     write_parquet(tmp_path / "news/train-00000-of-00001.parquet", text=["some news"] * 100, url=["u"] * 100)
     write_lines(tmp_path / "github/file-1.json.gz", *({"content": "import os\n", "hash": "h"} for _ in range(100)))
-    folders = {"web": c4, "wikipedia": wikipedia} | {name: tmp_path / name for name in ("books", "news", "github")}
-    overrides = [f"corpus.sources.{name}.dataset={folder}" for name, folder in folders.items()]
-    mixture = source("+corpus=massivetext_like", "corpus.max_bytes=1000", *overrides)
+    return {name: tmp_path / name for name in ("books", "news", "github")}
+
+
+def mixed(corpus, folders, *overrides):
+    """Compose a mixture of `folders`; return it and the bytes of text from each."""
+    places = [f"corpus.sources.{name}.dataset={folder}" for name, folder in folders.items()]
+    mixture = source(f"+corpus={corpus}", *places, *overrides)
     taken = dict.fromkeys(folders, 0)
     for _, document in read_all(mixture):
         taken[document.source] += len(document.text)
+    return mixture, taken
+
+
+def test_massivetext_like_mixes_by_the_papers_weights(c4, wikipedia, wikitext, others):
+    folders = {"web": c4, "wikipedia": wikipedia} | others
+    wikitext103 = f"corpus.sources.wikipedia.without.dataset={wikitext}"
+    _, taken = mixed("massivetext_like", folders, wikitext103, "corpus.max_bytes=1000")
     expected = {"web": 550, "books": 250, "news": 100, "wikipedia": 50, "github": 50}
     assert taken == pytest.approx(expected, abs=30)  # each shard may end in the middle of a document
+
+
+def test_the_database_holds_four_percent_of_the_books(c4, wikipedia, others):
+    folders = {"web": c4, "wikipedia": wikipedia} | others
+    mixture, _ = mixed("massivetext_database_like", folders, "corpus.sources.wikipedia.without=null")
+    assert mixture.fractions == {"books": 0.04}
+    assert sum(mixture.weights.values()) == pytest.approx(1_739_662, rel=1e-4)  # the paper's tokens, in millions
+
+
+def test_massivetext_multilingual_like_has_the_papers_weights(tmp_path, c4, wikipedia, others):
+    languages = ["en", "ru", "es", "zh", "fr", "de", "pt", "it", "sw", "ur"]
+    folders = {}
+    for language in languages:
+        folders[f"wikipedia_{language}"] = wikipedia_of(tmp_path / f"wiki_{language}", f"20231101.{language}")
+        folders[f"web_{language}"] = c4
+        if language != "en":
+            folders[f"web_{language}"] = tmp_path / f"c4_{language}"
+            write_lines(folders[f"web_{language}"] / "train.json.gz", {"text": language, "url": language})
+            write_lines(folders[f"web_{language}"] / "held.json.gz", {"text": "held", "url": "held"})
+            card(folders[f"web_{language}"], language, train="train.json.gz", validation="held.json.gz")
+    without = "corpus.sources.wikipedia_en.without=null"
+    mixture, taken = mixed("massivetext_multilingual_like", folders | others, without, "corpus.max_bytes=10000")
+    assert all(taken.values())
+    assert sum(mixture.weights.values()) == pytest.approx(1.0005)
+    of = lambda kind: sum(weight for name, weight in mixture.weights.items() if name.startswith(kind))  # noqa: E731
+    assert of("web") == pytest.approx(0.55, abs=0.001)
+    assert of("wikipedia") == pytest.approx(0.05, abs=0.001)
 
 
 def test_local(tmp_path):

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retro_lab.corpus.documents import (
-    UNREADABLE,
+    LONGEST_DOCUMENT,
+    TOO_LONG,
     Document,
     byte_shares,
     held_out,
@@ -27,10 +28,12 @@ from retro_lab.errors import ConfigurationError
         (" \n\t\u2003", "empty"),
         ("a\0b", "NUL character"),
         ("sum\udce9", "not UTF-8"),
-        (UNREADABLE, "unreadable record"),
+        ("a" * LONGEST_DOCUMENT, None),
+        ("\u00e9" * (LONGEST_DOCUMENT // 2 + 1), TOO_LONG),
         ("a", None),
         ("\u00e9 \U0001f600", None),
     ],
+    ids=str.split("blank space NUL latin longest long letter emoji"),
 )
 def test_rejection_names_the_reason(text, reason):
     assert rejection(text) == reason

@@ -108,3 +108,20 @@ def test_a_configuration_makes_it_with_its_sources(tmp_path):
         }
     )
     assert bytes_by_source(instantiate(config)) == {"web": 100}
+
+
+def test_a_fraction_of_a_source_is_taken_from_all_over_it(sources):
+    mixture = MixtureSource(sources, {"short": 1, "long": 1, "small": 0}, max_bytes=10_000, fractions={"short": 0.1})
+    ids = [int(document.id.rpartition(":")[2]) for _, document in read_all(mixture) if document.source == "short"]
+    assert len(ids) == pytest.approx(500, rel=0.15)  # its share of the bytes, as without a fraction
+    assert min(ids) < 100
+    assert max(ids) > 4900
+    assert bytes_by_source(mixture)["long"] == 5000
+    whole = MixtureSource(sources, {"short": 1, "long": 1, "small": 0}, max_bytes=10_000)
+    assert mixture.identity() != whole.identity()
+
+
+@pytest.mark.parametrize("fractions", [{"short": 0}, {"short": 1.5}, {"books": 0.5}])
+def test_an_impossible_fraction_is_refused(sources, fractions):
+    with pytest.raises(ConfigurationError, match=r"corpus\.fractions"):
+        MixtureSource(sources, dict.fromkeys(sources, 1), max_bytes=1e6, fractions=fractions)

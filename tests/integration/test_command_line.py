@@ -223,7 +223,7 @@ def test_sweep_runs_its_cells_and_a_restart_skips_them(workplace, compared, embe
         ("corpus.text_field=body", "body"),
         ("retrieval.k=100000", "retrieval.k=100000"),
         ("data.sequence_length=33", "data.sequence_length=33"),
-        ("index.factory=IVF4096,Falt", "index.factory=IVF4096,Falt"),
+        ("index.factory=IVF4096,Flatt", "index.factory=IVF4096,Flatt"),
         ("retrieval.method=bm24", "retrieval.method=bm24"),
         ("database.fraction=0", "database.fraction"),
         ("retrieval.k=-1", "retrieval.k"),

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus.documents import Document, DocumentSource
-from retro_lab.corpus.stages import SPLITS, DocumentsStage, TokenizerStage, TokensStage
+from retro_lab.corpus.documents import SPLITS, Document, DocumentSource
+from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import ByteBPE
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.retrieval.bm25 import BM25

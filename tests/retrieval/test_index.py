@@ -141,9 +141,8 @@ def test_more_effort_visits_every_list(build, keys, queries):
 
 
 def test_an_index_is_trained_on_vectors_from_everywhere(build):
-    """Chunks lie in the order of their documents: cells learnt from the first ones alone would be a few huge ones."""
-    index = faiss.read_index(str(build("IVF32,Flat", training_vectors=1300).folder / "00000" / "index.faiss"))
-    assert index.invlists.imbalance_factor() < 2
+    """Chunks lie in the order of their documents: lists learnt from the first ones alone need eight visits for this."""
+    assert build("IVF32,Flat", training_vectors=1300).facts["search"] in ("nprobe=1", "nprobe=2")
 
 
 @pytest.mark.parametrize(("factory", "stop"), [("IVF4096,PQ8x8", 20), ("IVF16,Flat", 3), ("PQ8", 50), (TRAINED, 10)])

@@ -41,15 +41,17 @@ def test_training_chunks_never_retrieve_their_own_document(chunks, method):
         assert document_of_token[query * m] not in documents
 
 
-@pytest.mark.parametrize("index", [{}, {"factory": "IVF4,Flat", "search": "nprobe=1"}])
-def test_the_filter_still_finds_as_many_as_there_are(chunks, index):
+@pytest.mark.parametrize("cuts", [[], [40]])
+@pytest.mark.parametrize("settings", [{}, {"factory": "IVF4,Flat", "search": "nprobe=1"}])
+def test_the_filter_still_finds_as_many_as_there_are(chunks, settings, cuts):
     """Every chunk gets `stored` neighbors if other documents hold that many, however long its own is."""
     store = chunks.stores["train"]
     stored = store.chunks
-    ids = search(chunks, "train", stored=stored, **index).array("ids.npy")
+    ids = search(chunks, "train", stored=stored, cuts=cuts, **settings).array("ids.npy")
     own = store.document_of(np.arange(store.chunks))
     others = store.chunks - np.bincount(own)[own]
     assert ((ids != MISSING).sum(1) == others).all()
+    assert all(len(set(row[row != MISSING])) == count for row, count in zip(ids, others, strict=True))
 
 
 def test_the_filter_leaves_the_nearest_of_other_documents(chunks):

@@ -1,0 +1,130 @@
+"""Documents that are nearly held-out ones are not trained on."""
+
+import random
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from written_files import write_lines
+
+from retro_lab.artifacts.store import ArtifactStore
+from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutDocuments, grams_of, jaccard
+from retro_lab.corpus.local import LocalSource
+from retro_lab.corpus.parquet import document_files, read_documents
+from retro_lab.corpus.python_source import PythonSource
+from retro_lab.corpus.stages import DocumentsStage
+from retro_lab.errors import ConfigurationError, CorpusError
+
+
+def exact_grams(text):
+    """13-grams as tuples of words."""
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[place : place + 13]) for place in range(max(1, len(words) - 12))}
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", "ß"]), min_size=1, max_size=40), st.integers(0, 39), st.integers(0, 39))
+def test_similarity_is_the_jaccard_similarity_of_13_grams(words, start, stop):
+    one, other = " ".join(words).upper(), ", ".join(words[start:stop] or ["a"])
+    ours, theirs = exact_grams(one), exact_grams(other)
+    assert jaccard(grams_of(one), grams_of(other)) == pytest.approx(len(ours & theirs) / len(ours | theirs))
+
+
+@pytest.mark.parametrize("text", ["!!! ???", "one two", "数据", ""])
+def test_texts_shorter_than_a_gram_are_like_themselves_alone(text):
+    assert jaccard(grams_of(text), grams_of(text)) == 1
+    assert jaccard(grams_of(text), grams_of("something else")) == 0
+
+
+def test_a_long_document_is_compared_in_pieces():
+    words = [str(number) for number in range(30_000)]
+    held_out = HeldOutDocuments()
+    held_out.add("long", " ".join(words))
+    similarity, identifier = held_out.most_similar(" ".join(words[3000:]))
+    assert (similarity, identifier) == (pytest.approx(0.9, abs=0.001), "long")
+
+
+def test_recall_and_precision_on_real_text():
+    """Files of an installed package, and edited copies of them at every similarity; exact Jaccard is the judge."""
+    draw = random.Random(0)
+    source = PythonSource(["transformers"], ["models/*/image_processing_*.py"], max_bytes=1.5e6)
+    texts = [document.text for part in range(source.parts()) for _, document in source.read(part)]
+    held, train = texts[::4], [text for place, text in enumerate(texts) if place % 4]
+    for text in held:
+        words = re.findall(r"\w+", text)
+        for changed in (0.002, 0.01, 0.02, 0.05):
+            train.append(" ".join("edited" if draw.random() < changed else word for word in words))
+    held_out = HeldOutDocuments()
+    for number, text in enumerate(held):
+        held_out.add(str(number), text)
+    held_grams = [exact_grams(text) for text in held]
+
+    def exact(text):
+        grams = exact_grams(text)
+        return max(len(grams & other) / len(grams | other) for other in held_grams)
+
+    truth = np.array([exact(text) for text in train])
+    found = np.array([held_out.most_similar(text)[0] for text in train])
+    wanted, dropped = truth >= 0.8, found >= 0.8
+    assert wanted.sum() > 30
+    assert (~wanted & (truth > 0.5)).sum() > 10  # near misses are among them
+    np.testing.assert_allclose(found[dropped], truth[dropped])
+    assert (dropped & wanted).sum() / dropped.sum() == 1
+    assert (dropped & wanted).sum() / wanted.sum() >= 0.99
+
+
+WORDS = [f"word{number}" for number in range(16)]
+
+
+def documents_of(tmp_path, train, validation):
+    """The `documents` artifact of two training files and a held-out one."""
+    half = len(train) // 2
+    for name, texts in (("a", train[:half]), ("b", train[half:])):
+        write_lines(tmp_path / "train" / f"{name}.jsonl", *({"text": text} for text in texts))
+    held = write_lines(tmp_path / "held" / "out.jsonl", *({"text": text} for text in validation))
+    source = LocalSource(str(tmp_path / "train"), validation_path=str(held))
+    store = ArtifactStore(tmp_path / "artifacts")
+    return store, store.build(DocumentsStage(source))
+
+
+def texts_of(artifact, split):
+    batches = [batch for path in document_files(artifact, split) for batch in read_documents(path)]
+    return [text for batch in batches for text in batch["text"].to_pylist()]
+
+
+def test_what_is_dropped_is_counted_and_named(tmp_path):
+    held = [" ".join(WORDS), "something short"]
+    train = ["quite another text", " ".join(WORDS) + "!", "Something  SHORT", " ".join(reversed(WORDS))]
+    store, documents = documents_of(tmp_path, train, held)
+    clean = store.build(DecontaminationStage(documents, 0.8))
+    assert texts_of(clean, "train") == [train[0], train[3]]
+    assert texts_of(clean, "validation") == held
+    facts = clean.facts
+    assert facts["train"] == {"documents": 2, "bytes": len(train[0]) + len(train[3])}
+    assert facts["validation"] == documents.facts["validation"]
+    assert facts["decontamination"]["dropped"] == {"documents": 2, "bytes": len(train[1]) + len(train[2])}
+    assert facts["decontamination"]["examples"] == [
+        "a.jsonl:2: 1.00 like out.jsonl:1",
+        "b.jsonl:1: 1.00 like out.jsonl:2",
+    ]
+
+
+def test_a_document_is_dropped_from_the_wanted_similarity_on(tmp_path):
+    words = [str(number) for number in range(112)]  # 100 grams
+    text = " ".join(words)
+    store, documents = documents_of(tmp_path, ["another", " ".join(words[:92])], [text])  # shares 80 of them
+    assert len(texts_of(store.build(DecontaminationStage(documents, 0.81)), "train")) == 2
+    assert texts_of(store.build(DecontaminationStage(documents, 0.8)), "train") == ["another"]
+
+
+def test_nothing_left_to_train_on_is_told(tmp_path):
+    store, documents = documents_of(tmp_path, ["the same", "the same."], ["The same"])
+    with pytest.raises(CorpusError, match=r"All 2 documents .* set decontamination=none"):
+        store.build(DecontaminationStage(documents, 0.8))
+
+
+@pytest.mark.parametrize("similarity", [0, -1, 1.01, float("nan")])
+def test_an_impossible_similarity_is_refused(similarity):
+    with pytest.raises(ConfigurationError, match=r"decontamination\.similarity"):
+        DecontaminationStage(None, similarity)
