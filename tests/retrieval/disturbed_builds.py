@@ -17,7 +17,7 @@ STEP_KIB = 8
 
 def build_all(root, bert):
     """Build every stage up to the neighbors of both splits, in database shards of two sizes."""
-    chunks = build_chunks(root, bert, RandomSentences(documents=16, longest=60))
+    chunks = build_chunks(root, bert, RandomSentences(documents=16, longest=60), similarity=0.8)
     for split in ("train", "validation"):
         search(chunks, split, stored=3, cuts=[20])
 

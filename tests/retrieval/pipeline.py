@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from retro_lab.artifacts.store import ArtifactStore
+from retro_lab.corpus.decontamination import DecontaminationStage
 from retro_lab.corpus.documents import SPLITS, Document, DocumentSource
 from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import ByteBPE
@@ -68,9 +69,12 @@ class Chunks:
     embeddings: dict
 
 
-def build_chunks(folder, bert, source=None, chunk_length=CHUNK_LENGTH):
+def build_chunks(folder, bert, source=None, chunk_length=CHUNK_LENGTH, similarity=None):
+    """Everything up to the embeddings; decontaminated where a similarity is given."""
     artifacts = ArtifactStore(folder)
     documents = artifacts.build(DocumentsStage(source or RandomSentences()))
+    if similarity is not None:
+        documents = artifacts.build(DecontaminationStage(documents, similarity))
     tokenizer = artifacts.build(TokenizerStage(ByteBPE(300, 1e6), documents))
     stores = {
         split: TokenStore(artifacts.build(TokensStage(documents, tokenizer, split, chunk_length, 0)), tokenizer)
