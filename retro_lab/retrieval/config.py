@@ -13,7 +13,7 @@ class RetrievalConfig:
     """Neighbors of each chunk while training. 0 trains the baseline transformer, which has no retrieval weights."""
     value: str = "neighbor_and_continuation"
     """What a neighbor brings: `neighbor_and_continuation` ([N, F] of the paper), `neighbor` or `continuation`."""
-    stored: int = 16
+    stored: int = 100
     """Neighbors found and stored for each chunk, so that any k up to this needs no new search."""
     method: str = "dense"
     """How neighbors are found: `dense` (nearest embeddings), `bm25` (shared tokens, no embeddings at all) or `hybrid`
