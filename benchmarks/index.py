@@ -135,7 +135,7 @@ def compare(task: Task, arguments: argparse.Namespace, vectors: int, width: int)
         INVERTED: f"{cells},Flat",
         CHOSEN: chosen.factory,
         FINER: finer.factory,
-        "finer codes": finer.factory.replace("SQfp16", "SQ8"),
+        "coarser codes": f"{cells},PQ{width // 4}x4fs,Refine(SQ8)",
         "auto, no copy": chosen.factory.partition(",Refine")[0],
         "IVF,SQ8": f"{cells},SQ8",
         "HNSW": "HNSW32,Flat",

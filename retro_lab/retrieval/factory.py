@@ -35,8 +35,9 @@ class _Codes:
 
 
 LADDER = (
-    _Codes("PQMx4fs,Refine(SQ8)", 4, 0.98),
+    _Codes("PQMx4fs,Refine(SQ8)", 2, 0.98),
     _Codes("PQMx4fs,Refine(SQfp16)", 2, 1),
+    _Codes("PQMx4fs,Refine(SQ8)", 4, 0),
     _Codes("PQMx4fs,Refine(SQ4)", 4, 0),
     _Codes("PQMx4fs", 2, 0),
     _Codes("PQMx4fs", 4, 0),

@@ -54,7 +54,7 @@ def by_hand(queries, keys, metric):
 
 @pytest.mark.parametrize(
     ("vectors", "factory"),
-    [(1, "Flat"), (200_000, "Flat"), (10**6, "IVF4096,PQ96x4fs,Refine(SQ8)"), (28 * 10**9, "IVF524288_HNSW32,")],
+    [(1, "Flat"), (200_000, "Flat"), (10**6, "IVF4096,PQ192x4fs,Refine(SQ8)"), (28 * 10**9, "IVF524288_HNSW32,")],
 )
 def test_auto_follows_the_size(vectors, factory):
     chosen = choose_factory("auto", vectors, 384, 200_000)
@@ -77,7 +77,7 @@ def test_auto_follows_the_wanted_recall_and_the_memory():
     assert too_little.factory == ladder[-1].factory
     assert "the smallest is used" in too_little.remark
     # An exact index is bounded too.
-    assert choose_factory("auto", 100_000, 384, 200_000, 0.95, 1e8).factory == "IVF1024,PQ96x4fs,Refine(SQ8)"
+    assert choose_factory("auto", 100_000, 384, 200_000, 0.95, 1e8).factory == "IVF1024,PQ192x4fs,Refine(SQ8)"
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -165,7 +165,7 @@ def test_auto_on_a_small_corpus_is_exact_and_says_so(build, tmp_path):
 
 def test_auto_reaches_the_wanted_recall(build):
     facts = build("auto", exact_below=1000).facts
-    assert facts["factory"] == "IVF64,PQ8x4fs,Refine(SQ8)"
+    assert facts["factory"] == "IVF64,PQ16x4fs,Refine(SQ8)"
     assert facts["recall@10"] >= 0.95
 
 

@@ -176,10 +176,10 @@ def test_the_papers_database(planned) -> None:
     searched = 419_430_400_000 / 64 * (1 + 31.5 / 983)
     assert number(rows["neighbors"][0]) == pytest.approx(searched * 100 * (8 + 4), rel=0.06)
     assert number(rows["GPU hours to embed"][0]) == pytest.approx(chunks / 1_728 / 3_600, abs=0.06)
-    assert re.match(r"25 x IVF131072_HNSW32,PQ192x4fs,Refine\(SQ8\)", rows["index family"][0])
-    assert number(rows["index"][0]) == pytest.approx(chunks * (192 / 2 + 8 + 768), rel=0.01)
+    assert re.match(r"28 x IVF131072_HNSW32,PQ384x4fs,Refine\(SQ8\)", rows["index family"][0])
+    assert number(rows["index"][0]) == pytest.approx(chunks * (384 / 2 + 8 + 768), rel=0.01)
     assert number(rows["memory to search"][0].removesuffix(" at a time")) <= 1e12
-    assert number(rows["CPU hours to search"][0]) == pytest.approx(25 * searched / 250 / 3_600, rel=0.01)
+    assert number(rows["CPU hours to search"][0]) == pytest.approx(28 * searched / 250 / 3_600, rel=0.01)
 
 
 def test_the_papers_wikipedia(planned) -> None:
