@@ -2,8 +2,8 @@
 
 DocumentSource ─► documents (cleaned, split, Parquet) ─► tokenizer ─► tokens of each split
 
-Memory is bounded whatever the size of the corpus: by a few times `ROW_GROUP_BYTES` and `LONGEST_DOCUMENT`, and, where
-tokens are laid out in the end, by about 100 bytes for each document of a split (its id among them).
+Memory is bounded whatever the size of the corpus: some 300 MB for row groups of text, 125 bytes for each byte of the
+longest document while it is encoded and, where tokens are laid out in the end, about 50 bytes for each document.
 """
 
 from collections import Counter
@@ -48,8 +48,8 @@ class DocumentsStage(Stage):
         self.source = source
 
     def settings(self) -> Mapping[str, Any]:
-        """What the source says its documents depend on."""
-        return self.source.identity()
+        """What the source says its documents depend on, and how long they may be."""
+        return {**self.source.identity(), "max_document_bytes": self.source.max_document_bytes}
 
     def shard_sizes(self) -> Sequence[int]:
         """One shard for each part."""
@@ -63,7 +63,7 @@ class DocumentsStage(Stage):
         with ExitStack() as stack:
             writers = {split: stack.enter_context(DocumentsWriter(folder / documents_name(split))) for split in SPLITS}
             for split, document in self.source.read(shard):
-                reason = document.problem or rejection(document.text)
+                reason = document.problem or rejection(document.text, self.source.max_document_bytes)
                 if reason is None:
                     size = text_bytes(document.text)
                     writers[split].add(
