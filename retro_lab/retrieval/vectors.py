@@ -25,6 +25,8 @@ METRICS = ("l2", "inner_product", "cosine")
 AUTO = "auto"
 CANDIDATE_FACTORS = (1, 2, 4, 8, 16, 32)
 """Candidates that are ranked again, for each neighbor asked for."""
+CANDIDATES_AT_ONCE = 2**24
+"""Most candidates that all queries of one call of FAISS may have: 0.2 GB of ids and distances."""
 RANKING_COST = 12
 """Time to rank a candidate again, in scans of its 4-bit code; only the ratio of costs decides."""
 CLOSE_TO_BEST = 0.002
@@ -125,9 +127,14 @@ class VectorIndex:
         Returns:
             Distances, float32 [n, count], ascending, and ids, int64 [n, count]: infinity and -1 where no more is found.
         """
-        device_copy = self._on_gpus if effort == 1 and count <= GPU_NEIGHBORS else None
+        index = (self._on_gpus if effort == 1 and count <= GPU_NEIGHBORS else None) or self._index
+        at_once = max(1, int(CANDIDATES_AT_ONCE / count / getattr(self._index, "k_factor", 1)))
         with self._visiting(effort):
-            found, ids = (device_copy or self._index).search(self._prepared(queries), count)
+            parts = [
+                index.search(self._prepared(queries[first : first + at_once]), count)
+                for first in range(0, max(1, len(queries)), at_once)
+            ]
+        found, ids = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         distances = -found if self._metric == "inner_product" else found
         return np.where(ids < 0, np.float32(np.inf), distances), ids
 

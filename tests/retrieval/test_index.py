@@ -7,6 +7,7 @@ from clusters import WIDTH, Clusters
 
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.errors import ConfigurationError
+from retro_lab.retrieval import vectors
 from retro_lab.retrieval.config import IndexConfig
 from retro_lab.retrieval.embeddings import read_embeddings, read_rows
 from retro_lab.retrieval.factory import choose_factory
@@ -195,3 +196,20 @@ def test_ids_and_distances_of_what_is_not_there():
     found, ids = index.search(np.zeros((1, WIDTH), np.float32), 4)
     assert ids.tolist() == [[0, 1, -1, -1]]
     np.testing.assert_array_equal(found, [[WIDTH, WIDTH, np.inf, np.inf]])
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat", "IVF4,PQ4x4fs,Refine(Flat)"])
+def test_searching_a_few_queries_at_a_time_finds_the_same(factory, monkeypatch):
+    vectors_of = np.random.default_rng(0).standard_normal((1200, 8)).astype(np.float32)
+    index = VectorIndex.create(factory, 8, "l2")
+    if not index.is_trained:
+        index.train(vectors_of)
+    index.add(vectors_of)
+    if "Refine" in factory:
+        index.set_parameters("k_factor_rf=8")
+    whole = index.search(vectors_of[:50], 5)
+    monkeypatch.setattr(vectors, "CANDIDATES_AT_ONCE", 100)
+    few = index.search(vectors_of[:50], 5)
+    np.testing.assert_allclose(few[0], whole[0], atol=1e-5)
+    np.testing.assert_array_equal(few[1], whole[1])
+    assert index.search(vectors_of[:0], 5)[1].shape == (0, 5)
