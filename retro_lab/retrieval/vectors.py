@@ -25,6 +25,11 @@ METRICS = ("l2", "inner_product", "cosine")
 AUTO = "auto"
 CANDIDATE_FACTORS = (1, 2, 4, 8, 16, 32)
 """Candidates that are ranked again, for each neighbor asked for."""
+FEW_NEIGHBORS = 10
+"""Neighbors for which `k_factor_rf` is tuned, and up to which it holds."""
+LEAST_CANDIDATES = 8
+"""Candidates that are ranked again for each of more neighbors than that, at the least. For 116 neighbors among 319,632
+chunks tuned to 32: recall@10 0.974 and recall@100 0.949 at 2,900 queries a second, with 32 0.975 and 0.956 at 770."""
 CANDIDATES_AT_ONCE = 2**24
 """Most candidates that all queries of one call of FAISS may have: 0.2 GB of ids and distances."""
 RANKING_COST = 12
@@ -128,8 +133,9 @@ class VectorIndex:
             Distances, float32 [n, count], ascending, and ids, int64 [n, count]: infinity and -1 where no more is found.
         """
         index = (self._on_gpus if effort == 1 and count <= GPU_NEIGHBORS else None) or self._index
-        at_once = max(1, int(CANDIDATES_AT_ONCE / count / getattr(self._index, "k_factor", 1)))
-        with self._visiting(effort):
+        factor = self._candidates_each(count)
+        at_once = max(1, int(CANDIDATES_AT_ONCE / count / factor))
+        with self._visiting(effort), self._ranking(factor):
             parts = [
                 index.search(self._prepared(queries[first : first + at_once]), count)
                 for first in range(0, max(1, len(queries)), at_once)
@@ -235,6 +241,32 @@ class VectorIndex:
             yield
         finally:
             faiss.omp_set_num_threads(threads)
+
+    def _candidates_each(self, count: int) -> float:
+        """Return how many candidates are ranked again for each neighbor: the parameter is meant for few neighbors.
+
+        Of more neighbors the first few are found as well with as many candidates in all.
+        """
+        if not _is_refined(self._index):
+            return 1
+        factor = float(self._refined.k_factor)
+        return max(min(factor, LEAST_CANDIDATES), min(factor, factor * FEW_NEIGHBORS / count))
+
+    @property
+    def _refined(self) -> Any:
+        """The index, as one that ranks candidates again."""
+        return self._index
+
+    @contextmanager
+    def _ranking(self, factor: float) -> Iterator[None]:
+        if not _is_refined(self._index):
+            yield
+            return
+        usual, self._refined.k_factor = self._refined.k_factor, factor
+        try:
+            yield
+        finally:
+            self._refined.k_factor = usual
 
     @contextmanager
     def _visiting(self, effort: int) -> Iterator[None]:

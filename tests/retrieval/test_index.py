@@ -213,3 +213,16 @@ def test_searching_a_few_queries_at_a_time_finds_the_same(factory, monkeypatch):
     np.testing.assert_allclose(few[0], whole[0], atol=1e-5)
     np.testing.assert_array_equal(few[1], whole[1])
     assert index.search(vectors_of[:0], 5)[1].shape == (0, 5)
+
+
+def test_many_neighbors_begin_with_the_few_and_cost_less_each():
+    vectors_of = np.random.default_rng(0).standard_normal((3000, 8)).astype(np.float32)
+    index = VectorIndex.create("IVF4,PQ4x4fs,Refine(Flat)", 8, "l2")
+    index.train(vectors_of)
+    index.add(vectors_of)
+    index.set_parameters("nprobe=4,k_factor_rf=32")
+    few, many = index.search(vectors_of[:200], 10)[1], index.search(vectors_of[:200], 100)[1]
+    assert (few == many[:, :10]).mean() > 0.99
+    exact = np.argsort(((vectors_of[:200, None] - vectors_of) ** 2).sum(-1), axis=1)[:, :100]
+    found = np.mean([len(np.intersect1d(one, other)) for one, other in zip(many, exact, strict=True)])
+    assert found > 75
