@@ -1,7 +1,7 @@
 """Laying encoded documents out as a token store: in shuffled order, each on a chunk boundary.
 
-Shards are read one after the other and every document is written to its place, so what is in memory is 50 bytes for
-each document, one shard of the table of documents, and never the tokens.
+Shards are read one after the other and every document is written to its place, so what is in memory is about 90
+bytes for each document, one shard, and never all tokens.
 """
 
 from collections.abc import Sequence
@@ -66,12 +66,13 @@ class TokenLayout:
         ):
             document = 0
             for shard, count in zip(self._shards, self._counts, strict=True):
-                with (shard / "tokens.bin").open("rb") as encoded:
-                    for length in self.lengths[document : document + count].tolist():
-                        chunk = int(self._start[self._place[document]])
-                        tokens.write(chunk, np.fromfile(encoded, dtype, length), padding[: -length % len(padding)])
-                        left.write(chunk, np.arange(length, 0, -self._chunk_length, dtype=np.uint32))
-                        document += 1
+                encoded, first = np.asarray(np.memmap(shard / "tokens.bin", dtype, "r")), 0
+                for length in self.lengths[document : document + count].tolist():
+                    chunk = int(self._start[self._place[document]])
+                    tokens.write(chunk, encoded[first : first + length], padding[: -length % len(padding)])
+                    left.write(chunk, np.arange(length, 0, -self._chunk_length, dtype=np.uint32))
+                    first += length
+                    document += 1
             tokens.write(self.chunks, padding)
             left.write(self.chunks, np.zeros(1, np.uint32))
 
