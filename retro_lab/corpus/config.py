@@ -5,6 +5,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from retro_lab.corpus.documents import MAX_DOCUMENT_BYTES
+
 
 @dataclass(kw_only=True)
 class CorpusConfig:
@@ -16,6 +18,8 @@ class CorpusConfig:
     """Share of the documents held out, chosen by a hash of their ids, where the source has no validation split."""
     max_bytes: float | None = None
     """UTF-8 bytes of text to take, whole documents, train and validation together; all of it when null."""
+    max_document_bytes: float = MAX_DOCUMENT_BYTES
+    """Longer documents are skipped and counted; building takes about 150 times as much memory."""
 
 
 @dataclass(kw_only=True)

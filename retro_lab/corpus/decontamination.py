@@ -1,48 +1,107 @@
 """The `decontamination` stage: what is nearly a held-out document is not trained on (Borgeaud et al. 2022, Sec. 2.1).
 
 Two documents are compared by the Jaccard similarity of their sets of 13-grams: the share of all 13-grams of both that
-both have. MinHash with locality-sensitive hashing names the held-out documents that may be similar enough, of which
-only 1 in 20,000 at a similarity of 0.8 is missed; the sets themselves decide.
+both have. MinHash with locality-sensitive hashing names the held-out documents that may be similar enough, of which at
+most 1 in 10,000 is missed; the sets themselves decide.
+
+documents ─► held_out (13-grams and signatures of the validation split) ─► decontamination (documents, fewer of them)
 """
 
 import hashlib
 import re
-import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from datasketch import MinHash, MinHashLSH
 
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
-from retro_lab.corpus.parquet import DocumentsWriter, document_files, documents_name, read_documents
+from retro_lab.corpus.documents import SPLITS, Split
+from retro_lab.corpus.parquet import DocumentsWriter, Piece, documents_name, pieces
 from retro_lab.errors import ConfigurationError, CorpusError
 
 WORDS_IN_GRAM = 13
-WORD = re.compile(r"\w+")
-BANDS, ROWS_IN_BAND = 25, 5
-"""A document of similarity s is looked at with probability 1 - (1 - s^5)^25: 0.99995 at 0.8, 0.55 at 0.5."""
+UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+"""Chinese characters and Japanese kana, in whose scripts a run of letters is a sentence: each is a word of its own."""
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+PERMUTATIONS = 128
+RECALL = 0.9999
+"""Probability with which a document that is just similar enough is looked at; more similar ones are with a higher."""
 GRAMS_AT_ONCE = 4096
 MAX_EXAMPLES = 5
 FACTORS = np.array([pow(0x9E3779B97F4A7C15, power, 2**64) for power in range(WORDS_IN_GRAM)], np.uint64)
 """Powers of an odd number modulo 2^64: a 13-gram is known by the polynomial of its words' hashes."""
 
 
+class HeldOutStage(Stage):
+    """13-grams and signature of every held-out document, found once for all processes that compare with them."""
+
+    name = "held_out"
+    unit = "documents"
+
+    def __init__(self, documents: Artifact) -> None:
+        """Read the validation split of `documents`."""
+        self.documents = documents
+
+    def settings(self) -> Mapping[str, Any]:
+        """Words in a gram and permutations."""
+        return {"words_in_gram": WORDS_IN_GRAM, "permutations": PERMUTATIONS}
+
+    def inputs(self) -> Mapping[str, Artifact]:
+        """The documents."""
+        return {"documents": self.documents}
+
+    @cached_property
+    def _pieces(self) -> list[Piece]:
+        return pieces(self.documents, "validation")
+
+    def shard_sizes(self) -> Sequence[int]:
+        """Held-out documents in each piece."""
+        return [piece.documents for piece in self._pieces]
+
+    def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
+        """Write the documents' grams end to end, where each one's end, their signatures and their ids."""
+        ids: list[str] = []
+        ends: list[int] = []
+        signatures: list[np.ndarray] = []
+        with (folder / "grams.bin").open("wb") as file:
+            for batch in self._pieces[shard].read(["id", "text"]):
+                for row in batch.to_pylist():
+                    grams = grams_of(row["text"])
+                    grams.tofile(file)
+                    ids.append(row["id"])
+                    ends.append(len(grams) + (ends[-1] if ends else 0))
+                    signatures.append(signature(grams).hashvalues)
+                advance(batch.num_rows)
+        np.save(folder / "ends.npy", np.array(ends, np.int64))
+        np.save(folder / "signatures.npy", np.array(signatures, np.uint64))
+        pq.write_table(pa.table({"id": pa.array(ids, pa.large_string())}), folder / "ids.parquet")
+        return {"documents": len(ids)}
+
+    def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
+        """Count the documents."""
+        return {"documents": sum(fact["documents"] for fact in facts)}
+
+
 class DecontaminationStage(Stage):
     """Documents as the `documents` stage writes them, without those to train on that are like held-out ones.
 
-    Memory: about 6 KB, and 8 bytes for each word, of every held-out document; documents to train on pass by.
+    A shard is one piece of a split, up to 64 MiB of text. Memory: about 9 KB for every held-out document, in the tables
+    of their signatures; their grams are mapped from the disk, and documents to train on pass by.
     """
 
     name = "decontamination"
+    version = 2
     unit = "documents"
 
-    def __init__(self, documents: Artifact, similarity: float) -> None:
-        """Drop documents of `documents` that are at least as similar as `similarity` to a held-out one.
+    def __init__(self, documents: Artifact, held_out: Artifact, similarity: float) -> None:
+        """Drop documents of `documents` that are at least as similar as `similarity` to one of `held_out`.
 
         Raises:
             ConfigurationError: The similarity is not above 0 and at most 1.
@@ -52,40 +111,52 @@ class DecontaminationStage(Stage):
                 f"decontamination.similarity={similarity} is not above 0 and at most 1; null drops no document."
             )
         self.documents = documents
+        self.held_out = held_out
         self.similarity = similarity
-        self._held_out = HeldOutDocuments()
+        self._held_out: HeldOutDocuments | None = None
 
     def settings(self) -> Mapping[str, Any]:
         """The similarity."""
         return {"similarity": self.similarity}
 
     def inputs(self) -> Mapping[str, Artifact]:
-        """The documents."""
-        return {"documents": self.documents}
+        """The documents, and the grams and signatures of those held out."""
+        return {"documents": self.documents, "held_out": self.held_out}
+
+    @cached_property
+    def _pieces(self) -> list[tuple[Split, Piece]]:
+        return [(split, piece) for split in SPLITS for piece in pieces(self.documents, split)]
 
     def shard_sizes(self) -> Sequence[int]:
-        """Documents to train on in each part."""
-        return [sum(batch.num_rows for batch in read_documents(path, ["bytes"])) for path in self._files("train")]
+        """Documents in each piece, of both splits."""
+        return [piece.documents for _, piece in self._pieces]
 
-    def _files(self, split: Any) -> list[Path]:
-        return document_files(self.documents, split)
-
-    def prepare(self) -> AbstractContextManager[Any]:
-        """Read the held-out documents before the first shard."""
-        for path in self._files("validation"):
-            for batch in read_documents(path, ["id", "text"]):
-                for row in batch.to_pylist():
-                    self._held_out.add(row["id"], row["text"])
-        return nullcontext()
+    @contextmanager
+    def prepare(self) -> Iterator[None]:
+        """Hold the signatures of the held-out documents."""
+        self._held_out = HeldOutDocuments(self.similarity)
+        for path in sorted(self.held_out.folder.glob("*/ids.parquet")):
+            ids = pq.read_table(path)["id"].to_pylist()
+            grams = np.asarray(np.memmap(path.with_name("grams.bin"), np.uint64, "r"))
+            ends = np.load(path.with_name("ends.npy"), allow_pickle=False)
+            signatures = np.load(path.with_name("signatures.npy"), allow_pickle=False)
+            for identifier, found, values in zip(ids, np.split(grams, ends[:-1]), signatures, strict=True):
+                self._held_out.add(identifier, found, values)
+        try:
+            yield
+        finally:
+            self._held_out = None
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
-        """Write `train.parquet` without the documents that are dropped, and `validation.parquet` as it is."""
+        """Write `train.parquet` without the documents that are dropped, or `validation.parquet` as it is."""
+        assert self._held_out is not None
+        split, piece = self._pieces[shard]
         kept, dropped = Counter[str](), Counter[str]()
         examples: list[str] = []
-        with DocumentsWriter(folder / documents_name("train")) as writer:
-            for batch in read_documents(self._files("train")[shard]):
+        with DocumentsWriter(folder / documents_name(split)) as writer:
+            for batch in piece.read():
                 for row in batch.to_pylist():
-                    similarity, other = self._held_out.most_similar(row["text"])
+                    similarity, other = self._held_out.most_similar(row["text"]) if split == "train" else (0.0, "")
                     if similarity < self.similarity:
                         writer.add(row)
                         kept += Counter(documents=1, bytes=row["bytes"])
@@ -94,8 +165,7 @@ class DecontaminationStage(Stage):
                     if len(examples) < MAX_EXAMPLES:
                         examples.append(f"{row['id']}: {similarity:.2f} like {other}")
                 advance(batch.num_rows)
-        shutil.copyfile(self._files("validation")[shard], folder / documents_name("validation"))
-        return {"train": dict(kept), "dropped": dict(dropped), "examples": examples}
+        return {"split": split, "kept": dict(kept), "dropped": dict(dropped), "examples": examples}
 
     def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
         """Add up the counts.
@@ -103,30 +173,32 @@ class DecontaminationStage(Stage):
         Raises:
             CorpusError: No document is left to train on.
         """
-        kept, dropped = (sum((Counter(fact[name]) for fact in facts), Counter[str]()) for name in ("train", "dropped"))
+        train = [fact for fact in facts if fact["split"] == "train"]
+        kept, dropped = (sum((Counter(fact[name]) for fact in train), Counter[str]()) for name in ("kept", "dropped"))
         if not kept:
             raise CorpusError(
                 f"All {dropped['documents']} documents to train on are at least {self.similarity} like held-out ones; "
                 "check what is held out, or set decontamination=none."
             )
-        examples = [example for fact in facts for example in fact["examples"]][:MAX_EXAMPLES]
+        examples = [example for fact in train for example in fact["examples"]][:MAX_EXAMPLES]
         decontamination = {"similarity": self.similarity, "dropped": dict(dropped), "examples": examples}
         return {**self.documents.facts, "train": dict(kept), "decontamination": decontamination}
 
 
 class HeldOutDocuments:
-    """Held-out documents, to be found by what is like them."""
+    """Held-out documents, to be found by what is at least as similar to them as `similarity`."""
 
-    def __init__(self) -> None:
+    def __init__(self, similarity: float) -> None:
         """Hold none yet."""
         self._ids: list[str] = []
         self._grams: list[np.ndarray] = []
-        self._signatures = MinHashLSH(num_perm=BANDS * ROWS_IN_BAND, params=(BANDS, ROWS_IN_BAND))
+        self._signatures = MinHashLSH(num_perm=PERMUTATIONS, params=bands(similarity))
 
-    def add(self, identifier: str, text: str) -> None:
-        """Hold a document."""
-        grams = grams_of(text)
-        self._signatures.insert(len(self._ids), signature(grams))
+    def add(self, identifier: str, grams: np.ndarray, values: np.ndarray) -> None:
+        """Hold a document by its grams and the values of its signature."""
+        minhash = _empty_signature().copy()
+        minhash.hashvalues = values
+        self._signatures.insert(len(self._ids), minhash, check_duplication=False)
         self._ids.append(identifier)
         self._grams.append(grams)
 
@@ -141,7 +213,8 @@ class HeldOutDocuments:
 def grams_of(text: str) -> np.ndarray:
     """Return the set of 13-grams of the words of `text` as sorted hashes, uint64; a shorter text is one gram.
 
-    Words are runs of letters, digits and underscores in lower case. A text without any is its characters but space.
+    Words are runs of letters, digits and underscores in lower case, or single Chinese characters or kana. A text
+    without any is its characters but space.
     """
     hashes = np.fromiter((_hash(match[0]) for match in WORD.finditer(text.lower())), np.uint64)
     if not len(hashes):
@@ -168,13 +241,26 @@ def jaccard(one: np.ndarray, other: np.ndarray) -> float:
 
 def signature(grams: np.ndarray) -> MinHash:
     """MinHash of a set of grams."""
-    minhash = MinHash(num_perm=BANDS * ROWS_IN_BAND, permutations=_permutations(), hashfunc=int, scheme="affine64")
+    minhash = _empty_signature().copy()
     for first in range(0, len(grams), GRAMS_AT_ONCE):
-        minhash.update_batch(grams[first : first + GRAMS_AT_ONCE])
+        minhash.update_batch(grams[first : first + GRAMS_AT_ONCE].tolist())
     return minhash
 
 
+def bands(similarity: float) -> tuple[int, int]:
+    """Return how many bands of how many values a signature is cut into, to look at documents from `similarity` on.
+
+    B bands of r values find a document of similarity s with probability 1 - (1 - s^r)^B. Of all that reach `RECALL` it
+    is the one with the longest bands, as it looks at the fewest others: 25 of 5 at 0.8, 64 of 2 at 0.5.
+    """
+    for rows in range(PERMUTATIONS, 1, -1):
+        count = PERMUTATIONS // rows
+        if 1 - (1 - similarity**rows) ** count >= RECALL:
+            return count, rows
+    return PERMUTATIONS, 1
+
+
 @lru_cache(1)
-def _permutations() -> Any:
-    """Make the random permutations once, which takes longer than most documents."""
-    return MinHash(num_perm=BANDS * ROWS_IN_BAND, scheme="affine64").permutations
+def _empty_signature() -> MinHash:
+    """Draw the random permutations once, which takes longer than most documents."""
+    return MinHash(num_perm=PERMUTATIONS, hashfunc=int, scheme="affine64")

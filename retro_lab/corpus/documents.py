@@ -9,7 +9,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypedDict
 
 from retro_lab.errors import ConfigurationError
 
@@ -17,9 +17,11 @@ Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
 UNREADABLE = "unreadable record"
-LONGEST_DOCUMENT = 64 * 2**20
-"""UTF-8 bytes of the longest document that is taken; whoever reads holds no more than a few of this size in memory."""
-TOO_LONG = f"longer than {LONGEST_DOCUMENT // 2**20} MiB"
+TOO_LONG = "longer than corpus.max_document_bytes"
+MAX_DOCUMENT_BYTES = 8e6
+"""Default of `corpus.max_document_bytes`: encoding takes about 125 bytes of memory for each byte of a document."""
+RECORD_BYTES = 4
+"""A record may be this many times as long as a document: JSON writes a byte as two to six, and has other fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,32 +36,58 @@ class Document:
     """Why the document cannot be used, where whoever read it knows; its text is then whatever."""
 
 
+class SourceSettings(TypedDict, total=False):
+    """What every source can be told; `retro_lab.corpus.config.CorpusConfig` describes it."""
+
+    validation_fraction: float
+    max_bytes: float | None
+    max_document_bytes: float
+
+
 class DocumentSource(ABC):
     """Raw documents in independent parts, each read in a fixed order."""
 
-    def __init__(self, validation_fraction: float = 0.05, max_bytes: float | None = None) -> None:
+    def __init__(
+        self,
+        validation_fraction: float = 0.05,
+        max_bytes: float | None = None,
+        max_document_bytes: float = MAX_DOCUMENT_BYTES,
+    ) -> None:
         """Hold out `validation_fraction` of the documents, and take `max_bytes` of text; all of it when None.
 
+        Documents of more than `max_document_bytes` are not wanted; sources that can, pass over them without reading
+        them whole.
+
         Raises:
-            ConfigurationError: The fraction is not in [0, 1), or the limit is not positive.
+            ConfigurationError: The fraction is not in [0, 1), or a limit is not positive.
         """
         if not 0 <= validation_fraction < 1:
             raise ConfigurationError(f"corpus.validation_fraction={validation_fraction} must be in [0, 1).")
         if max_bytes is not None and not max_bytes > 0:
             raise ConfigurationError(f"corpus.max_bytes={max_bytes} must be positive; null takes all of the text.")
+        if not max_document_bytes >= 1:
+            raise ConfigurationError(f"corpus.max_document_bytes={max_document_bytes} must be at least 1.")
         self.validation_fraction = validation_fraction
         self.max_bytes = max_bytes
+        self.max_document_bytes = max_document_bytes
 
-    def limited(self, validation_fraction: float, max_bytes: float) -> Self:
-        """Return the same source as a part of a larger corpus: with its held-out fraction, and its limit if smaller."""
+    def limited(self, validation_fraction: float, max_bytes: float, max_document_bytes: float) -> Self:
+        """Return the same source as a part of a larger corpus.
+
+        It has the larger one's held-out fraction and longest document, and its limit of bytes if that is smaller.
+        """
         limited = copy.copy(self)
         limited.validation_fraction = validation_fraction
+        limited.max_document_bytes = max_document_bytes
         limited.max_bytes = max_bytes if self.max_bytes is None else min(max_bytes, self.max_bytes)
         return limited
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Return all that the documents depend on, as JSON-able values without paths of this machine."""
+        """Return all that the documents depend on, as JSON-able values without paths of this machine.
+
+        `max_document_bytes` need not be among them: the stage that drops longer documents adds it.
+        """
 
     @abstractmethod
     def parts(self) -> int:
@@ -77,8 +105,8 @@ class DocumentSource(ABC):
         return "validation" if held_out(document.id, self.validation_fraction) else "train"
 
 
-def rejection(text: str) -> str | None:
-    """Say why a document of this text cannot be used; None when it can."""
+def rejection(text: str, max_bytes: float = MAX_DOCUMENT_BYTES) -> str | None:
+    """Say why a document of this text cannot be used; None when it can, which takes at most `max_bytes` of UTF-8."""
     if not text.strip():
         return "empty"
     if "\0" in text:
@@ -87,7 +115,7 @@ def rejection(text: str) -> str | None:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError:
         return "not UTF-8"
-    return TOO_LONG if size > LONGEST_DOCUMENT else None
+    return TOO_LONG if size > max_bytes else None
 
 
 def held_out(document_id: str, fraction: float) -> bool:

@@ -3,9 +3,17 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
-from retro_lab.corpus.documents import Document, DocumentSource, Split, byte_shares, split_budgets, take_bytes
+from retro_lab.corpus.documents import (
+    Document,
+    DocumentSource,
+    SourceSettings,
+    Split,
+    byte_shares,
+    split_budgets,
+    take_bytes,
+)
 from retro_lab.corpus.hub_dataset import HubDataset, HubSplit
 from retro_lab.corpus.local_rows import numbered
 from retro_lab.corpus.records import RecordFields
@@ -50,8 +58,7 @@ class HubSource(DocumentSource):
         validation_split: str | None = None,
         text_field: str = "text",
         id_field: str | None = None,
-        validation_fraction: float = 0.05,
-        max_bytes: float | None = None,
+        **settings: Unpack[SourceSettings],
     ) -> None:
         """Stream `train_split` of a dataset, and hold out `validation_split` or a fraction of the documents.
 
@@ -60,7 +67,7 @@ class HubSource(DocumentSource):
         a dataset much larger than `max_bytes` only some shards, evenly spaced, are opened. With `validation_split`,
         `validation_fraction` of `max_bytes` goes to it.
         """
-        super().__init__(validation_fraction, max_bytes)
+        super().__init__(**settings)
         self.dataset = HubDataset(dataset, subset, revision, data_files)
         self.splits: dict[Split, str] = {"train": train_split}
         if validation_split:

@@ -2,9 +2,18 @@
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
-from retro_lab.corpus.documents import Document, DocumentSource, Split, byte_shares, split_budgets, take_bytes
+from retro_lab.corpus.documents import (
+    RECORD_BYTES,
+    Document,
+    DocumentSource,
+    SourceSettings,
+    Split,
+    byte_shares,
+    split_budgets,
+    take_bytes,
+)
 from retro_lab.corpus.local_files import LocalFile, checked_format, find_files
 from retro_lab.corpus.local_rows import read_rows
 from retro_lab.corpus.records import RecordFields
@@ -28,8 +37,7 @@ class LocalSource(DocumentSource):
         format: str | None = None,
         text_field: str = "text",
         id_field: str | None = None,
-        validation_fraction: float = 0.05,
-        max_bytes: float | None = None,
+        **settings: Unpack[SourceSettings],
     ) -> None:
         """Read `path`, each a file, a folder or a glob pattern, and hold out the documents of `validation_path`.
 
@@ -44,7 +52,7 @@ class LocalSource(DocumentSource):
             ConfigurationError: An id field is named for text files, which have no fields.
             CorpusError: There is no such format.
         """
-        super().__init__(validation_fraction, max_bytes)
+        super().__init__(**settings)
         self.path = path
         self.validation_path = validation_path
         self.format = checked_format(format)
@@ -88,7 +96,7 @@ class LocalSource(DocumentSource):
     def _documents(self, files: list[LocalFile]) -> Iterator[Document]:
         for file in files:
             fields = RecordFields("text") if file.format == "text" else self.fields
-            for row, record in read_rows(file):
+            for row, record in read_rows(file, int(RECORD_BYTES * self.max_document_bytes)):
                 yield fields.document(record, f"{file.name}:{row}", SOURCE_NAME)
 
     def _limits(self) -> list[float | None]:

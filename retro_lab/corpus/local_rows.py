@@ -10,13 +10,13 @@ import codecs
 import glob
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO, TypeVar
 
 import fsspec.compression
 
-from retro_lab.corpus.documents import LONGEST_DOCUMENT, TOO_LONG, UNREADABLE
+from retro_lab.corpus.documents import TOO_LONG, UNREADABLE
 from retro_lab.corpus.local_files import LocalFile
 from retro_lab.errors import CorpusError
 
@@ -30,21 +30,18 @@ PARQUET_ROWS = 256
 Item = TypeVar("Item")
 
 
-def read_rows(file: LocalFile) -> Iterator[tuple[int, Row]]:
+def read_rows(file: LocalFile, longest: int) -> Iterator[tuple[int, Row]]:
     """Yield the records of a file with their row, counted from 1 (for JSON lines, the line).
 
-    A text file is one record, whose text is in the field `text`.
+    A text file is one record, whose text is in the field `text`. Of JSON and text, records of more than `longest`
+    bytes are passed over a piece at a time. Parquet and Arrow are decoded by the page or the batch, whatever is in it.
 
     Raises:
         CorpusError: The file is damaged, or is not what its format says.
     """
-    readers: dict[str, Callable[[LocalFile], Iterator[tuple[int, Row]]]] = {
-        "json": _json_rows,
-        "text": _text_rows,
-        "parquet": _table_rows,
-        "arrow": _table_rows,
-    }
-    return readers[file.format](file)
+    if file.format == "json":
+        return _json_rows(file, longest)
+    return _text_rows(file, longest) if file.format == "text" else _table_rows(file)
 
 
 def numbered(items: Iterable[Item], name: str) -> Iterator[tuple[int, Item]]:
@@ -67,9 +64,9 @@ def numbered(items: Iterable[Item], name: str) -> Iterator[tuple[int, Item]]:
         yield number, item
 
 
-def _text_rows(file: LocalFile) -> Iterator[tuple[int, Row]]:
+def _text_rows(file: LocalFile, longest: int) -> Iterator[tuple[int, Row]]:
     with _opened(file) as stream:
-        for number, content in numbered(_whole(stream, LONGEST_DOCUMENT), file.name):
+        for number, content in numbered(_whole(stream, longest), file.name):
             text = TOO_LONG if content is None else {"text": _decoded(content.removeprefix(codecs.BOM_UTF8))}
             yield number, text
 
@@ -80,10 +77,10 @@ def _whole(stream: BinaryIO, longest: int) -> Iterator[bytes | None]:
     yield content if len(content) <= longest else None
 
 
-def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
-    """Yield lines; None for one that holds more than a document may, which is read piece by piece and forgotten."""
-    while line := stream.readline(LONGEST_DOCUMENT + 1):
-        if len(line) <= LONGEST_DOCUMENT:
+def _lines(stream: BinaryIO, longest: int) -> Iterator[bytes | None]:
+    """Yield lines; None for one of more than `longest` bytes, which is read piece by piece and forgotten."""
+    while line := stream.readline(longest + 1):
+        if len(line) <= longest:
             yield line
             continue
         while line and not line.endswith(b"\n"):
@@ -96,7 +93,7 @@ def _peeked(stream: io.BufferedReader) -> Iterator[bytes]:
     yield stream.peek()
 
 
-def _json_rows(file: LocalFile) -> Iterator[tuple[int, Row]]:
+def _json_rows(file: LocalFile, longest: int) -> Iterator[tuple[int, Row]]:
     """Yield the objects of a file of JSON lines, or of one array; anything else is an unreadable record."""
     objects, first_problem = 0, None
     with _opened(file) as stream:
@@ -105,7 +102,7 @@ def _json_rows(file: LocalFile) -> Iterator[tuple[int, Row]]:
             for _, content in numbered(_whole(stream, LONGEST_ARRAY), file.name):
                 yield from _array_rows(content, file.name)
             return
-        for number, line in numbered(_lines(stream), file.name):
+        for number, line in numbered(_lines(stream, longest), file.name):
             if line is None:
                 first_problem = first_problem or f"line {number} is {TOO_LONG}"
                 yield number, TOO_LONG

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
-from retro_lab.corpus.documents import Document, DocumentSource, Split, sampled
+from retro_lab.corpus.documents import Document, DocumentSource, SourceSettings, Split, sampled
 from retro_lab.errors import ConfigurationError
 
 
@@ -18,24 +18,23 @@ class MixtureSource(DocumentSource):
         self,
         sources: Mapping[str, DocumentSource],
         weights: Mapping[str, float],
-        validation_fraction: float = 0.05,
-        max_bytes: float | None = None,
         fractions: Mapping[str, float] | None = None,
+        **settings: Unpack[SourceSettings],
     ) -> None:
         """Mix `sources`, each with the weight of the same name; a weight of 0 leaves a source out.
 
         Of a source named in `fractions` no more than that share of the documents is taken, chosen by a hash of their
         ids, so that what is taken comes from all over it (books at 4% in the paper's evaluation database).
 
-        `validation_fraction` is that of every source, whatever its own says; a source with a smaller `max_bytes` of
-        its own gives no more than that.
+        `validation_fraction` and `max_document_bytes` are those of every source, whatever its own say; a source with a
+        smaller `max_bytes` of its own gives no more than that.
 
         Raises:
             ConfigurationError: There is no `max_bytes`, names do not match, no weight is positive, or a fraction is
                 none.
         """
-        super().__init__(validation_fraction, max_bytes)
-        if max_bytes is None:
+        super().__init__(**settings)
+        if self.max_bytes is None:
             raise ConfigurationError("A mixture needs corpus.max_bytes, of which each source contributes a share.")
         unmatched = sorted(set(sources) ^ set(weights))
         if unmatched:
@@ -56,16 +55,25 @@ class MixtureSource(DocumentSource):
         total = sum(self.weights.values())
         self._limited = {
             name: source.limited(
-                validation_fraction, max_bytes * self.weights[name] / total / self.fractions.get(name, 1)
+                self.validation_fraction,
+                self.max_bytes * self.weights[name] / total / self.fractions.get(name, 1),
+                self.max_document_bytes,
             )
             for name, source in self.sources.items()
             if self.weights[name]
         }
 
-    def limited(self, validation_fraction: float, max_bytes: float) -> Self:
+    def limited(self, validation_fraction: float, max_bytes: float, max_document_bytes: float) -> Self:
         """Return the same mixture as a part of a larger one."""
-        smaller = max_bytes if self.max_bytes is None else min(max_bytes, self.max_bytes)
-        return type(self)(self.sources, self.weights, validation_fraction, smaller, self.fractions)
+        part = super().limited(validation_fraction, max_bytes, max_document_bytes)
+        return type(self)(
+            self.sources,
+            self.weights,
+            self.fractions,
+            validation_fraction=validation_fraction,
+            max_bytes=part.max_bytes,
+            max_document_bytes=max_document_bytes,
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return the identity of each source as part of this mixture; its limit in there stands for its weight."""

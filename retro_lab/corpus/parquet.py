@@ -1,10 +1,13 @@
 """Files of documents: Parquet, written and read a bounded number of bytes at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,8 +19,12 @@ DOCUMENT_COLUMNS = pa.schema(
 )
 ROW_GROUP_BYTES = 16 * 2**20
 """Text held in memory before it is written as one row group, which is what a reader decodes at once."""
+ROW_GROUP_DOCUMENTS = 2**14
+"""Documents held in memory before, where they are so short that they take more than their text."""
 ROWS = 64
 """Documents read at once."""
+GROUPS_IN_PIECE = 4
+"""Row groups that are one piece of work: what a killed build does again at most."""
 
 
 class DocumentsWriter:
@@ -33,7 +40,7 @@ class DocumentsWriter:
         """Append a document, with a value for each of `DOCUMENT_COLUMNS`."""
         self._rows.append(row)
         self._bytes += row["bytes"]
-        if self._bytes >= ROW_GROUP_BYTES:
+        if self._bytes >= ROW_GROUP_BYTES or len(self._rows) >= ROW_GROUP_DOCUMENTS:
             self._flush()
 
     def _flush(self) -> None:
@@ -52,11 +59,51 @@ class DocumentsWriter:
         self._writer.close()
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Some row groups of a file of documents: up to 64 MiB of text, however large the file is."""
+
+    path: Path
+    groups: range
+
+    @cached_property
+    def documents(self) -> int:
+        """Number of documents."""
+        metadata = pq.read_metadata(self.path)
+        return sum(metadata.row_group(group).num_rows for group in self.groups)
+
+    def read(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Read a few documents at a time, never those of two row groups at once: that bounds their bytes."""
+        with pq.ParquetFile(self.path) as file:
+            for group in self.groups:
+                yield from file.iter_batches(batch_size=ROWS, row_groups=[group], columns=columns)
+
+
+def pieces(documents: Artifact, split: Split) -> list[Piece]:
+    """Pieces of a split's documents in order; a file without documents has none."""
+    found = []
+    for path in document_files(documents, split):
+        metadata = pq.read_metadata(path)
+        count = metadata.num_row_groups if metadata.num_rows else 0
+        starts = range(0, count, GROUPS_IN_PIECE)
+        found += [Piece(path, range(start, min(start + GROUPS_IN_PIECE, count))) for start in starts]
+    return found
+
+
 def read_documents(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Read a few documents at a time, never those of two row groups at once: that bounds their bytes."""
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            yield from file.iter_batches(batch_size=ROWS, row_groups=[group], columns=columns)
+    """Read a few documents of a file at a time."""
+    yield from Piece(path, range(pq.read_metadata(path).num_row_groups)).read(columns)
+
+
+def by_bytes(documents: pa.RecordBatch, max_bytes: int) -> Iterator[list[str]]:
+    """Yield the texts of `documents` in groups of at most `max_bytes`, or of one text that is longer."""
+    ends = np.cumsum(documents["bytes"].to_numpy())
+    start = 0
+    while start < documents.num_rows:
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + max_bytes, side="right")))
+        yield documents["text"].slice(start, stop - start).to_pylist()
+        start = stop
 
 
 def documents_name(split: Split) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from retro_lab.corpus.documents import Document, DocumentSource, Split, valid_unicode
+from retro_lab.corpus.documents import Document, DocumentSource, SourceSettings, Split, valid_unicode
 from retro_lab.errors import ConfigurationError, CorpusError
 
 FILES_IN_PART = 256
@@ -35,8 +35,7 @@ class PythonSource(DocumentSource):
         include: Sequence[str] = ("**/*.py",),
         exclude: Sequence[str] = (),
         max_file_bytes: float = 1e6,
-        validation_fraction: float = 0.05,
-        max_bytes: float | None = None,
+        **settings: Unpack[SourceSettings],
     ) -> None:
         """Read the files of `packages` that match `include` and not `exclude`, globs relative to each package.
 
@@ -46,7 +45,7 @@ class PythonSource(DocumentSource):
         Raises:
             ConfigurationError: No package is named, or a name or a pattern cannot be one.
         """
-        super().__init__(validation_fraction, max_bytes)
+        super().__init__(**settings)
         if not packages:
             raise ConfigurationError("corpus.packages is empty; name at least one installed package.")
         if any("." in name for name in packages):  # finding a submodule would import what it is in

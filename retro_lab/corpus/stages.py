@@ -2,29 +2,39 @@
 
 DocumentSource ─► documents (cleaned, split, Parquet) ─► tokenizer ─► tokens of each split
 
-Memory is bounded whatever the size of the corpus: by a few times `ROW_GROUP_BYTES` and `LONGEST_DOCUMENT`, and, where
-tokens are laid out in the end, by about 100 bytes for each document of a split (its id among them).
+Memory is bounded whatever the size of the corpus: some 300 MB for row groups of text, 125 bytes for each byte of the
+longest document while it is encoded and, where tokens are laid out in the end, about 90 bytes for each document.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from retro_lab.artifacts.arrays import create_array
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.corpus.documents import SPLITS, DocumentSource, Split, rejection, text_bytes
-from retro_lab.corpus.parquet import DOCUMENT_COLUMNS, DocumentsWriter, document_files, documents_name, read_documents
+from retro_lab.corpus.layout import TokenLayout
+from retro_lab.corpus.parquet import (
+    DOCUMENT_COLUMNS,
+    DocumentsWriter,
+    Piece,
+    by_bytes,
+    document_files,
+    documents_name,
+    pieces,
+    read_documents,
+)
 from retro_lab.corpus.tokenizer import DocumentTokenizer, TokenizerRecipe
 from retro_lab.errors import CorpusError
 
 MAX_REJECTED_EXAMPLES = 5
+ENCODED_BYTES = 2**20
+"""Text encoded at once, or one document where that is longer: encoding takes about 125 bytes for each."""
 
 
 class DocumentsStage(Stage):
@@ -38,8 +48,8 @@ class DocumentsStage(Stage):
         self.source = source
 
     def settings(self) -> Mapping[str, Any]:
-        """What the source says its documents depend on."""
-        return self.source.identity()
+        """What the source says its documents depend on, and how long they may be."""
+        return {**self.source.identity(), "max_document_bytes": self.source.max_document_bytes}
 
     def shard_sizes(self) -> Sequence[int]:
         """One shard for each part."""
@@ -53,7 +63,7 @@ class DocumentsStage(Stage):
         with ExitStack() as stack:
             writers = {split: stack.enter_context(DocumentsWriter(folder / documents_name(split))) for split in SPLITS}
             for split, document in self.source.read(shard):
-                reason = document.problem or rejection(document.text)
+                reason = document.problem or rejection(document.text, self.source.max_document_bytes)
                 if reason is None:
                     size = text_bytes(document.text)
                     writers[split].add(
@@ -140,11 +150,11 @@ class TokensStage(Stage):
     """Encode one split into the flat token array that everything after reads (`retro_lab.corpus.tokens`).
 
     Documents are shuffled, once and for good, so that the first part of the array is a random sample of them: a
-    smaller retrieval database is then a range of chunks.
+    smaller retrieval database is then a range of chunks. A shard is one piece of the split, up to 64 MiB of text.
     """
 
     name = "tokens"
-    version = 2
+    version = 3
     unit = "documents"
     combines_shards = True
 
@@ -164,26 +174,28 @@ class TokensStage(Stage):
         """Documents and tokenizer."""
         return {"documents": self.documents, "tokenizer": self.tokenizer}
 
-    def _parts(self) -> list[Path]:
-        return document_files(self.documents, self.split)
+    @cached_property
+    def _pieces(self) -> list[Piece]:
+        return pieces(self.documents, self.split)
 
     def shard_sizes(self) -> Sequence[int]:
-        """Documents in each part."""
-        return [pq.ParquetFile(path).metadata.num_rows for path in self._parts()]
+        """Documents in each piece."""
+        return [piece.documents for piece in self._pieces]
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
-        """Encode one part: its documents' tokens end to end without padding, and a table of the documents."""
+        """Encode one piece: its documents' tokens end to end without padding, and a table of the documents."""
         tokenizer = DocumentTokenizer.load(self.tokenizer.folder / "00000")
+        schema = DOCUMENT_COLUMNS.remove(DOCUMENT_COLUMNS.get_field_index("text"))
         lengths: list[int] = []
         table: list[pa.RecordBatch] = []
         with (folder / "tokens.bin").open("wb") as file:
-            for batch in read_documents(self._parts()[shard]):
-                for ids in tokenizer.encode(batch["text"].to_pylist()):
-                    lengths.append(len(ids))
-                    ids.tofile(file)
-                table.append(batch.select(["id", "source", "bytes"]))
+            for batch in self._pieces[shard].read():
+                for texts in by_bytes(batch, ENCODED_BYTES):
+                    for ids in tokenizer.encode(texts):
+                        lengths.append(len(ids))
+                        ids.tofile(file)
+                table.append(batch.select(schema.names))
                 advance(batch.num_rows)
-        schema = DOCUMENT_COLUMNS.remove(DOCUMENT_COLUMNS.get_field_index("text"))
         documents = pa.Table.from_batches(table, schema=schema).append_column("tokens", pa.array(lengths, pa.int64()))
         pq.write_table(documents, folder / "documents.parquet")
         return {}
@@ -195,50 +207,16 @@ class TokensStage(Stage):
             CorpusError: The training split holds less than one full chunk of text.
         """
         tokenizer = DocumentTokenizer.load(self.tokenizer.folder / "00000")
-        pieces = [_mapped(shard / "tokens.bin", tokenizer.dtype) for shard in shards]
-        tables = [pq.read_table(shard / "documents.parquet") for shard in shards]
-        documents = pa.concat_tables(tables)
-        lengths = documents["tokens"].to_numpy()
-        if self.split == "train" and lengths.max(initial=0) <= self.chunk_length:
+        layout = TokenLayout(shards, self.chunk_length, self.seed)
+        if self.split == "train" and layout.lengths.max(initial=0) <= self.chunk_length:
             raise CorpusError(
                 f"No document of the corpus is longer than one chunk ({self.chunk_length} tokens); "
                 "use longer documents or a smaller model.chunk_length."
             )
-        order = np.random.default_rng(self.seed).permutation(len(lengths))
-        owner = np.repeat(np.arange(len(pieces)), [table.num_rows for table in tables])
-        first = np.concatenate([_starts(table["tokens"].to_numpy()) for table in tables])
-        chunk_counts = -(-lengths[order] // self.chunk_length)
-        start = np.concatenate([[0], np.cumsum(chunk_counts)])
-
-        # One chunk of padding at the end lets every neighbor's continuation be read without a bounds check.
-        shape = ((int(start[-1]) + 1) * self.chunk_length,)
-        tokens = create_array(folder / "tokens.npy", tokenizer.dtype, shape)
-        tokens[:] = tokenizer.document_marker
-        left = create_array(folder / "tokens_left.npy", np.uint32, (int(start[-1]) + 1,))
-        for place, after, document in zip(start, start[1:], order, strict=False):
-            begin, length = first[document], lengths[document]
-            at = int(place) * self.chunk_length
-            tokens[at : at + length] = pieces[owner[document]][begin : begin + length]
-            left[place:after] = length - self.chunk_length * np.arange(after - place)
-        tokens.flush()
-        left.flush()
-        np.save(folder / "document_start.npy", start.astype(np.int64))
-        np.save(folder / "document_length.npy", lengths[order].astype(np.int64))
-        np.save(folder / "document_bytes.npy", documents["bytes"].to_numpy()[order].astype(np.int64))
-        pq.write_table(documents.select(["id", "source"]).take(pa.array(order)), folder / "documents.parquet")
+        layout.write(folder, tokenizer.dtype, tokenizer.document_marker)
         return {
-            "documents": len(lengths),
-            "chunks": int(start[-1]),
-            "tokens": int(lengths.sum()),
-            "bytes": pc.sum(documents["bytes"]).as_py() or 0,
+            "documents": len(layout.lengths),
+            "chunks": layout.chunks,
+            "tokens": int(layout.lengths.sum()),
+            "bytes": int(layout.bytes.sum()),
         }
-
-
-def _starts(lengths: np.ndarray) -> np.ndarray:
-    """Offsets at which pieces of these lengths begin when laid end to end."""
-    return np.concatenate([[0], np.cumsum(lengths)[:-1]]) if len(lengths) else np.zeros(0, np.int64)
-
-
-def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
-    """Map a raw file of ids; an empty one, which cannot be mapped, is an empty array."""
-    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)

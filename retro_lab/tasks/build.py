@@ -13,7 +13,7 @@ from retro_lab import console
 from retro_lab.artifacts.stage import Artifact
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.config.plain import plain
-from retro_lab.corpus.decontamination import DecontaminationStage
+from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
 from retro_lab.corpus.documents import SPLITS, Split
 from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokens import TokenStore
@@ -79,7 +79,8 @@ def build_corpus(config: DictConfig) -> Corpus:
         counts = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
         console.status("documents", f"skipped {counts}; such as {documents.facts['rejected_examples'][0]}")
     if config.decontamination.similarity is not None:
-        documents = store.build(DecontaminationStage(documents, config.decontamination.similarity))
+        held_out = store.build(HeldOutStage(documents))
+        documents = store.build(DecontaminationStage(documents, held_out, config.decontamination.similarity))
         if dropped := documents.facts["decontamination"]["dropped"]:
             example = documents.facts["decontamination"]["examples"][0]
             console.status(

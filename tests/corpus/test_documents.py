@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retro_lab.corpus.documents import (
-    LONGEST_DOCUMENT,
+    MAX_DOCUMENT_BYTES,
     TOO_LONG,
     Document,
     byte_shares,
@@ -28,8 +28,8 @@ from retro_lab.errors import ConfigurationError
         (" \n\t\u2003", "empty"),
         ("a\0b", "NUL character"),
         ("sum\udce9", "not UTF-8"),
-        ("a" * LONGEST_DOCUMENT, None),
-        ("\u00e9" * (LONGEST_DOCUMENT // 2 + 1), TOO_LONG),
+        ("a" * int(MAX_DOCUMENT_BYTES), None),
+        ("\u00e9" * (int(MAX_DOCUMENT_BYTES) // 2 + 1), TOO_LONG),
         ("a", None),
         ("\u00e9 \U0001f600", None),
     ],

@@ -48,7 +48,9 @@ def test_a_weight_of_zero_leaves_a_source_out_untouched(sources):
 
 def test_one_fraction_is_held_out_of_every_source(sources):
     def held_out(fraction):
-        pairs = read_all(MixtureSource(sources, dict.fromkeys(sources, 1), fraction, 30_000))
+        pairs = read_all(
+            MixtureSource(sources, dict.fromkeys(sources, 1), validation_fraction=fraction, max_bytes=30_000)
+        )
         return Counter(document.source for split, document in pairs if split == "validation")
 
     assert not held_out(0.0)
@@ -59,7 +61,7 @@ def test_a_mixture_may_hold_a_mixture(sources):
     inner = MixtureSource({"a": sources["short"], "b": sources["long"]}, {"a": 1, "b": 1}, max_bytes=1e9)
     outer = MixtureSource({"inner": inner, "rest": sources["short"]}, {"inner": 1, "rest": 3}, max_bytes=40_000)
     assert bytes_by_source(outer) == {"inner": 10_000, "rest": 30_000}
-    capped = MixtureSource({"a": sources["short"]}, {"a": 1}, max_bytes=100).limited(0.05, 1e6)
+    capped = MixtureSource({"a": sources["short"]}, {"a": 1}, max_bytes=100).limited(0.05, 1e6, 1e6)
     assert bytes_by_source(capped) == {"a": 100}
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus.decontamination import DecontaminationStage
+from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
 from retro_lab.corpus.documents import SPLITS, Document, DocumentSource
 from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import ByteBPE
@@ -74,7 +74,8 @@ def build_chunks(folder, bert, source=None, chunk_length=CHUNK_LENGTH, similarit
     artifacts = ArtifactStore(folder)
     documents = artifacts.build(DocumentsStage(source or RandomSentences()))
     if similarity is not None:
-        documents = artifacts.build(DecontaminationStage(documents, similarity))
+        held_out = artifacts.build(HeldOutStage(documents))
+        documents = artifacts.build(DecontaminationStage(documents, held_out, similarity))
     tokenizer = artifacts.build(TokenizerStage(ByteBPE(300, 1e6), documents))
     stores = {
         split: TokenStore(artifacts.build(TokensStage(documents, tokenizer, split, chunk_length, 0)), tokenizer)

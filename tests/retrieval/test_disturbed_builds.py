@@ -19,7 +19,17 @@ from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.errors import ArtifactError
 from retro_lab.tasks import verify
 
-STAGES = ("documents", "decontamination", "tokenizer", "tokens", "embeddings", "index", "search", "neighbors")
+STAGES = (
+    "documents",
+    "held_out",
+    "decontamination",
+    "tokenizer",
+    "tokens",
+    "embeddings",
+    "index",
+    "search",
+    "neighbors",
+)
 KILLS = 10
 # A process that has imported all that takes long and started no thread yet, so that its children begin at once.
 CONTEXT = get_context("forkserver")

@@ -1,0 +1,127 @@
+"""Laying encoded documents out as a token store: in shuffled order, each on a chunk boundary.
+
+Shards are read one after the other and every document is written to its place, so what is in memory is about 90
+bytes for each document, one shard, and never all tokens.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+BUCKET_DOCUMENTS = 2**18
+"""Rows of the table of documents that are put in order at a time, ..."""
+MAX_BUCKETS = 256
+"""... or this share of them, where that is more: each has an open file meanwhile."""
+
+
+class TokenLayout:
+    """Where each document of some shards goes. D is the number of documents, m the chunk length, C that of chunks.
+
+    A shard is a folder with `tokens.bin`, ids end to end, and `documents.parquet` with id, source, bytes and tokens.
+    """
+
+    def __init__(self, shards: Sequence[Path], chunk_length: int, seed: int) -> None:
+        """Shuffle the documents of `shards` with `seed`."""
+        self._shards = shards
+        self._chunk_length = chunk_length
+        tables = [pq.read_table(shard / "documents.parquet", columns=["tokens", "bytes"]) for shard in shards]
+        self._counts = [table.num_rows for table in tables]
+        self.lengths = _column(tables, "tokens")
+        """Tokens of each document in the order of the shards, [D]."""
+        self.bytes = _column(tables, "bytes")
+        """UTF-8 bytes of each document in the order of the shards, [D]."""
+        self._order = np.random.default_rng(seed).permutation(len(self.lengths))
+        self._start = np.concatenate([[0], np.cumsum(-(-self.lengths[self._order] // chunk_length))])
+        self._place = np.empty_like(self._order)
+        self._place[self._order] = np.arange(len(self._order))
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks, C."""
+        return int(self._start[-1])
+
+    def write(self, folder: Path, dtype: np.dtype, marker: int) -> None:
+        """Write the files of a token store, filling up last chunks with `marker`."""
+        self._write_tokens(folder, dtype, marker)
+        np.save(folder / "document_start.npy", self._start.astype(np.int64))
+        np.save(folder / "document_length.npy", self.lengths[self._order].astype(np.int64))
+        np.save(folder / "document_bytes.npy", self.bytes[self._order].astype(np.int64))
+        self._write_table(folder / "documents.parquet")
+
+    def _write_tokens(self, folder: Path, dtype: np.dtype, marker: int) -> None:
+        # One chunk of padding at the end lets every neighbor's continuation be read without a bounds check.
+        rows = self.chunks + 1
+        padding = np.full(self._chunk_length, marker, dtype)
+        # Not through maps of the files: their pages would count as this process's memory until they are on the disk.
+        with (
+            _NewArray(folder / "tokens.npy", dtype, rows, self._chunk_length) as tokens,
+            _NewArray(folder / "tokens_left.npy", np.dtype(np.uint32), rows, 1) as left,
+        ):
+            document = 0
+            for shard, count in zip(self._shards, self._counts, strict=True):
+                encoded, first = np.asarray(np.memmap(shard / "tokens.bin", dtype, "r")), 0
+                for length in self.lengths[document : document + count].tolist():
+                    chunk = int(self._start[self._place[document]])
+                    tokens.write(chunk, encoded[first : first + length], padding[: -length % len(padding)])
+                    left.write(chunk, np.arange(length, 0, -self._chunk_length, dtype=np.uint32))
+                    first += length
+                    document += 1
+            tokens.write(self.chunks, padding)
+            left.write(self.chunks, np.zeros(1, np.uint32))
+
+    def _write_table(self, path: Path) -> None:
+        """Write id and source of each document in the store's order, through buckets of neighboring places."""
+        total = len(self._place)
+        size = max(BUCKET_DOCUMENTS, -(-total // MAX_BUCKETS))
+        schema = pa.schema([("id", pa.large_string()), ("source", pa.string())])
+        placed = schema.append(pa.field("place", pa.int64()))
+        with TemporaryDirectory(dir=path.parent) as name, pq.ParquetWriter(path, schema, compression="zstd") as table:
+            buckets = [Path(name) / str(bucket) for bucket in range(-(-total // size))]
+            with ExitStack() as stack:
+                writers = [stack.enter_context(pa.ipc.new_stream(str(bucket), placed)) for bucket in buckets]
+                first = 0
+                for shard, count in zip(self._shards, self._counts, strict=True):
+                    rows = pq.read_table(shard / "documents.parquet", columns=["id", "source"])
+                    places = self._place[first : first + count]
+                    rows = rows.append_column("place", pa.array(places, pa.int64()))
+                    for bucket in np.unique(places // size):
+                        writers[bucket].write_table(rows.filter(pa.array(places // size == bucket)))
+                    first += count
+            for bucket in buckets:
+                with pa.ipc.open_stream(str(bucket)) as stream:
+                    table.write_table(stream.read_all().sort_by("place").drop_columns("place"))
+
+
+class _NewArray:
+    """A flat `.npy` file of `rows` rows that are written in any order."""
+
+    def __init__(self, path: Path, dtype: np.dtype, rows: int, row_length: int) -> None:
+        self._file = path.open("wb")
+        shape = (rows * row_length,)
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+        self._origin = self._file.tell()
+        self._row_bytes = row_length * dtype.itemsize
+
+    def write(self, row: int, *pieces: np.ndarray) -> None:
+        """Write `pieces`, one behind the other, from row `row` on."""
+        self._file.seek(self._origin + row * self._row_bytes)
+        for piece in pieces:
+            self._file.write(piece.data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+def _column(tables: Sequence[pa.Table], name: str) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int64), *(table[name].to_numpy() for table in tables)])
