@@ -241,7 +241,7 @@ def test_an_empty_corpus_is_refused(workplace, embedder):
 
 
 def test_a_corpus_shorter_than_a_chunk_is_refused(workplace, embedder):
-    rows = [json.dumps({"text": "a b"}) for _ in range(30)]
+    rows = [json.dumps({"text": f"a {number}"}) for number in range(30)]
     (workplace / "short.jsonl").write_text("\n".join(rows))
     refused = run(workplace, embedder, "corpus.path=short.jsonl", "name=bad", check=2)
     assert "chunk" in refused.stderr.splitlines()[-1]
