@@ -79,13 +79,13 @@ def evaluate(
     scores = [
         Evaluation(
             neighbors=k,
-            bits_per_byte=float(score.compute()),
+            bits_per_byte=score.bits_per_byte,
             perplexity=score.perplexity,
             tokens=int(score.tokens),
             bytes=int(score.bytes),
             documents=int(score.documents),
         )
-        for k, score in module.measured()
+        for k, score in ((k, metric.compute()) for k, metric in module.measured())
     ]
     kept = [entry for entry in record.evaluations if entry.neighbors not in neighbors]
     record = replace(record, evaluations=tuple(sorted([*kept, *scores], key=lambda entry: entry.neighbors)))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from retro_lab.evaluation.bits_per_byte import BitsPerByte
+from retro_lab.evaluation.score import HeldOutScore
 from retro_lab.evaluation.windows import WindowBatch
 from retro_lab.model.retro import RetroModel
 from retro_lab.retrieval.sequences import Batch, documents_of, neighbors_of, widened
@@ -46,12 +46,12 @@ class RetroModule(pl.LightningModule):
         self.optimizer_factory = optimizer
         self.schedule = schedule
         self.seed = seed
-        self.scores = nn.ModuleDict({str(neighbors): BitsPerByte() for neighbors in self.validation_neighbors})
+        self.scores = nn.ModuleDict({str(neighbors): HeldOutScore() for neighbors in self.validation_neighbors})
 
-    def measured(self) -> Iterator[tuple[int, BitsPerByte]]:
+    def measured(self) -> Iterator[tuple[int, HeldOutScore]]:
         """Yield each k that is scored, with its score so far."""
         for neighbors, score in self.scores.items():
-            assert isinstance(score, BitsPerByte)
+            assert isinstance(score, HeldOutScore)
             yield int(neighbors), score
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -105,7 +105,7 @@ class RetroModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log bits per byte for each k."""
         for neighbors, score in self.measured():
-            self.log(f"validation/bits_per_byte/k={neighbors}", score.compute().float())
+            self.log(f"validation/bits_per_byte/k={neighbors}", score.compute().bits_per_byte)
 
 
 def _is_decayed(name: str, parameter: nn.Parameter) -> bool:

@@ -30,7 +30,9 @@ class ValidationCurve(pl.Callback):
         if self.points and self.points[-1]["tokens"] == tokens:
             return
         for neighbors, score in pl_module.measured():
-            self.points.append({"tokens": tokens, "neighbors": neighbors, "bits_per_byte": float(score.compute())})
+            self.points.append(
+                {"tokens": tokens, "neighbors": neighbors, "bits_per_byte": score.compute().bits_per_byte}
+            )
 
     @property
     def curve(self) -> tuple[CurvePoint, ...]:

@@ -1,0 +1,62 @@
+"""Bits per byte: the paper's main measure, comparable between tokenizers."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class Score(NamedTuple):
+    """How well a model predicts a text: all devices' shares of it together."""
+
+    nats: Tensor
+    """float64 []: summed cross-entropy of the tokens."""
+    tokens: Tensor
+    """int64 []: tokens that were predicted."""
+    bytes: Tensor
+    """int64 []: UTF-8 bytes of the text."""
+    documents: Tensor
+    """int64 []: documents that the text consists of."""
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits that the model needs for the text over its bytes."""
+        return float(self.nats) / math.log(2) / int(self.bytes) if self.bytes else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """Exponential of the mean cross-entropy of a token."""
+        return float(torch.exp(self.nats / self.tokens))
+
+
+class HeldOutScore(Metric):
+    """Adds up what a model needs for a text, over batches and devices.
+
+    The counts are those of one device until `compute` adds them up, so nothing is read from the states themselves.
+    """
+
+    full_state_update = False
+    nats: Tensor
+    tokens: Tensor
+    bytes: Tensor
+    documents: Tensor
+
+    def __init__(self) -> None:
+        """Start from nothing scored."""
+        super().__init__()
+        self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("tokens", "bytes", "documents"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nats: Tensor, tokens: Tensor, num_bytes: Tensor, documents: Tensor) -> None:
+        """Add scored text: the summed cross-entropy in nats of `tokens` tokens, and the bytes they complete."""
+        self.nats = self.nats + nats.double()
+        self.tokens = self.tokens + tokens
+        self.bytes = self.bytes + num_bytes
+        self.documents = self.documents + documents
+
+    def compute(self) -> Score:
+        """Return the score of all that was added, on all devices."""
+        return Score(self.nats, self.tokens, self.bytes, self.documents)
