@@ -49,7 +49,7 @@ class SearchStage(Stage):
     """
 
     name = "search"
-    version = 2
+    version = 3
     unit = "queries"
 
     def __init__(
