@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from retro_lab.artifacts.fingerprint import fingerprint
+from retro_lab.artifacts.fingerprint import fingerprint, library_version
 from retro_lab.artifacts.manifest import Manifest
 
 Advance = Callable[[int], None]
@@ -62,6 +62,10 @@ class Stage(ABC):
         """Artifacts that the stage reads, by role."""
         return {}
 
+    def libraries(self) -> Mapping[str, int]:
+        """Modules of libraries that decide the output, each with how many parts of its version do."""
+        return {}
+
     @abstractmethod
     def shard_sizes(self) -> Sequence[int]:
         """Units of work in each shard; the number of shards is the length."""
@@ -93,6 +97,7 @@ class Stage(ABC):
         return {
             "stage": self.name,
             "version": self.version,
+            "libraries": {module: library_version(module, parts) for module, parts in self.libraries().items()},
             "settings": dict(self.settings()),
             "inputs": {role: artifact.fingerprint for role, artifact in self.inputs().items()},
         }

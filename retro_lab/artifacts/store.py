@@ -282,8 +282,9 @@ def _remove_leftovers(folder: Path, manifest: Manifest) -> None:
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Say what tells two recipes of one stage apart."""
     code = ["the stage's code changed"] if old["version"] != new["version"] else []
+    libraries = differences(old.get("libraries", {}), new["libraries"])
     inputs = [f"other {role}" for role, artifact in new["inputs"].items() if old["inputs"].get(role) != artifact]
-    return [*code, *inputs, *differences(old["settings"], new["settings"])]
+    return [*code, *libraries, *inputs, *differences(old["settings"], new["settings"])]
 
 
 def _build_shard(stage: Stage, folder: Path, shard: int, advance: console.Advance) -> None:

@@ -45,7 +45,7 @@ class EmbedderConfig:
     model: str = MISSING
     """Name on the Hugging Face hub, a folder, or `package:NAME/FOLDER` for weights carried by a Python package."""
     revision: str | None = None
-    """Commit or tag on the hub."""
+    """Commit, branch or tag on the hub. Embeddings are known by the commit, whatever is given here."""
     max_length: int = 256
     """Longest input in the embedder's own tokens; what is over is cut off."""
     batch_size: int = 64

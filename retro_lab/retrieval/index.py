@@ -110,6 +110,10 @@ class IndexStage(Stage):
             return {"embeddings": self.embeddings}
         return {"embeddings": self.embeddings, "queries": self.queries}
 
+    def libraries(self) -> Mapping[str, int]:
+        """FAISS, whose defaults change with its minor versions."""
+        return {"faiss": 2}
+
     def shard_sizes(self) -> Sequence[int]:
         """One index."""
         return [self.stop - self.start]

@@ -93,6 +93,10 @@ class SearchStage(Stage):
             inputs |= {"query_tokens": self.query_store.artifact, "tokens": self.database_store.artifact}
         return inputs
 
+    def libraries(self) -> Mapping[str, int]:
+        """Those that find, and that rank again."""
+        return {**self.searcher.libraries(), **(self.ranking.bm25.libraries() if self.ranking is not None else {})}
+
     def shard_sizes(self) -> Sequence[int]:
         """Queries in each shard."""
         count = self.query_store.chunks
