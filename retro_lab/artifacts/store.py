@@ -52,13 +52,15 @@ class ArtifactStore:
         """Return the finished artifact of `stage`, or None if it is not there.
 
         Raises:
-            ArtifactError: It is there but a file is missing or has another size than when it was built.
+            ArtifactError: It is there, but a file is missing or has another size than when it was built, or one of the
+                small ones has other bytes.
         """
         folder = self._folder(stage)
         if not (folder / MANIFEST_NAME).is_file():
             return None
         manifest = Manifest.read(folder)
         manifest.check_sizes(folder)
+        manifest.check_small_files(folder)
         return Artifact(folder, manifest)
 
     def build(self, stage: Stage) -> Artifact:

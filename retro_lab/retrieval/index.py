@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from retro_lab import console
+from retro_lab.artifacts.manifest import damaged
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval.config import IndexConfig
@@ -245,5 +246,16 @@ class IndexStage(Stage):
 
 
 def open_index(index: Artifact) -> VectorIndex:
-    """Read the index of an `index` artifact into memory, with the search parameters it was measured with."""
-    return VectorIndex.read(index.folder / "00000" / "index.faiss", index.manifest.recipe["settings"]["metric"])
+    """Read the index of an `index` artifact into memory, with the search parameters it was measured with.
+
+    Raises:
+        ArtifactError: FAISS cannot read it.
+    """
+    path = index.folder / "00000" / "index.faiss"
+    try:
+        opened = VectorIndex.read(path, index.manifest.recipe["settings"]["metric"])
+    except (RuntimeError, MemoryError) as error:
+        raise damaged(path, "FAISS cannot read it", index.folder) from error
+    if len(opened) != index.facts["vectors"]:
+        raise damaged(path, f"it holds {len(opened)} vectors, not {index.facts['vectors']}", index.folder)
+    return opened

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from retro_lab.corpus.tokens import TokenStore
-from retro_lab.errors import ConfigurationError
+from retro_lab.errors import ArtifactError, ConfigurationError
 from retro_lab.retrieval.neighbors import MISSING
 
 VALUES = ("neighbor_and_continuation", "neighbor", "continuation")
@@ -55,8 +55,16 @@ class Retrieved:
         """Return tokens [..., k, r] and lengths [..., k] of the k nearest neighbors of each chunk.
 
         A missing neighbor has length 0 and whatever tokens; it never becomes text.
+
+        Raises:
+            ArtifactError: The database has no such chunk as a neighbor is said to be.
         """
         ids = np.take(self.ids, chunks, axis=0, mode="clip")[..., :k]
+        if ids.max(initial=MISSING) >= self.database.chunks or ids.min(initial=MISSING) < MISSING:
+            raise ArtifactError(
+                f"The neighbors are damaged (chunk {ids.flat[np.argmax(np.abs(ids))]} of {self.database.chunks}); "
+                "run task=verify, delete what it names, and run the same command again."
+            )
         present = (ids != MISSING) & (chunks < len(self.ids))[..., None]
         m = self.database.chunk_length
         tokens = self.database.read(ids, 1 if self.values == "neighbor" else 2)
