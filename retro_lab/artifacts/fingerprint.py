@@ -1,13 +1,14 @@
 """Fingerprints: what an artifact was made from, as one short name.
 
-An artifact is a pure function of its stage's configuration, the fingerprints of its inputs and the version of the
-stage's code. The fingerprint is a hash of exactly those, so equal fingerprints mean interchangeable artifacts, on any
-machine.
+An artifact is a pure function of its stage's configuration, the fingerprints of its inputs, the version of the stage's
+code and those of the libraries that decide what it writes. The fingerprint is a hash of exactly those, so equal
+fingerprints mean interchangeable artifacts, on any machine.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ def canonical_json(value: Any) -> str:
 def fingerprint(recipe: Mapping[str, Any]) -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 of the recipe's canonical JSON."""
     return hashlib.sha256(canonical_json(recipe).encode("utf-8")).hexdigest()[:FINGERPRINT_LENGTH]
+
+
+def library_version(module: str, parts: int) -> str:
+    """Return the first `parts` parts of an installed library's version, such as 1.15 of 1.15.1."""
+    return ".".join(str(import_module(module).__version__).split(".")[:parts])
 
 
 def file_checksum(path: Path) -> str:

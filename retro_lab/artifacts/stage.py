@@ -6,12 +6,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, ClassVar
 
 import numpy as np
 
-from retro_lab.artifacts.fingerprint import fingerprint
-from retro_lab.artifacts.manifest import Manifest
+from retro_lab.artifacts.fingerprint import fingerprint, library_version
+from retro_lab.artifacts.manifest import Manifest, damaged
 
 Advance = Callable[[int], None]
 """Called by a stage with the number of units (chunks, documents, ...) it has just done."""
@@ -35,8 +36,20 @@ class Artifact:
         return self.manifest.facts
 
     def array(self, name: str) -> np.ndarray:
-        """Open the `.npy` file `name` as a read-only memory map, never unpickling."""
-        array: np.ndarray = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+        """Open the `.npy` file `name` as a read-only memory map, never unpickling.
+
+        Raises:
+            ArtifactError: The file begins with something else than what says of what type and shape its array is.
+        """
+        path = self.folder / name
+        try:
+            array: np.memmap = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, TypeError, SyntaxError, OverflowError, EOFError, TokenError) as error:
+            raise damaged(path, "it does not begin as an array does", self.folder) from error
+        # The file's size is known to be right, so with a flipped bit in its shape or type something is left over.
+        whole = array.offset + array.nbytes == path.stat().st_size
+        if not (whole and array.dtype.isnative and array.dtype.kind in "fiu"):
+            raise damaged(path, "its array is said to have another type or shape than it has", self.folder)
         return array
 
 
@@ -60,6 +73,10 @@ class Stage(ABC):
 
     def inputs(self) -> Mapping[str, Artifact]:
         """Artifacts that the stage reads, by role."""
+        return {}
+
+    def libraries(self) -> Mapping[str, int]:
+        """Modules of libraries that decide the output, each with how many parts of its version do."""
         return {}
 
     @abstractmethod
@@ -93,6 +110,7 @@ class Stage(ABC):
         return {
             "stage": self.name,
             "version": self.version,
+            "libraries": {module: library_version(module, parts) for module, parts in self.libraries().items()},
             "settings": dict(self.settings()),
             "inputs": {role: artifact.fingerprint for role, artifact in self.inputs().items()},
         }

@@ -52,13 +52,15 @@ class ArtifactStore:
         """Return the finished artifact of `stage`, or None if it is not there.
 
         Raises:
-            ArtifactError: It is there but a file is missing or has another size than when it was built.
+            ArtifactError: It is there, but a file is missing or has another size than when it was built, or one of the
+                small ones has other bytes.
         """
         folder = self._folder(stage)
         if not (folder / MANIFEST_NAME).is_file():
             return None
         manifest = Manifest.read(folder)
         manifest.check_sizes(folder)
+        manifest.check_small_files(folder)
         return Artifact(folder, manifest)
 
     def build(self, stage: Stage) -> Artifact:
@@ -282,8 +284,9 @@ def _remove_leftovers(folder: Path, manifest: Manifest) -> None:
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Say what tells two recipes of one stage apart."""
     code = ["the stage's code changed"] if old["version"] != new["version"] else []
+    libraries = differences(old.get("libraries", {}), new["libraries"])
     inputs = [f"other {role}" for role, artifact in new["inputs"].items() if old["inputs"].get(role) != artifact]
-    return [*code, *inputs, *differences(old["settings"], new["settings"])]
+    return [*code, *libraries, *inputs, *differences(old["settings"], new["settings"])]
 
 
 def _build_shard(stage: Stage, folder: Path, shard: int, advance: console.Advance) -> None:

@@ -57,6 +57,10 @@ class HeldOutStage(Stage):
         """The documents."""
         return {"documents": self.documents}
 
+    def libraries(self) -> Mapping[str, int]:
+        """The one that makes signatures."""
+        return {"datasketch": 1}
+
     @cached_property
     def _pieces(self) -> list[Piece]:
         return pieces(self.documents, "validation")
@@ -122,6 +126,10 @@ class DecontaminationStage(Stage):
     def inputs(self) -> Mapping[str, Artifact]:
         """The documents, and the grams and signatures of those held out."""
         return {"documents": self.documents, "held_out": self.held_out}
+
+    def libraries(self) -> Mapping[str, int]:
+        """The one that makes and compares signatures."""
+        return {"datasketch": 1}
 
     @cached_property
     def _pieces(self) -> list[tuple[Split, Piece]]:

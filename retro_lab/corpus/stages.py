@@ -129,6 +129,10 @@ class TokenizerStage(Stage):
         """The documents, for a tokenizer that is trained on them."""
         return {"documents": self.documents} if self.tokenizer_recipe.learns else {}
 
+    def libraries(self) -> Mapping[str, int]:
+        """The one that learns vocabularies and writes `tokenizer.json`."""
+        return {"tokenizers": 2}
+
     def shard_sizes(self) -> Sequence[int]:
         """One piece of work."""
         return [1]
@@ -173,6 +177,10 @@ class TokensStage(Stage):
     def inputs(self) -> Mapping[str, Artifact]:
         """Documents and tokenizer."""
         return {"documents": self.documents, "tokenizer": self.tokenizer}
+
+    def libraries(self) -> Mapping[str, int]:
+        """The one that encodes."""
+        return {"tokenizers": 2}
 
     @cached_property
     def _pieces(self) -> list[Piece]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from retro_lab.artifacts.manifest import damaged
 from retro_lab.artifacts.stage import Artifact
 from retro_lab.corpus.tokenizer import DocumentTokenizer
 
@@ -19,9 +20,14 @@ class TokenStore:
     """Read-only view of a `tokens` artifact. m is the chunk length, C the number of chunks."""
 
     def __init__(self, tokens: Artifact, tokenizer: Artifact) -> None:
-        """Open the memory maps of `tokens` and the tokenizer they were made with."""
+        """Open the memory maps of `tokens` and the tokenizer they were made with.
+
+        Raises:
+            ArtifactError: What the files say of documents and chunks cannot be true.
+        """
         self.artifact = tokens
         self.tokenizer = DocumentTokenizer.load(tokenizer.folder / "00000")
+        self._vocabulary_size = self.tokenizer.vocabulary_size
         self.chunk_length: int = tokens.manifest.recipe["settings"]["chunk_length"]
         self.chunks: int = tokens.facts["chunks"]
         self.document_start = tokens.array("document_start.npy")
@@ -33,6 +39,20 @@ class TokenStore:
         # As plain arrays, which NumPy reads from with less ado than from memory maps; they stay maps of the files.
         self._rows = np.asarray(tokens.array("tokens.npy")).reshape(-1, self.chunk_length)
         self._left = np.asarray(tokens.array("tokens_left.npy"))
+        self._check_documents()
+
+    def _check_documents(self) -> None:
+        """Compare the tables of documents with each other and with their sums; where they are large, only this does."""
+        folder, facts = self.artifact.folder, self.artifact.facts
+        chunks = -(-np.asarray(self.document_length) // self.chunk_length)
+        for name, sums in (("length", facts["tokens"]), ("bytes", facts["bytes"])):
+            if int(getattr(self, f"document_{name}").sum()) != sums:
+                raise damaged(folder / f"document_{name}.npy", f"it does not add up to {sums}")
+        if self.document_start[0] != 0 or not np.array_equal(np.diff(self.document_start), chunks):
+            raise damaged(folder / "document_start.npy", "documents do not begin where others end")
+        for name, rows in (("tokens", self._rows), ("tokens_left", self._left)):
+            if len(rows) != self.chunks + 1:
+                raise damaged(folder / f"{name}.npy", f"it does not hold {self.chunks} chunks and padding")
 
     @property
     def documents(self) -> int:
@@ -45,10 +65,17 @@ class TokenStore:
         return self.artifact.folder / "documents.parquet"
 
     def read(self, chunks: np.ndarray, count: int = 1) -> np.ndarray:
-        """Read `count` consecutive chunks from each of `chunks`, [..., count x m]; what follows chunk C is padding."""
+        """Read `count` consecutive chunks from each of `chunks`, [..., count x m]; what follows chunk C is padding.
+
+        Raises:
+            ArtifactError: A token is beyond the vocabulary.
+        """
         rows = chunks[..., None] + np.arange(count)
         tokens = np.empty((*rows.shape, self.chunk_length), self._rows.dtype)
         np.take(self._rows, rows, axis=0, out=tokens, mode="clip")  # the last row is padding
+        if (largest := tokens.max(initial=0)) >= self._vocabulary_size:
+            reason = f"token {largest} of a vocabulary of {self._vocabulary_size}"
+            raise damaged(self.artifact.folder / "tokens.npy", reason)
         return tokens.reshape(*chunks.shape, count * self.chunk_length)
 
     def document_of(self, chunks: np.ndarray) -> np.ndarray:

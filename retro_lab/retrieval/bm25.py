@@ -44,6 +44,10 @@ class BM25:
         """Constants, as JSON-able values."""
         return {"bm25_k1": self.k1, "bm25_b": self.b}
 
+    def libraries(self) -> dict[str, int]:
+        """The one that scores, as `Stage.libraries` names it."""
+        return {"bm25s": 2}
+
     @cached_property
     def _learnt(self) -> bm25s.BM25:
         scorer = bm25s.BM25(self.k1, self.b, method="lucene")

@@ -45,7 +45,7 @@ class EmbedderConfig:
     model: str = MISSING
     """Name on the Hugging Face hub, a folder, or `package:NAME/FOLDER` for weights carried by a Python package."""
     revision: str | None = None
-    """Commit or tag on the hub."""
+    """Commit, branch or tag on the hub. Embeddings are known by the commit, whatever is given here."""
     max_length: int = 256
     """Longest input in the embedder's own tokens; what is over is cut off."""
     batch_size: int = 64
@@ -70,7 +70,8 @@ class IndexConfig:
     exact_below: int = 200_000
     """Largest number of vectors that `auto` searches exactly."""
     recall: float = 0.95
-    """Wanted share of the 10 exact neighbors of held-out chunks; search parameters are tuned to it."""
+    """Wanted share of the 10 nearest of held-out chunks that is found; search parameters are tuned to it. Of all
+    `retrieval.stored` neighbors a smaller share is found, which `task=build` shows as well."""
     max_bytes: float | None = None
     """Memory that the index of one database shard may take, as far as `factory=auto` decides it; null sets no limit."""
     training_vectors: int | None = None

@@ -6,10 +6,13 @@ The mean is over all of the embedder's tokens, [CLS] and [SEP] among them, as it
 
 import importlib.util
 import os
+import re
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import cached_file
 
 from retro_lab.artifacts.fingerprint import file_checksum
 from retro_lab.errors import ConfigurationError
 
 PACKAGE_PREFIX = "package:"
-WEIGHT_FILES = ("*.safetensors", "*.bin", "config.json", "tokenizer.json", "vocab.txt")
+MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
+"""What transformers may read of a folder: weights, configuration, and every form of a tokenizer."""
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class Embedder:
@@ -58,15 +64,46 @@ class Embedder:
         self._padding = 0
 
     def identity(self) -> dict[str, Any]:
-        """All that decides an embedding, as JSON-able values: weights by content where they are on disk."""
+        """All that decides an embedding, as JSON-able values: a folder by its files, a model of the hub by its commit.
+
+        Raises:
+            ConfigurationError: The model is of the hub and its commit is neither given nor to be found.
+        """
         identity: dict[str, Any] = {"max_length": self.max_length, "precision": self.precision, "pooling": "mean"}
         # Both round: the last bits of an embedding depend on which others share its batch, and on the kernels.
         identity |= {"batch_size": self.batch_size} | ({"compile": True} if self.compile else {})
         folder = Path(self.location)
         if folder.is_dir():
-            files = sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)})
+            files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
             return identity | {"files": {path.name: file_checksum(path) for path in files}}
-        return identity | {"model": self.model_name, "revision": self.revision}
+        return identity | {"model": self.model_name, "commit": self.commit}
+
+    @cached_property
+    def commit(self) -> str | None:
+        """Commit on the hub that is loaded, None for a folder.
+
+        The hub is not asked if `revision` is one, and where it cannot be reached, what was fetched before counts.
+
+        Raises:
+            ConfigurationError: There is no such model, or the hub cannot be reached and nothing was fetched before.
+        """
+        if Path(self.location).is_dir():
+            return None
+        if self.revision and COMMIT.fullmatch(self.revision):
+            return self.revision
+        with self._loading():
+            path = cached_file(self.location, "config.json", revision=self.revision)
+        return Path(path).parent.name  # the cache keeps a folder for each commit
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"embedder.model={self.model_name} cannot be loaded ({str(error).splitlines()[0]}); "
+                "name an encoder of the hub, a folder with one, or package:NAME/FOLDER."
+            ) from error
 
     @property
     def width(self) -> int:
@@ -82,16 +119,11 @@ class Embedder:
         """
         if self._model is not None:
             return
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.location, revision=self.revision)
+        with self._loading():
+            tokenizer = AutoTokenizer.from_pretrained(self.location, revision=self.commit)
             model = AutoModel.from_pretrained(
-                self.location, revision=self.revision, dtype=torch.float32, use_safetensors=True
+                self.location, revision=self.commit, dtype=torch.float32, use_safetensors=True
             )
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(
-                f"embedder.model={self.model_name} cannot be loaded ({str(error).splitlines()[0]}); "
-                "name an encoder of the hub, a folder with one, or package:NAME/FOLDER."
-            ) from error
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ConfigurationError(
                 f"embedder.model={self.model_name} has no tokenizer.json; choose one with a fast form."

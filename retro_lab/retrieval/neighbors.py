@@ -49,7 +49,7 @@ class SearchStage(Stage):
     """
 
     name = "search"
-    version = 2
+    version = 3
     unit = "queries"
 
     def __init__(
@@ -92,6 +92,10 @@ class SearchStage(Stage):
         if self.ranking is not None:
             inputs |= {"query_tokens": self.query_store.artifact, "tokens": self.database_store.artifact}
         return inputs
+
+    def libraries(self) -> Mapping[str, int]:
+        """Those that find, and that rank again."""
+        return {**self.searcher.libraries(), **(self.ranking.bm25.libraries() if self.ranking is not None else {})}
 
     def shard_sizes(self) -> Sequence[int]:
         """Queries in each shard."""

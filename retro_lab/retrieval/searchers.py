@@ -41,6 +41,10 @@ class Searcher(ABC):
         """Artifacts that are searched, by role."""
 
     @abstractmethod
+    def libraries(self) -> Mapping[str, int]:
+        """Libraries that decide what is found, as `Stage.libraries` names them."""
+
+    @abstractmethod
     def open(self) -> None:
         """Read into memory what is searched."""
 
@@ -72,6 +76,10 @@ class DenseSearcher(Searcher):
         """Query embeddings and index."""
         return {"queries": self.queries, "index": self.index}
 
+    def libraries(self) -> Mapping[str, int]:
+        """FAISS."""
+        return {"faiss": 2}
+
     def open(self) -> None:
         """Read the index, onto GPUs where FAISS can."""
         self._opened = open_index(self.index)
@@ -99,6 +107,10 @@ class BM25Searcher(Searcher):
     def inputs(self) -> Mapping[str, Artifact]:
         """Tokens of queries and database."""
         return {"query_tokens": self.query_store.artifact, "tokens": self.bm25.store.artifact}
+
+    def libraries(self) -> Mapping[str, int]:
+        """The one that scores."""
+        return self.bm25.libraries()
 
     def open(self) -> None:
         """Learn from the whole store, once."""

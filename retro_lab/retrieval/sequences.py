@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from retro_lab.corpus.tokens import TokenStore
-from retro_lab.errors import ConfigurationError
+from retro_lab.errors import ArtifactError, ConfigurationError
 from retro_lab.retrieval.neighbors import MISSING
 
 VALUES = ("neighbor_and_continuation", "neighbor", "continuation")
@@ -50,24 +50,66 @@ class Retrieved:
         self.database = database
         self.ids = np.asarray(ids)
         self.values = values
+        self.span = 1 if values == "neighbor" else 2
+        """Chunks that a neighbor is read from: its own and, unless `values` leaves it out, the one that follows."""
 
-    def read(self, chunks: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, chunks: np.ndarray, k: int, without: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return tokens [..., k, r] and lengths [..., k] of the k nearest neighbors of each chunk.
 
         A missing neighbor has length 0 and whatever tokens; it never becomes text.
+
+        Args:
+            chunks: Chunks that retrieve, [...].
+            k: Neighbors of each.
+            without: First and last chunk of a range, each to broadcast against `chunks`; neighbors that are read from
+                it in part or whole are passed over, and the next nearest move up.
+
+        Raises:
+            ArtifactError: The database has no such chunk as a neighbor is said to be.
         """
         ids = np.take(self.ids, chunks, axis=0, mode="clip")[..., :k]
+        if ids.max(initial=MISSING) >= self.database.chunks or ids.min(initial=MISSING) < MISSING:
+            raise ArtifactError(
+                f"The neighbors are damaged (chunk {ids.flat[np.argmax(np.abs(ids))]} of {self.database.chunks}); "
+                "run task=verify, delete what it names, and run the same command again."
+            )
+        if without is not None:
+            ids = self._without(ids, chunks, *without)
         present = (ids != MISSING) & (chunks < len(self.ids))[..., None]
         m = self.database.chunk_length
-        tokens = self.database.read(ids, 1 if self.values == "neighbor" else 2)
-        lengths = self.database.real_tokens(ids, 1 if self.values == "neighbor" else 2)
+        tokens = self.database.read(ids, self.span)
+        lengths = self.database.real_tokens(ids, self.span)
         if self.values == "continuation":
             tokens, lengths = tokens[..., m:], np.maximum(lengths - m, 0)
         return tokens, np.where(present, lengths, 0)
 
+    def _without(self, ids: np.ndarray, chunks: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """Return the nearest of each chunk's neighbors that are not read from the range; `ids` are the nearest of all.
+
+        Few chunks have such neighbors, so all that is stored is looked at for those few alone.
+        """
+        first, last = (np.broadcast_to(bound, chunks.shape) for bound in (first - self.span + 1, last))
+        inside = (ids >= first[..., None]) & (ids <= last[..., None])
+        rows = inside.any(-1)
+        if not rows.any():
+            return ids
+        stored = np.take(self.ids, chunks[rows], axis=0, mode="clip")
+        kept = (stored < first[rows][:, None]) | (stored > last[rows][:, None])
+        order = np.argsort(~kept, axis=1, kind="stable")[:, : ids.shape[-1]]
+        ids = ids.copy()
+        ids[rows] = np.where(np.take_along_axis(kept, order, 1), np.take_along_axis(stored, order, 1), MISSING)
+        return ids
+
 
 class Sequences:
-    """Reads batches of sequences from a token store; `retrieved` is None for a model without retrieval."""
+    """Reads batches of sequences from a token store; `retrieved` is None for a model without retrieval.
+
+    Where that is the database too, no chunk retrieves from its own sequence. Searches drop neighbors of the query's
+    own document, but a sequence may hold several documents, and a neighbor further on in it would show what is still to
+    be predicted.
+    """
 
     def __init__(
         self, store: TokenStore, retrieved: Retrieved | None, length: int, *, with_documents: bool = False
@@ -86,6 +128,9 @@ class Sequences:
         self.length = length
         self.with_documents = with_documents
         self.chunks_per_sequence = length // store.chunk_length
+        self._from_itself = (
+            retrieved is not None and retrieved.database.artifact.fingerprint == store.artifact.fingerprint
+        )
 
     def read(self, first_chunks: np.ndarray, k: int) -> Batch:
         """Read the sequences that start at `first_chunks`, [B], with k neighbors for each chunk."""
@@ -104,7 +149,9 @@ class Sequences:
             batch["documents"] = torch.from_numpy(documents)
         if self.retrieved is None or k == 0:
             return batch
-        neighbors, lengths = self.retrieved.read(chunks, k)
+        # The last token to be predicted is the first of the chunk that follows the sequence.
+        own = (first_chunks[:, None], first_chunks[:, None] + self.chunks_per_sequence) if self._from_itself else None
+        neighbors, lengths = self.retrieved.read(chunks, k, own)
         batch["neighbors"] = torch.from_numpy(neighbors)
         batch["neighbor_lengths"] = torch.from_numpy(lengths)
         return batch

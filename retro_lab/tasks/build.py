@@ -63,9 +63,10 @@ def run(config: DictConfig) -> None:
         )
     for index in database.indexes:
         facts = index.facts
+        recalls = ", ".join(f"{fact} {facts[fact]}" for fact in sorted(facts, key=len) if fact.startswith("recall@"))
         console.output.print(
             f"index: {facts['factory']}, {facts['vectors']:,} vectors, {facts['bytes_per_vector']} bytes each, "
-            f"recall@10 {facts['recall@10']} at {facts['queries_per_second']:,.0f} queries a second",
+            f"{recalls}",
             soft_wrap=True,
         )
 
@@ -119,6 +120,7 @@ def build_database(config: DictConfig, corpus: Corpus) -> Database:
             "corpus or database.fraction."
         )
 
+    stored = max(wanted, retrieval.stored)
     store = ArtifactStore(Path(config.paths.artifacts))
     bm25 = BM25(database_store, retrieval.bm25_k1, retrieval.bm25_b)
     ranking = Ranking(retrieval.candidates, bm25) if retrieval.method == "hybrid" else None
@@ -128,15 +130,13 @@ def build_database(config: DictConfig, corpus: Corpus) -> Database:
     for start, stop in zip([0, *cuts], cuts, strict=False):
         if embeddings:
             index = IndexConfig(**plain(config.index))
-            stage = IndexStage(embeddings["train"], start, stop, index, embeddings["validation"], config.seed)
+            stage = IndexStage(embeddings["train"], start, stop, index, embeddings["validation"], stored, config.seed)
             indexes.append(store.build(stage))
         for split, tokens in corpus.stores.items():
             searcher = (
                 DenseSearcher(embeddings[split], indexes[-1]) if embeddings else BM25Searcher(tokens, bm25, start, stop)
             )
-            search = SearchStage(
-                searcher, tokens, database_store, max(wanted, retrieval.stored), config.index.query_batch, ranking
-            )
+            search = SearchStage(searcher, tokens, database_store, stored, config.index.query_batch, ranking)
             searches[split].append(store.build(search))
     neighbors = {split: store.build(NeighborsStage(found)) for split, found in searches.items()}
     # Every document's chunks are full but its last, so the tokens are counted from the documents themselves.

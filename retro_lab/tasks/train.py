@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from retro_lab import console
-from retro_lab.artifacts.fingerprint import differences
+from retro_lab.artifacts.fingerprint import differences, file_checksum
 from retro_lab.artifacts.manifest import write_json
 from retro_lab.config.plain import plain
 from retro_lab.errors import ConfigurationError
@@ -137,6 +137,8 @@ def identity(config: DictConfig, k: int, corpus: Corpus, database: Database | No
     """All that decides what is trained: a folder is resumed or reused only by a run for which this is the same."""
     sections = {name: plain(config[name]) for name in ("size", "model", "init", "optimizer", "schedule", "data")}
     sections["data"].pop("workers")
+    if (path := sections["init"]["checkpoint"]) is not None and Path(path).is_file():
+        sections["init"]["checkpoint"] = file_checksum(Path(path))  # its path may stay while its weights change
     inputs = {"tokens": corpus.stores["train"].artifact.fingerprint}
     if database is not None:
         inputs["neighbors"] = database.neighbors["train"].fingerprint

@@ -90,7 +90,7 @@ def index(chunks, start=0, stop=None, **settings):
     """An index over the training split's chunks, tuned and measured on the validation split's."""
     stop = chunks.stores["train"].chunks if stop is None else stop
     config = IndexConfig(**{"factory": "Flat"} | settings)
-    stage = IndexStage(chunks.embeddings["train"], start, stop, config, chunks.embeddings["validation"], 0)
+    stage = IndexStage(chunks.embeddings["train"], start, stop, config, chunks.embeddings["validation"], 100, 0)
     return chunks.artifacts.build(stage)
 
 

@@ -93,6 +93,49 @@ def test_a_machine_without_a_compiler_is_told(tiny_bert: Path, monkeypatch: pyte
         embedder(tiny_bert, compile=True).load()
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_folder_is_known_by_every_file_that_decides(tiny_bert: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "moved"
+    shutil.copytree(tiny_bert, folder)
+    before = embedder(folder).identity()
+    assert before == embedder(tiny_bert).identity()
+    content = bytearray((folder / name).read_bytes())
+    content[-1] ^= 1
+    (folder / name).write_bytes(content)
+    assert embedder(folder).identity() != before
+
+
+COMMITS = ["a" * 40, "b" * 40]
+
+
+@pytest.fixture
+def hub_cache(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the hub's client keeps of the model `org/bert`: two commits of it, the first of which is the newest."""
+    cache = tmp_path / "hub"
+    for commit in COMMITS:
+        shutil.copytree(tiny_bert, cache / "models--org--bert" / "snapshots" / commit)
+    (cache / "models--org--bert" / "refs").mkdir()
+    (cache / "models--org--bert" / "refs" / "main").write_text(COMMITS[0])
+    for constant in ("huggingface_hub.constants.HF_HUB_CACHE", "transformers.utils.hub.constants.HF_HUB_CACHE"):
+        monkeypatch.setattr(constant, str(cache))
+    return cache
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(hub_cache: Path, tiny_bert: Path) -> None:
+    def of(revision: str | None) -> Embedder:
+        return Embedder("org/bert", revision, 64, 16, "float32", "cpu")
+
+    newest = of(None)
+    assert newest.identity()["commit"] == COMMITS[0]
+    assert newest.identity() == of("main").identity() == of(COMMITS[0]).identity()
+    np.testing.assert_array_equal(newest.embed(["a text"]), embedder(tiny_bert).embed(["a text"]))
+    (hub_cache / "models--org--bert" / "refs" / "main").write_text(COMMITS[1])
+    assert of(None).identity() == of(COMMITS[1]).identity() != newest.identity()
+    assert of("c" * 40).identity()["commit"] == "c" * 40  # known without asking anyone
+    with pytest.raises(ConfigurationError, match=r"embedder\.model=org/bert cannot be loaded"):
+        of("nowhere").identity()
+
+
 @needs_minilm
 def test_bfloat16_finds_the_neighbors_of_float32() -> None:
     texts = texts_of(120)

@@ -62,6 +62,75 @@ def test_lengths_and_starts_follow_from_the_documents(sequences):
     np.testing.assert_array_equal(store.starts_document(chunks[: store.chunks]), first)
 
 
+class Whole:
+    """Stands for a token store: tokens are their own places, and all of it is one document."""
+
+    def __init__(self, chunks, chunk_length=4):
+        self.chunks, self.chunk_length = chunks, chunk_length
+
+    def read(self, chunks, count=1):
+        places = chunks[..., None] * self.chunk_length + np.arange(count * self.chunk_length)
+        return places.reshape(*chunks.shape, count * self.chunk_length)
+
+    def real_tokens(self, chunks, count=1):
+        return np.full(chunks.shape, count * self.chunk_length)
+
+
+@pytest.mark.parametrize("values", ["neighbor_and_continuation", "neighbor", "continuation"])
+@given(data=st.data())
+def test_neighbors_of_a_range_are_passed_over_and_the_next_move_up(values, data):
+    """Against a loop over all that is stored."""
+    count, k = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 6))
+    row = st.lists(st.integers(-1, count - 1), min_size=6, max_size=6).map(lambda ids: sorted(ids, key=lambda i: i < 0))
+    ids = np.array(data.draw(st.lists(row, min_size=count, max_size=count)))
+    first = data.draw(st.integers(0, count - 1))
+    last = data.draw(st.integers(first, count))
+    chunks = np.arange(count).reshape(1, -1)
+    retrieved = Retrieved(Whole(count), ids, values)
+    tokens, lengths = retrieved.read(chunks, k, (np.array([[first]]), np.array([[last]])))
+    for chunk in range(count):
+        kept = [i for i in ids[chunk] if i >= 0 and not set(range(i, i + retrieved.span)) & set(range(first, last + 1))]
+        expected = Whole(count).read(np.array(kept[:k], int), retrieved.span)
+        if values == "continuation":
+            expected = expected[..., 4:]
+        assert (lengths[0, chunk] > 0).tolist() == [place < len(kept) for place in range(k)]
+        np.testing.assert_array_equal(tokens[0, chunk, : len(kept[:k])], expected)
+
+
+@pytest.mark.parametrize("values", ["neighbor_and_continuation", "neighbor", "continuation"])
+def test_no_sequence_retrieves_what_it_holds_or_predicts(chunks, values):
+    """Sequences hold several documents, of which each may be near another; no token of theirs comes back to them."""
+    store = chunks.stores["train"]
+    ids = search(chunks, "train", stored=40).array("ids.npy")
+    own_ids = {}
+    for length in (8, 16, 32):
+        sequences = Sequences(store, Retrieved(store, ids, values), length * CHUNK_LENGTH)
+        first = np.arange(0, store.chunks - length + 1, length)
+        own = (first[:, None], first[:, None] + length)
+        near = ids[: len(first) * length].reshape(len(first), length, -1)[..., :2]
+        own_ids[length] = ((near >= first[:, None, None]) & (near <= first[:, None, None] + length)).sum()
+        batch = sequences.read(first, 2)
+        tokens, lengths = Retrieved(store, ids, values).read(first[:, None] + np.arange(length), 2, own)
+        np.testing.assert_array_equal(batch["neighbors"], tokens)
+        np.testing.assert_array_equal(batch["neighbor_lengths"], lengths)
+        places = Retrieved(Whole(store.chunks, CHUNK_LENGTH), ids, values)
+        read, _ = places.read(first[:, None] + np.arange(length), 2, own)
+        inside = (read >= first[:, None, None, None] * CHUNK_LENGTH) & (
+            read <= (first[:, None, None, None] + length) * CHUNK_LENGTH
+        )
+        assert not (inside & (lengths > 0)[..., None]).any()
+    assert max(own_ids.values()) > 0, "the corpus has no such neighbors, so nothing was tested"
+
+
+def test_held_out_sequences_keep_all_neighbors(chunks):
+    """Their chunks have the numbers of others in the database."""
+    store, database = chunks.stores["validation"], chunks.stores["train"]
+    retrieved = Retrieved(database, search(chunks, "validation", stored=4).array("ids.npy"), "neighbor")
+    batch = Sequences(store, retrieved, 4 * CHUNK_LENGTH).read(np.array([0]), 4)
+    tokens, _ = retrieved.read(np.arange(4)[None], 4)
+    np.testing.assert_array_equal(batch["neighbors"], tokens)
+
+
 def test_ids_keep_the_type_of_the_store_until_they_are_widened(sequences):
     batch = sequences.read(np.array([0, 5]), 2)
     assert batch["tokens"].dtype == batch["neighbors"].dtype == torch.uint16
