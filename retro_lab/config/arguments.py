@@ -15,17 +15,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from retro_lab.config.check import check
+from retro_lab.config.check import TRAINING_TASKS, check
 from retro_lab.config.explain import friendly
 from retro_lab.config.naming import override_key, slug
 from retro_lab.config.session import session
+from retro_lab.config.strings import as_typed
 from retro_lab.errors import ConfigurationError
 
 DEFAULT_ARGUMENTS = ("+experiment=quickstart",)
 APPENDED_GROUPS = ("experiment", "sweep", "debug")
 """Groups that have no default: Hydra merges these last, in the order in which they are given."""
 MULTIRUN_FLAGS = ("-m", "--multirun")
-TRAINING_TASKS = ("train", "compare")
 LENGTHS = (*APPENDED_GROUPS, "schedule.tokens")
 """What says how long to train; without any of them it is as long as the paper did."""
 WHOLE_SWEEP_TASKS = ("report",)
@@ -44,10 +44,12 @@ def complete(arguments: Sequence[str]) -> list[str]:
     if parsed.shell_completion or parsed.experimental_rerun or parsed.hydra_help:
         return arguments
     flags = [argument for argument in arguments if argument not in parsed.overrides]
+    _refuse_other_roots(parsed.config_name or parsed.config_path)
     overrides = in_order(parsed.overrides)
     mode = next((text.partition("=")[2] for text in overrides if text.startswith("hydra.mode=")), None)
     sweep = any(text.startswith("+sweep=") for text in overrides)
     multirun = parsed.multirun or mode == "MULTIRUN" or (sweep and mode is None and not parsed.run)
+    overrides = as_typed(overrides, multirun=multirun)
     cells: list[DictConfig] = []
     settings: list[str] = []
     with friendly(overrides), session() as assemble:
@@ -91,6 +93,19 @@ def command(overrides: Sequence[str]) -> str:
     named = any(override_key(text) in ("experiment", "sweep") for text in overrides)
     words = overrides if named else [*DEFAULT_ARGUMENTS, *overrides]
     return shlex.join(["python", "-m", "retro_lab", *words])
+
+
+def _refuse_other_roots(given: str | None) -> None:
+    """Refuse to replace the configuration as a whole.
+
+    Raises:
+        ConfigurationError: Another one is given.
+    """
+    if given:
+        raise ConfigurationError(
+            f"{given} cannot take the place of retro_lab's own configuration; put settings of yours into "
+            "./experiments/NAME.yaml in the working directory, and name them as +experiment=NAME."
+        )
 
 
 def _check_intent(cells: Sequence[DictConfig], arguments: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,38 @@ def test_an_object_that_cannot_be_made_as_configured_is_an_error_of_the_user(
     printed = capsys.readouterr().err
     assert sentence in printed
     assert "Traceback" not in printed
+
+
+def test_what_a_file_asks_for_in_vain_is_an_error_of_the_user(
+    command_line: CommandLine,
+    stub_task: StubTask,
+    write: Callable[[str, str], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stub_task("train", lambda config: instantiate(config.logger) and None)
+    write(
+        "experiments/mine.yaml", 'logger: {own: {_target_: builtins.dict, folder: "${hydra:runtime.cwd}${nowhere}"}}\n'
+    )
+    write("experiments/folder.yaml", 'hydra: {run: {dir: "${nowhere}"}}\n')
+    for name in ("mine", "folder"):
+        assert command_line("task=train", "logger=none", f"+experiment={name}") == 2
+        said = capsys.readouterr().err
+        assert "nowhere" in said
+        assert said.count("\n") == 1
+
+
+def test_the_configuration_cannot_be_replaced_as_a_whole(
+    command_line: CommandLine, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line("+experiment=quickstart", "--config-name=foo") == 2
+    assert "foo" in capsys.readouterr().err
+    assert command_line("+experiment=quickstart", "--config-dir=nowhere") == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_the_version_is_the_laboratorys(command_line: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line("--version") == 0
+    assert capsys.readouterr().out == f"retro_lab {version('retro_lab')}\n"
 
 
 def test_a_bug_in_an_object_keeps_its_traceback(command_line: CommandLine, stub_task: StubTask) -> None:
