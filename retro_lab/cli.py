@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 import traceback
+from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,7 +20,7 @@ from omegaconf import DictConfig
 from retro_lab import console
 from retro_lab.artifacts.manifest import write_json
 from retro_lab.config.arguments import complete
-from retro_lab.config.explain import explain_failure
+from retro_lab.config.explain import CONFIGURATION_ERRORS, explain_failure
 from retro_lab.config.help import group_help, help_text
 from retro_lab.config.roots import config_root
 from retro_lab.config.session import CONFIG_NAME, register
@@ -29,6 +30,7 @@ USER_ERROR = 2
 INTERRUPTED = 130
 FAILURE_NAME = "failed.json"
 HELP_FLAGS = ("-h", "--help")
+VERSION_FLAG = "--version"
 
 
 def main() -> None:
@@ -42,6 +44,9 @@ def main() -> None:
         if any(argument in HELP_FLAGS for argument in sys.argv[1:]):
             _print_help([argument for argument in sys.argv[1:] if not argument.startswith("-")])
             return
+        if VERSION_FLAG in sys.argv[1:]:
+            print(f"retro_lab {metadata.version('retro_lab')}")
+            return
         register()
         sys.argv[1:] = complete(sys.argv[1:])
         _hydra_main()
@@ -49,8 +54,8 @@ def main() -> None:
         if console.is_main_process():
             console.messages.print("Interrupted; the same command goes on from here.")
         sys.exit(INTERRUPTED)
-    except RetroLabError as error:
-        _fail(str(error))
+    except (RetroLabError, *CONFIGURATION_ERRORS) as error:
+        _fail(explain_failure(error) or str(error))
 
 
 @hydra.main(config_path=str(config_root("conf")), config_name=CONFIG_NAME, version_base="1.3")

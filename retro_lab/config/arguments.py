@@ -5,6 +5,7 @@ every value of its axes, so that a mistake in the last cell is not found after h
 """
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -14,15 +15,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from retro_lab.config.check import check
+from retro_lab.config.check import TRAINING_TASKS, check
 from retro_lab.config.explain import friendly
 from retro_lab.config.naming import override_key, slug
 from retro_lab.config.session import session
+from retro_lab.config.strings import as_typed
+from retro_lab.errors import ConfigurationError
 
 DEFAULT_ARGUMENTS = ("+experiment=quickstart",)
 APPENDED_GROUPS = ("experiment", "sweep", "debug")
 """Groups that have no default: Hydra merges these last, in the order in which they are given."""
 MULTIRUN_FLAGS = ("-m", "--multirun")
+LENGTHS = (*APPENDED_GROUPS, "schedule.tokens")
+"""What says how long to train; without any of them it is as long as the paper did."""
 WHOLE_SWEEP_TASKS = ("report",)
 """Tasks that are done once for a sweep, in its folder, and not for every cell."""
 
@@ -39,15 +44,20 @@ def complete(arguments: Sequence[str]) -> list[str]:
     if parsed.shell_completion or parsed.experimental_rerun or parsed.hydra_help:
         return arguments
     flags = [argument for argument in arguments if argument not in parsed.overrides]
+    _refuse_other_roots(parsed.config_name or parsed.config_path)
     overrides = in_order(parsed.overrides)
     mode = next((text.partition("=")[2] for text in overrides if text.startswith("hydra.mode=")), None)
     sweep = any(text.startswith("+sweep=") for text in overrides)
     multirun = parsed.multirun or mode == "MULTIRUN" or (sweep and mode is None and not parsed.run)
+    overrides = as_typed(overrides, multirun=multirun)
+    cells: list[DictConfig] = []
+    settings: list[str] = []
     with friendly(overrides), session() as assemble:
         if parsed.cfg or parsed.info:  # what is printed may still lack values
             assemble(_fixed(overrides) if parsed.multirun else overrides)
         elif not multirun:
-            check(assemble(overrides))
+            cells.append(assemble(overrides))
+            check(cells[0])
         else:
             base = assemble(_fixed(overrides))
             folder = _sweep_folder(base, overrides)
@@ -55,9 +65,12 @@ def complete(arguments: Sequence[str]) -> list[str]:
                 kept = [text for text in _fixed(overrides) if override_key(text) != "hydra.mode"]
                 return [*kept, f"hydra.run.dir={folder}", *(flag for flag in flags if flag not in MULTIRUN_FLAGS)]
             for cell in _cells(base, overrides):
-                check(assemble(cell))
-            overrides += _sweep_settings(folder, overrides)
-    return [*overrides, *flags]
+                cells.append(assemble(cell))
+                check(cells[-1])
+            cells = cells or [base]
+            settings = _sweep_settings(folder, overrides)
+        _check_intent(cells, arguments)
+    return [*overrides, *settings, *flags]
 
 
 def in_order(overrides: Sequence[str]) -> list[str]:
@@ -73,6 +86,41 @@ def in_order(overrides: Sequence[str]) -> list[str]:
         else:
             rest.append(override)
     return [*(override for group in APPENDED_GROUPS for override in added[group]), *rest]
+
+
+def command(overrides: Sequence[str]) -> str:
+    """Return a command that runs a task with these overrides, the quickstart's where they name no experiment."""
+    named = any(override_key(text) in ("experiment", "sweep") for text in overrides)
+    words = overrides if named else [*DEFAULT_ARGUMENTS, *overrides]
+    return shlex.join(["python", "-m", "retro_lab", *words])
+
+
+def _refuse_other_roots(given: str | None) -> None:
+    """Refuse to replace the configuration as a whole.
+
+    Raises:
+        ConfigurationError: Another one is given.
+    """
+    if given:
+        raise ConfigurationError(
+            f"{given} cannot take the place of retro_lab's own configuration; put settings of yours into "
+            "./experiments/NAME.yaml in the working directory, and name them as +experiment=NAME."
+        )
+
+
+def _check_intent(cells: Sequence[DictConfig], arguments: Sequence[str]) -> None:
+    """Refuse to train for as long as the paper did where nobody has asked for it.
+
+    Raises:
+        ConfigurationError: The task trains, and there is neither an experiment nor a number of tokens.
+    """
+    training = [cell for cell in cells if cell.task.name in TRAINING_TASKS]
+    if training and not any(override_key(text) in LENGTHS for text in arguments):
+        raise ConfigurationError(
+            f"Nothing says what to train, and without an experiment task={training[0].task.name} trains on "
+            f"{training[0].schedule.tokens:,.0f} tokens, as the paper did; name one, as in {command(arguments)}. "
+            "Your own go into ./experiments/NAME.yaml in the working directory; schedule.tokens=... trains without one."
+        )
 
 
 def _sweep_folder(base: DictConfig, overrides: list[str]) -> str:

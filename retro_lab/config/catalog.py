@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from retro_lab.config.roots import GROUP_FOLDERS, config_root, group_folders
+from retro_lab.config.roots import GROUP_FOLDERS, config_files, config_root, group_folders
 from retro_lab.config.schema import KINDS, SCHEMA_SUFFIX, RunConfig
 from retro_lab.config.session import session
 
@@ -42,14 +42,15 @@ def options(group: str) -> dict[str, Path]:
     folders = group_folders(group) if group in GROUP_FOLDERS else [config_root("conf") / group]
     files: dict[str, Path] = {}
     for folder in folders:
-        for path in folder.glob("*.yaml"):
+        for path in config_files(folder):
             files.setdefault(path.stem, path)
     return dict(sorted(files.items()))
 
 
 def describe(path: Path) -> str:
     """Return the first comment line of a file that is not a `# @package` header: what the file is for."""
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # What a file of another encoding says is told when it is composed.
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         comment = line.removeprefix("#").strip()
         if not line.startswith("#"):
             return ""

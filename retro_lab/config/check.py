@@ -11,12 +11,17 @@ from retro_lab.config.naming import FOLDER_NAME, RESERVED
 from retro_lab.config.plain import no_value
 from retro_lab.errors import ConfigurationError
 
+TRAINING_TASKS = ("train", "compare")
+KNOWN_CALLBACKS = ("retro_lab.", "pytorch_lightning.", "lightning.")
+"""Beginnings of the names of callbacks that log no metrics of their own, as a user's may."""
+
 
 def check(config: DictConfig) -> None:
     """Check a composed configuration that still has its `hydra` node.
 
     Raises:
-        ConfigurationError: A key is not in the schema, a value is not given, or `name` is no name of a folder.
+        ConfigurationError: A key is not in the schema, a value is not given, `name` is no name of a folder, or a
+            callback waits for a metric that does not exist.
         OmegaConfBaseException: An interpolation refers to nothing.
     """
     _check_keys(config, "")
@@ -25,6 +30,25 @@ def check(config: DictConfig) -> None:
     name = config.name
     if name is not None and (not re.fullmatch(FOLDER_NAME, name) or name in RESERVED):
         raise ConfigurationError(f"name={name} cannot name a folder; use letters, digits and, after one, _ . , = + -.")
+    if config.task.name in TRAINING_TASKS:
+        _check_monitors(config)
+
+
+def _check_monitors(config: DictConfig) -> None:
+    """Find the metrics that callbacks monitor; Lightning would look for them after the first validation."""
+    callbacks = {name: node for name, node in config.callbacks.items() if OmegaConf.is_config(node)}
+    if not all(str(node.get("_target_", "")).startswith(KNOWN_CALLBACKS) for node in callbacks.values()):
+        return
+    # In a comparison the baseline has the same callbacks, and there is nothing that it retrieves.
+    scored = {0} if config.task.name == "compare" else {0, config.retrieval.k}
+    metrics = ["train/loss", "train/learning_rate", *(f"validation/bits_per_byte/k={k}" for k in sorted(scored))]
+    for name, node in callbacks.items():
+        monitor = node.get("monitor")
+        if monitor is not None and monitor not in metrics:
+            raise ConfigurationError(
+                f"callbacks.{name}.monitor={monitor} is no metric of task={config.task.name}; there are "
+                f"{', '.join(metrics)}."
+            )
 
 
 def _check_keys(node: Any, prefix: str) -> None:

@@ -8,6 +8,7 @@ from retro_lab.config.arguments import in_order
 from retro_lab.config.check import check
 from retro_lab.config.explain import friendly
 from retro_lab.config.session import session
+from retro_lab.config.strings import as_typed
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
@@ -17,7 +18,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         ConfigurationError: An override or a configuration file is wrong, or a value that must be given is not.
     """
     with friendly(overrides), session() as assemble:
-        config = assemble(in_order(overrides))
+        config = assemble(as_typed(in_order(overrides)))
         check(config)
     with open_dict(config):
         del config["hydra"]

@@ -2,15 +2,31 @@
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+    SearchPathException,
+)
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from retro_lab.config.catalog import FREE_GROUPS, all_settings, default_values, groups, option_settings, options
 from retro_lab.config.naming import override_key
 from retro_lab.config.schema import SCHEMA_SUFFIX
+from retro_lab.config.strings import shell_override, takes_text
 from retro_lab.errors import ConfigurationError, RetroLabError
 
 LAUNCHER_EXTRA = "submitit"
@@ -18,6 +34,11 @@ ALIKE, VERY_ALIKE = 0.6, 0.8
 """Likeness, of at most 1, from which a name passes for another mistyped: in its place, and without regard to place."""
 CONFIGURABLE_CAUSES = (TypeError, ValueError, ImportError, AttributeError)
 """What a library raises when a free-form group asks it for something that it does not have."""
+CONFIGURATION_ERRORS = (
+    ConfigCompositionException, MissingConfigException, SearchPathException, OverrideParseException,
+    InterpolationResolutionError, MissingMandatoryValue,
+)  # fmt: skip
+"""What Hydra and OmegaConf raise for mistakes of a user that show only once a run begins."""
 
 
 @contextmanager
@@ -63,7 +84,11 @@ def explain(error: Exception) -> str:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and " not in " in str(cause):
         return no_setting(place, where)
     if match := re.match(r"Ambiguous value for argument '(?P<override>.+)'", text):
-        return f"{match['override']} has several values; add -m to run each, or put a list in brackets."
+        key, _, value = match["override"].partition("=")
+        one = shell_override(key, value) if takes_text(override_key(key)) else shlex.quote(f"{key}=[{value}]")
+        return (
+            f"{match['override']} has several values; add -m to run each, or, for a single one with commas, give {one}."
+        )
     if cause:
         setting = all_settings().get(re.sub(r"\[.*", "", place)) if isinstance(cause, ValidationError) else None
         kind = f" takes {setting.type}" if setting else ""
@@ -76,11 +101,13 @@ def explain_failure(error: Exception) -> str | None:
     """Say in one sentence what a user can mend in a run that failed; None for everything else, which is a bug."""
     if isinstance(error, RetroLabError):
         return str(error)
+    if isinstance(error, CONFIGURATION_ERRORS):
+        return explain(error)
     if not isinstance(error, InstantiationException):
         return None
     cause = error.__cause__
-    if isinstance(cause, RetroLabError):
-        return str(cause)
+    if isinstance(cause, (RetroLabError, *CONFIGURATION_ERRORS)):
+        return explain_failure(cause)
     # Lightning's own class for settings that do not fit is not imported here: that would take seconds.
     if cause is None or isinstance(cause, CONFIGURABLE_CAUSES) or type(cause).__name__ == "MisconfigurationException":
         key = re.search(r"full_key: (?P<key>\S+)", str(error))
@@ -139,7 +166,11 @@ def _bad_syntax(error: OverrideParseException) -> str:
         fitting = [f"{group}={error.override}" for group in groups() if error.override in options(group)]
         guess = f"; did you mean {fitting[0]}?" if fitting else "."
         return f"{error.override} is not of the form KEY=VALUE{guess}"
-    return f"{error.override} cannot be read: {_sentence(error)} Put quotes around values with special characters."
+    key, _, value = error.override.partition("=")
+    setting = all_settings().get(override_key(key))
+    if setting and not takes_text(setting.key):
+        return f"{error.override} cannot be read; {setting.key} takes {setting.type}."
+    return f"{error.override} cannot be read; a text with special characters is given as {shell_override(key, value)}."
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

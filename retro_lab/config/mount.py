@@ -12,9 +12,9 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
-from yaml import MarkedYAMLError  # type: ignore[import-untyped]
+from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
-from retro_lab.config.roots import GROUP_FOLDERS, group_folders
+from retro_lab.config.roots import GROUP_FOLDERS, config_files, group_folders
 from retro_lab.errors import ConfigurationError
 
 HEADER_CHARACTERS = 512
@@ -53,7 +53,7 @@ class MountedFolder(ConfigSource):
         if config_path == "":
             names = [(self.group, self.group)]
         elif config_path == self.group:
-            names = [(f"{self.group}/{path.stem}", path.name) for path in self.folder.glob("*.yaml")]
+            names = [(f"{self.group}/{path.stem}", f"{path.stem}.yaml") for path in config_files(self.folder)]
         else:
             names = []
         for path, name in names:
@@ -65,17 +65,24 @@ class MountedFolder(ConfigSource):
 
         Raises:
             ConfigLoadError: There is no such file.
-            ConfigurationError: The file is not YAML, or not made of keys and values.
+            ConfigurationError: The file cannot be read, is not YAML, or not made of keys and values.
         """
         file = self._file(config_path)
         if file is None:
             raise ConfigLoadError(f"There is no {config_path} in {self.folder}.")
-        text = file.read_text(encoding="utf-8")
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(f"{file} is not text in UTF-8; save it as that.") from error
+        except OSError as error:
+            raise ConfigurationError(f"{file} cannot be read: {error.strerror}.") from error
         try:
             config = OmegaConf.load(file)
         except MarkedYAMLError as error:
             line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
             raise ConfigurationError(f"{file}{line} is not YAML: {error.problem}.") from error
+        except YAMLError as error:
+            raise ConfigurationError(f"{file} is not YAML: it holds characters that YAML does not allow.") from error
         except OSError:  # what OmegaConf raises for a file that holds one value
             config = None
         if not isinstance(config, DictConfig):
@@ -88,8 +95,8 @@ class MountedFolder(ConfigSource):
         group, _, name = config_path.rpartition("/")
         if group != self.group or not name:
             return None
-        file = self.folder / f"{name.removesuffix('.yaml')}.yaml"
-        return file if file.is_file() else None
+        wanted = name.removesuffix(".yaml")
+        return next((path for path in config_files(self.folder) if path.stem == wanted), None)
 
 
 class RetroLabSearchPath(SearchPathPlugin):

@@ -18,3 +18,9 @@ def group_folders(group: str) -> list[Path]:
     folder = GROUP_FOLDERS[group]
     roots = dict.fromkeys([Path.cwd() / folder, config_root(folder)])
     return [root for root in roots if root.is_dir()]
+
+
+def config_files(folder: Path) -> list[Path]:
+    """Return the configuration files of a folder; of two with one name, the one that ends in `.yaml`."""
+    files = {path.stem: path for ending in ("yml", "yaml") for path in sorted(folder.glob(f"*.{ending}"))}
+    return sorted(files.values())

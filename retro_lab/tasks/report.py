@@ -1,11 +1,10 @@
 """`task=report`: tables, figures and a page of a finished run or sweep, made again from its folder alone."""
 
-import shlex
-
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from retro_lab import console
+from retro_lab.config.arguments import command
 from retro_lab.errors import RetroLabError
 from retro_lab.launch.run_folder import run_folder
 from retro_lab.launch.sweep import print_sweep_report
@@ -48,5 +47,4 @@ def run(config: DictConfig) -> None:
 def _command() -> str:
     """Return the command line of this run without its task, which is training when none is named."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    kept = [shlex.quote(override) for override in overrides if not override.startswith("task=")]
-    return " ".join(["python -m retro_lab", *kept])
+    return command([override for override in overrides if not override.startswith("task=")])

@@ -29,8 +29,8 @@ def test_a_sweep_is_a_multirun_in_a_folder_of_its_own() -> None:
 
 @pytest.mark.parametrize("asked", ["-m", "--multirun", "hydra.mode=MULTIRUN"])
 def test_multirun_may_be_asked_for(asked: str) -> None:
-    completed = settings("size=172m", asked, "seed=1,2")
-    assert completed["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/seed,size=172m'"
+    completed = settings("schedule.tokens=1e9", asked, "seed=1,2")
+    assert completed["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/schedule.tokens=1e9,seed'"
     assert completed.get("hydra.mode", "MULTIRUN") == "MULTIRUN"
 
 
@@ -58,12 +58,15 @@ def test_a_sweep_is_named_after_what_it_has_in_common_and_what_varies(arguments:
 
 
 def test_axes_of_the_command_line_name_the_cells() -> None:
-    assert settings("-m", "retrieval.k=1,2", "seed=3")["hydra.sweep.subdir"] == "'${cell_name:retrieval.k}'"
+    assert (
+        settings("-m", "+experiment=quickstart", "retrieval.k=1,2", "seed=3")["hydra.sweep.subdir"]
+        == "'${cell_name:retrieval.k}'"
+    )
 
 
 def test_given_folders_and_names_are_kept(write: Write) -> None:
-    assert settings("-m", "seed=1,2", "name=mine")["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/mine'"
-    assert settings("-m", "seed=1,2", "hydra.sweep.dir=elsewhere")["hydra.sweep.dir"] == "elsewhere"
+    assert settings("-m", "task=build", "seed=1,2", "name=mine")["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/mine'"
+    assert settings("-m", "task=build", "seed=1,2", "hydra.sweep.dir=elsewhere")["hydra.sweep.dir"] == "elsewhere"
     write("sweeps/named.yaml", "name: by_file\nhydra:\n  sweeper:\n    params:\n      seed: 1,2\n")
     assert settings("+sweep=named")["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/by_file'"
 
@@ -94,7 +97,7 @@ def test_a_mistake_in_any_cell_is_found_before_the_first_is_run(arguments: list[
 
 
 def test_values_may_be_missing_from_what_all_cells_share() -> None:
-    assert complete(["-m", "corpus=local", "corpus.path=a.txt,b.txt"])
+    assert complete(["-m", "task=build", "corpus=local", "corpus.path=a.txt,b.txt"])
 
 
 def test_a_glob_stands_for_the_experiments_there_are(write: Write) -> None:
@@ -122,7 +125,7 @@ def test_what_is_not_for_people_passes_unchanged(arguments: list[str]) -> None:
 @pytest.mark.parametrize(("devices", "fits"), [(4, True), (-1, False)])
 def test_slurm_has_to_know_the_number_of_devices(devices: int, fits: bool) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    arguments = ["-m", "seed=1,2", "hydra/launcher=slurm", f"trainer.devices={devices}"]
+    arguments = ["-m", "task=build", "seed=1,2", "hydra/launcher=slurm", f"trainer.devices={devices}"]
     if fits:
         assert complete(arguments)
     else:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,48 @@ def test_no_arguments_run_the_quickstart(command_line: CommandLine, stub_task: S
     assert task.runs == [("outputs/quickstart", 2)]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["retrieval.k=1000"], ["name=my_run"], ["task=train", "size=172m"], ["-m", "seed=1,2"], ["init=retrofit"]],
+)
+def test_the_papers_training_does_not_start_by_accident(
+    arguments: list[str],
+    command_line: CommandLine,
+    stub_task: StubTask,
+    workspace: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    task = Recorder()
+    for name in ("train", "compare"):
+        stub_task(name, task)
+    assert command_line(*arguments) == 2
+    said = capsys.readouterr().err
+    assert "+experiment=quickstart" in said
+    assert "./experiments/NAME.yaml" in said
+    assert said.count("\n") == 1
+    assert (task.runs, list(workspace.iterdir())) == ([], [])
+
+
+@pytest.mark.parametrize("length", ["schedule.tokens=1e6", "debug=fast", "+experiment=mine", "+sweep=mine"])
+def test_training_starts_where_something_says_how_long(
+    length: str, command_line: CommandLine, stub_task: StubTask, write: Callable[[str, str], Path]
+) -> None:
+    write("experiments/mine.yaml", "# Mine.\nschedule: {tokens: 1e6}\n")
+    write("sweeps/mine.yaml", "# Mine.\nschedule: {tokens: 1e6}\nhydra: {sweeper: {params: {seed: 1}}}\n")
+    task = Recorder()
+    stub_task("compare", task)
+    assert command_line(length) == 0
+    assert len(task.runs) == 1
+
+
+@pytest.mark.parametrize("task", ["build", "evaluate", "inspect", "plan", "report", "verify"])
+def test_tasks_that_do_not_train_need_no_experiment(task: str, command_line: CommandLine, stub_task: StubTask) -> None:
+    done: list[str] = []
+    stub_task(task, lambda config: done.append(config.task.name))
+    assert command_line(f"task={task}", "size=7_5b") == 0
+    assert done == [task]
+
+
 def test_a_task_without_a_run_writes_nothing(command_line: CommandLine, stub_task: StubTask, workspace: Path) -> None:
     stub_task("plan", lambda config: None)
     assert command_line("task=plan", "size=7_5b") == 0
@@ -74,21 +117,21 @@ def test_an_error_of_the_user_is_a_sentence(
     command_line: CommandLine, stub_task: StubTask, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stub_task("train", Recorder({2: CorpusError("[a] text.jsonl has no field body.")}))
-    assert command_line("task=train") == 2
+    assert command_line("task=train", "+experiment=quickstart") == 2
     assert capsys.readouterr().err == "error: [a] text.jsonl has no field body.\n"
 
 
 def test_a_bug_keeps_its_traceback(command_line: CommandLine, stub_task: StubTask) -> None:
     stub_task("train", Recorder({2: ZeroDivisionError("a bug")}))
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        command_line("task=train")
+        command_line("task=train", "+experiment=quickstart")
 
 
 def test_an_interruption_says_how_to_go_on(
     command_line: CommandLine, stub_task: StubTask, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stub_task("train", Recorder({2: KeyboardInterrupt()}))
-    assert command_line("task=train") == 130
+    assert command_line("task=train", "+experiment=quickstart") == 130
     assert "same command" in capsys.readouterr().err
 
 
@@ -104,7 +147,7 @@ def test_cells_that_differ_in_their_evaluation_alone_have_their_own_folders(
 ) -> None:
     task = Recorder()
     stub_task("train", task)
-    assert command_line("-m", "task=train", "evaluation.stride=64,128") == 0
+    assert command_line("-m", "task=train", "+experiment=quickstart", "evaluation.stride=64,128") == 0
     assert [folder.rpartition("/")[2] for folder, _ in task.runs] == ["evaluation.stride=64", "evaluation.stride=128"]
 
 
@@ -158,16 +201,50 @@ def test_an_object_that_cannot_be_made_as_configured_is_an_error_of_the_user(
     entry: str, sentence: str, command_line: CommandLine, stub_task: StubTask, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stub_task("train", lambda config: instantiate(config.logger))
-    assert command_line("task=train", "logger=none", f"+logger.own={entry}") == 2
+    assert command_line("task=train", "+experiment=quickstart", "logger=none", f"+logger.own={entry}") == 2
     printed = capsys.readouterr().err
     assert sentence in printed
     assert "Traceback" not in printed
 
 
+def test_what_a_file_asks_for_in_vain_is_an_error_of_the_user(
+    command_line: CommandLine,
+    stub_task: StubTask,
+    write: Callable[[str, str], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stub_task("train", lambda config: instantiate(config.logger) and None)
+    write(
+        "experiments/mine.yaml", 'logger: {own: {_target_: builtins.dict, folder: "${hydra:runtime.cwd}${nowhere}"}}\n'
+    )
+    write("experiments/folder.yaml", 'hydra: {run: {dir: "${nowhere}"}}\n')
+    for name in ("mine", "folder"):
+        assert command_line("task=train", "logger=none", f"+experiment={name}") == 2
+        said = capsys.readouterr().err
+        assert "nowhere" in said
+        assert said.count("\n") == 1
+
+
+def test_the_configuration_cannot_be_replaced_as_a_whole(
+    command_line: CommandLine, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line("+experiment=quickstart", "--config-name=foo") == 2
+    assert "foo" in capsys.readouterr().err
+    assert command_line("+experiment=quickstart", "--config-dir=nowhere") == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_the_version_is_the_laboratorys(command_line: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line("--version") == 0
+    assert capsys.readouterr().out == f"retro_lab {version('retro_lab')}\n"
+
+
 def test_a_bug_in_an_object_keeps_its_traceback(command_line: CommandLine, stub_task: StubTask) -> None:
     stub_task("train", lambda config: instantiate(config.logger))
     with pytest.raises(InstantiationException, match="a bug"):
-        command_line("task=train", "logger=none", f"+logger.own={{_target_: {__name__}.Picky, bug: 1}}")
+        command_line(
+            "task=train", "+experiment=quickstart", "logger=none", f"+logger.own={{_target_: {__name__}.Picky, bug: 1}}"
+        )
 
 
 def test_a_launcher_pickles_one_line_and_not_what_it_leads_to() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from retro_lab.config import catalog
 from retro_lab.config.compose import compose
 from retro_lab.config.plain import plain
 from retro_lab.errors import ConfigurationError
@@ -26,7 +27,7 @@ WRONG_OVERRIDES = {
     "evaluation.neighbors=3": "evaluation.neighbors takes list[int]",
     "data.batch_size=null": "data.batch_size takes int",
     "model.cca_positions=maybe": "model.cca_positions takes bool",
-    "size=huge": "There is no size=huge. The options are 172m, 1_5b, 425m, 7_5b, tiny.",
+    "size=huge": "There is no size=huge. The options are 172m, 1_5b, 425m, 7_5b, tiny, wikitext103.",
     "size=425": "There is no size=425; did you mean 425m?",
     "sise=tiny": "There is no setting sise; did you mean size?",
     "corpus=locale": "There is no corpus=locale; did you mean local?",
@@ -76,6 +77,49 @@ def test_a_wrong_experiment_file(text: str, sentence: str, write: Write) -> None
     with pytest.raises(ConfigurationError) as caught:
         compose(["+experiment=mine"])
     assert sentence in str(caught.value)
+
+
+def test_a_file_in_another_encoding_or_with_odd_characters_is_named(write: Write) -> None:
+    write("experiments/mine.yaml", "").write_bytes("seed: 1\n".encode("utf-16"))
+    write("experiments/odd.yaml", 'seed: "\x01"\n')
+    for name, sentence in (("mine", "mine.yaml is not text in UTF-8"), ("odd", "odd.yaml is not YAML")):
+        with pytest.raises(ConfigurationError, match=sentence):
+            compose([f"+experiment={name}"])
+
+
+def test_an_experiment_may_end_in_yml(write: Write) -> None:
+    write("experiments/mine.yml", "# Mine.\nseed: 7\n")
+    assert compose(["+experiment=mine"]).seed == 7
+    assert "mine" in catalog.options("experiment")
+    write("experiments/mine.yaml", "# Mine.\nseed: 8\n")
+    assert compose(["+experiment=mine"]).seed == 8
+
+
+STOPPING = "_target_: pytorch_lightning.callbacks.EarlyStopping"
+
+
+@pytest.mark.parametrize("metric", ["val_loss", "validation/bits_per_byte/k=3", "validation/bits_per_byte"])
+def test_a_callback_that_waits_for_no_metric_is_refused_with_those_there_are(metric: str, write: Write) -> None:
+    write("experiments/mine.yaml", f"callbacks: {{stop: {{{STOPPING}, monitor: {metric}}}}}\n")
+    with pytest.raises(ConfigurationError) as caught:
+        compose(["+experiment=mine", "task=train"])
+    assert f"callbacks.stop.monitor={metric} is no metric" in str(caught.value)
+    assert "train/loss, train/learning_rate, validation/bits_per_byte/k=0, validation/bits_per_byte/k=2." in str(
+        caught.value
+    )
+    assert compose(["+experiment=mine", "task=build"])
+    assert compose(["+experiment=mine", "task=train", "+callbacks.own._target_=my.Callback"])
+
+
+def test_a_callback_may_wait_for_a_metric_of_every_model_that_is_trained(write: Write) -> None:
+    def monitored(metric: str, task: str) -> object:
+        write("experiments/mine.yaml", f"callbacks: {{stop: {{{STOPPING}, monitor: {metric}}}}}\n")
+        return compose(["+experiment=mine", f"task={task}"])
+
+    assert monitored("validation/bits_per_byte/k=2", "train")
+    assert monitored("validation/bits_per_byte/k=0", "compare")
+    with pytest.raises(ConfigurationError, match="no metric of task=compare"):
+        monitored("validation/bits_per_byte/k=2", "compare")
 
 
 def test_a_sweep_over_an_unknown_setting_names_it(write: Write) -> None:

@@ -1,5 +1,6 @@
 """What a user sees: the report task, and the end of a sweep."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,17 +53,21 @@ def test_the_task_reports_a_sweep_folder(
 
 
 @pytest.mark.parametrize("mark", ["multirun.yaml", None])
+@pytest.mark.parametrize(
+    ("given", "command"),
+    [("+experiment=my run", "'+experiment=my run'"), ("name=nothing", "+experiment=quickstart name=nothing")],
+)
 def test_nothing_to_report_names_the_folder_and_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str | None, given: str, command: str
 ) -> None:
     (tmp_path / "cell" / ".hydra").mkdir(parents=True)
     (tmp_path / "cell" / ".hydra" / "overrides.yaml").write_text("- k=1\n")
     if mark:
         (tmp_path / mark).write_text("{}")
-    given: Any = OmegaConf.create({"overrides": {"task": ["task=report", "+experiment=my run"]}})
+    hydra: Any = OmegaConf.create({"overrides": {"task": ["task=report", given]}})
     monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
-    monkeypatch.setattr(HydraConfig, "get", lambda: given)
-    with pytest.raises(RetroLabError, match=r"python -m retro_lab '\+experiment=my run'$") as caught:
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    with pytest.raises(RetroLabError, match=re.escape(f"python -m retro_lab {command}") + "$") as caught:
         report_on(tmp_path, monkeypatch)
     assert str(tmp_path) in str(caught.value)
 

@@ -87,7 +87,7 @@ def test_flops_and_hours_of_the_papers_largest_model(planned) -> None:
     hours = [3 * flops * 419_430_400_000 / (0.4 * 989e12) / 3_600 for flops in (total, baseline)]
     assert [number(cell) for cell in rows["GPU hours"]] == pytest.approx(hours, abs=0.06)
     assert hours == pytest.approx([14_246, 13_022], rel=0.002)  # as planned before there was any code
-    assert "800,000 steps of 256 x 2,048 tokens" in rows[""][0]
+    assert "200,000 steps of 1024 x 2,048 tokens" in rows[""][0]
     assert "40% of 989 TFLOP/s" in rows[""][0]
 
 

@@ -1,0 +1,74 @@
+"""Values of settings that take text, read as they were typed.
+
+Hydra's grammar makes numbers, lists or errors of `2024_01_05`, `[a].txt`, `~/x` and `nprobe=32`. Where a setting takes
+text, that is what was meant, and the value gets the quotes that Hydra wants.
+"""
+
+import re
+import shlex
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+
+from retro_lab.config.catalog import all_settings
+from retro_lab.config.naming import override_key
+
+TEXT_TYPES = ("str", "str | None")
+WITH_COMMAS = ("index.factory", "index.search")
+"""Settings whose single values have commas; at others a comma separates several values, which want -m."""
+
+
+def as_typed(overrides: Sequence[str], *, multirun: bool = False) -> list[str]:
+    """Quote the values of text settings that Hydra would read as something else, and expand a leading `~`.
+
+    In a multirun a comma separates values, each of which is read as typed.
+    """
+    return [_as_typed(text, multirun) for text in overrides]
+
+
+def takes_text(key: str) -> bool:
+    """Tell whether the values of a setting are text."""
+    return key in all_settings() and all_settings()[key].type in TEXT_TYPES
+
+
+def shell_override(key: str, value: str) -> str:
+    """Write an override for the shell whose value is a text whatever it looks like."""
+    override = f"{key}={_quoted(value)}"
+    # Double quotes around Hydra's single ones can be read, where the shell finds nothing to replace in them.
+    return shlex.quote(override) if re.search(r'["$`\\!]', override) else f'"{override}"'
+
+
+def _as_typed(override: str, multirun: bool) -> str:
+    start, equals, value = override.partition("=")
+    key = override_key(override)
+    if not equals or not takes_text(key):
+        return override
+    several = multirun and not re.search(r"""['"(]""", value)
+    values = value.split(",") if several else [value]
+    return f"{start}={','.join(_text(key, one, multirun) for one in values)}"
+
+
+def _text(key: str, value: str, multirun: bool) -> str:
+    if re.match("~(/|$)", value):
+        return _quoted(str(Path(value).expanduser()))
+    try:
+        [parsed] = _parser().parse_overrides([f"{key}={value}"])
+    except HydraException:
+        return _quoted(value)
+    if parsed.is_sweep_override():
+        return _quoted(value) if key in WITH_COMMAS and not multirun else value
+    read = parsed.value()
+    return value if read is None or isinstance(read, str | QuotedString) else _quoted(value)
+
+
+def _quoted(value: str) -> str:
+    return QuotedString(value, Quote.single).with_quotes()
+
+
+@cache
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
