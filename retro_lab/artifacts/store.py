@@ -25,6 +25,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from retro_lab import console
+from retro_lab.artifacts.disk import NO_WRITING, no_room, sync
 from retro_lab.artifacts.fingerprint import differences
 from retro_lab.artifacts.manifest import MANIFEST_NAME, FileRecord, Manifest
 from retro_lab.artifacts.stage import Artifact, Stage
@@ -35,8 +36,6 @@ RECORD_NAME = "shard.json"
 LEFTOVER = re.compile(r"\d{5,}|\..*\.tmp")
 """What a build keeps beside the files of the artifact: shards, temporary folders and files."""
 POLL_SECONDS = 0.5
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-NO_WRITING = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -179,7 +178,7 @@ class ArtifactStore:
         if not stage.combines_shards:
             for shard, record in whole.items():
                 files |= {f"{shard.name}/{name}": entry for name, entry in record.files.items()}
-        _sync(folder)
+        sync(folder)
         manifest = Manifest(stage.recipe, facts, files)
         manifest.write(folder)
         _remove_leftovers(folder, manifest)
@@ -210,9 +209,9 @@ class ArtifactStore:
         try:
             yield
         except (OSError, RuntimeError) as error:
-            if _is_full_disk(error):
+            if trouble := no_room(error):
                 raise ArtifactError(
-                    f"The disk is full at {self._folder(stage)} while building {stage.name}; finished shards are kept: "
+                    f"{trouble} at {self._folder(stage)} while building {stage.name}; finished shards are kept: "
                     "make room, then run the same command again."
                 ) from error
             if isinstance(error, OSError) and error.errno in NO_WRITING and self._concerns(error.filename):
@@ -232,15 +231,6 @@ class ArtifactStore:
             return True
         path, root = Path(os.fsdecode(filename)).absolute(), self.root.absolute()
         return path.is_relative_to(root) or root.is_relative_to(path)
-
-
-def _is_full_disk(error: OSError | RuntimeError) -> bool:
-    """Tell a full disk, or an exhausted quota, from what the libraries that write files make of it."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in NO_ROOM
-    # FAISS raises a RuntimeError with the system's words; NumPy, for an array that fitted in part, one of its own.
-    text = str(error)
-    return os.strerror(errno.ENOSPC) in text or bool(re.fullmatch(r"\d+ requested and \d+ written", text))
 
 
 def _shard_folder(folder: Path, shard: int) -> Path:
@@ -295,7 +285,7 @@ def _build_shard(stage: Stage, folder: Path, shard: int, advance: console.Advanc
     with _temporary_folder(folder, final.name) as temporary:
         facts = dict(stage.write_shard(shard, temporary, advance))
         Manifest({}, facts, _sealed_files(temporary)).write(temporary, RECORD_NAME)
-        _sync(temporary)
+        sync(temporary)
         try:
             temporary.rename(final)
         except OSError:
@@ -320,15 +310,6 @@ def _sealed_files(folder: Path) -> dict[str, FileRecord]:
     """Force the files in `folder` to the disk and measure them."""
     files = {}
     for path in sorted(folder.iterdir()):
-        _sync(path)
+        sync(path)
         files[path.name] = FileRecord.of(path)
     return files
-
-
-def _sync(path: Path) -> None:
-    """Force a file or folder to the disk, so that a rename never outruns its content when the machine goes down."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from hydra.utils import instantiate
+from lightning_fabric.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 
 from retro_lab import console
@@ -15,6 +16,7 @@ from retro_lab.model.retro import RetroModel
 from retro_lab.model.validation import check_model
 from retro_lab.retrieval.sequences import Retrieved, Sequences
 from retro_lab.tasks.build import Corpus, Database
+from retro_lab.training.checkpoints import DurableCheckpoints
 from retro_lab.training.compiled import check_compiler
 from retro_lab.training.loggers import build_loggers
 
@@ -74,6 +76,8 @@ def build_trainer(
         callbacks=[*configured, *callbacks],
         logger=loggers or False,
     )
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and no plugin of the user's own
+        trainer.strategy.checkpoint_io = DurableCheckpoints()
     return trainer
 
 

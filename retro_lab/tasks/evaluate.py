@@ -14,10 +14,11 @@ from retro_lab.report.records import MODELS, RESULT_NAME, Evaluation, ModelRecor
 from retro_lab.tasks import report
 from retro_lab.tasks.assemble import build_model, build_trainer, sequences, windows
 from retro_lab.tasks.build import Corpus, Database, build_corpus, build_database
+from retro_lab.training.checkpoints import CHECKPOINT
 from retro_lab.training.data import RetroDataModule
 from retro_lab.training.module import RetroModule
 from retro_lab.training.schedule import WarmupCosine
-from retro_lab.training.training import CHECKPOINT, model_weights
+from retro_lab.training.training import model_weights
 
 
 def run(config: DictConfig) -> None:

@@ -11,7 +11,7 @@ from retro_lab.launch.sweep import print_sweep_report
 from retro_lab.report.build import write_run_report
 from retro_lab.report.records import load_run
 from retro_lab.report.sweeps import is_sweep, load_sweep
-from retro_lab.training.training import CHECKPOINT
+from retro_lab.training.checkpoints import CHECKPOINT
 
 
 def run(config: DictConfig) -> None:

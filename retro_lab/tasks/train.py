@@ -30,11 +30,12 @@ from retro_lab.tasks import report
 from retro_lab.tasks.assemble import build_model, build_trainer, check_training, sequences, windows
 from retro_lab.tasks.build import Corpus, Database, build_corpus, build_database
 from retro_lab.tasks.evaluate import evaluate, missing_evaluations
+from retro_lab.training.checkpoints import CHECKPOINT, resumable
 from retro_lab.training.data import RetroDataModule
 from retro_lab.training.loggers import finish_loggers
 from retro_lab.training.module import RetroModule, freeze_all_but_retrieval
 from retro_lab.training.schedule import WarmupCosine
-from retro_lab.training.training import CHECKPOINT, ValidationCurve, fit, load_baseline_weights
+from retro_lab.training.training import ValidationCurve, fit, load_baseline_weights
 
 IDENTITY_NAME = "run.json"
 
@@ -186,8 +187,8 @@ def _announce(
     }
     for subject, message in lines.items():
         console.status(subject, message)
-    if (folder / CHECKPOINT).is_file():
-        console.status("resuming", f"from {folder / CHECKPOINT}")
+    if checkpoint := resumable(folder):
+        console.status("resuming", f"from {checkpoint}")
 
 
 def _summarize_corpus(corpus: Corpus) -> CorpusSummary:

@@ -7,12 +7,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from retro_lab.errors import ArtifactError, ConfigurationError
+from retro_lab.errors import ConfigurationError
 from retro_lab.model.retro import RetroModel
 from retro_lab.report.records import CurvePoint
+from retro_lab.training.checkpoints import CHECKPOINT, read_checkpoint, resumable
 from retro_lab.training.module import RetroModule
-
-CHECKPOINT = Path("checkpoints") / "last.ckpt"
 
 
 class ValidationCurve(pl.Callback):
@@ -49,15 +48,12 @@ class ValidationCurve(pl.Callback):
 
 
 def model_weights(checkpoint: Path) -> Mapping[str, torch.Tensor]:
-    """Read the model's weights from a checkpoint of `RetroModule`, without unpickling anything else.
+    """Read the model's weights from a checkpoint of `RetroModule`, never those of the one before in its place.
 
     Raises:
         ArtifactError: The file is not there or is not such a checkpoint.
     """
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except (OSError, KeyError, RuntimeError, EOFError, ValueError) as error:
-        raise ArtifactError(f"{checkpoint} is not a checkpoint that can be read ({error}).") from error
+    state = read_checkpoint(checkpoint)["state_dict"]
     return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
 
 
@@ -87,10 +83,8 @@ def fit(trainer: pl.Trainer, module: RetroModule, data: pl.LightningDataModule, 
     Raises:
         KeyboardInterrupt: The user stopped it; Lightning itself would end the process.
     """
-    checkpoint = folder / CHECKPOINT
-    resume = str(checkpoint) if checkpoint.is_file() else None
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=resumable(folder), weights_only=True)
     except SystemExit as stop:
         if trainer.interrupted:
             raise KeyboardInterrupt from stop
@@ -100,7 +94,7 @@ def fit(trainer: pl.Trainer, module: RetroModule, data: pl.LightningDataModule, 
         or curve.points[-1]["tokens"] != trainer.global_step * curve.tokens_per_step
     ):
         trainer.validate(module, datamodule=data, verbose=False)
-    trainer.save_checkpoint(checkpoint)
+    trainer.save_checkpoint(folder / CHECKPOINT)
 
 
 def _curve(trainer: pl.Trainer) -> ValidationCurve:
