@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus.tokenizer import SMALLEST_VOCABULARY, ByteBPE
+from retro_lab.corpus.tokenizer import SMALLEST_VOCABULARY, ByteBPE, DocumentTokenizer
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.retrieval.neighbors import MISSING
 from retro_lab.retrieval.sequences import VALUES, Retrieved, Sequences
@@ -85,7 +85,8 @@ class RandomTokens(Stage):
         np.save(folder / "document_start.npy", start)
         np.save(folder / "document_length.npy", lengths)
         np.save(folder / "document_bytes.npy", 4 * lengths)
-        return {"chunks": chunks, "documents": len(lengths), "tokens": int(lengths.sum())}
+        tokens = int(lengths.sum())
+        return {"chunks": chunks, "documents": len(lengths), "tokens": tokens, "bytes": 4 * tokens}
 
 
 class RandomNeighbors(Stage):
@@ -134,8 +135,8 @@ class BytesTokenizer(Stage):
     unit = "tokenizers"
 
     def settings(self) -> Mapping[str, Any]:
-        """Nothing to set."""
-        return {"bytes": True}
+        """The vocabulary, of which it knows the bytes alone."""
+        return {"vocabulary": VOCABULARY}
 
     def shard_sizes(self) -> Sequence[int]:
         """One piece of work."""
@@ -143,7 +144,7 @@ class BytesTokenizer(Stage):
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
         """Write a tokenizer of single bytes."""
-        ByteBPE(SMALLEST_VOCABULARY, 0).make([]).save(folder)
+        DocumentTokenizer(ByteBPE(SMALLEST_VOCABULARY, 0).make([]).tokenizer, VOCABULARY - 1).save(folder)
         return {}
 
 

@@ -90,11 +90,12 @@ class Retrieved:
 
         Few chunks have such neighbors, so all that is stored is looked at for those few alone.
         """
-        first, last = (np.broadcast_to(bound, chunks.shape) for bound in (first - self.span + 1, last))
+        first = first - self.span + 1
         inside = (ids >= first[..., None]) & (ids <= last[..., None])
-        rows = inside.any(-1)
-        if not rows.any():
+        if not inside.any():
             return ids
+        first, last = (np.broadcast_to(bound, chunks.shape) for bound in (first, last))
+        rows = inside.any(-1)
         stored = np.take(self.ids, chunks[rows], axis=0, mode="clip")
         kept = (stored < first[rows][:, None]) | (stored > last[rows][:, None])
         order = np.argsort(~kept, axis=1, kind="stable")[:, : ids.shape[-1]]

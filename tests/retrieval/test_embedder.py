@@ -11,6 +11,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from retro_lab.config import catalog
+from retro_lab.config.compose import compose
 from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval.embedder import Embedder
 
@@ -134,6 +136,16 @@ def test_a_model_of_the_hub_is_known_by_its_commit(hub_cache: Path, tiny_bert: P
     assert of("c" * 40).identity()["commit"] == "c" * 40  # known without asking anyone
     with pytest.raises(ConfigurationError, match=r"embedder\.model=org/bert cannot be loaded"):
         of("nowhere").identity()
+
+
+@pytest.mark.parametrize("option", sorted(catalog.options("embedder")))
+def test_every_shipped_embedder_embeds_with_its_settings(tiny_bert: Path, option: str) -> None:
+    """With a smaller model in the place of theirs, where the hub is out of reach."""
+    config = compose([f"embedder={option}", f"embedder.model={tiny_bert}"]).embedder
+    settings = ("model", "revision", "max_length", "batch_size", "precision", "compile")
+    made = Embedder(**{name: config[name] for name in settings}, device="cpu")
+    texts = [text[:40] for text in texts_of(5)]  # the other embedder cuts longer ones
+    np.testing.assert_allclose(made.embed(texts), embedder(tiny_bert).embed(texts), atol=0.05)
 
 
 @needs_minilm
