@@ -1,5 +1,6 @@
 """The command line with stub tasks: what is run where, exit codes, and what is left on disk."""
 
+import errno
 import json
 from collections.abc import Callable
 from importlib.metadata import version
@@ -232,6 +233,40 @@ def test_the_configuration_cannot_be_replaced_as_a_whole(
     assert "foo" in capsys.readouterr().err
     assert command_line("+experiment=quickstart", "--config-dir=nowhere") == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["train", "report"])
+def test_a_refused_run_leaves_no_folder_and_a_started_one_is_kept(
+    task: str, command_line: CommandLine, stub_task: StubTask, workspace: Path
+) -> None:
+    stub_task(task, Recorder({2: CorpusError("no text")}))
+    arguments = (f"task={task}", "+experiment=quickstart", "name=mine")
+    assert command_line(*arguments) == 2
+    assert list(workspace.iterdir()) == []
+    result = workspace / "outputs/mine/baseline/result.json"
+    result.parent.mkdir(parents=True)
+    result.touch()
+    assert command_line(*arguments) == 2
+    assert result.is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "The output cannot be read or written: No space left"),
+        (PermissionError(errno.EACCES, "no", "text.txt"), "text.txt cannot be read or written: Permission denied"),
+    ],
+)
+def test_a_full_disk_or_a_forbidden_file_is_an_error_of_the_user(
+    error: OSError,
+    sentence: str,
+    command_line: CommandLine,
+    stub_task: StubTask,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stub_task("train", Recorder({2: error}))
+    assert command_line("task=train", "+experiment=quickstart") == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_the_version_is_the_laboratorys(command_line: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
