@@ -25,6 +25,7 @@ from retro_lab.config.help import group_help, help_text
 from retro_lab.config.roots import config_root
 from retro_lab.config.session import CONFIG_NAME, register
 from retro_lab.errors import RetroLabError
+from retro_lab.launch.command import remember_command
 from retro_lab.launch.run_folder import remove_unused
 
 USER_ERROR = 2
@@ -51,6 +52,7 @@ def main() -> None:
             sys.stdout.flush()
             return
         register()
+        remember_command()
         sys.argv[1:] = complete(sys.argv[1:])
         _hydra_main()
         sys.stdout.flush()

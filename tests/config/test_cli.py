@@ -13,8 +13,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from retro_lab import cli
+from retro_lab import cli, console
 from retro_lab.errors import CorpusError
+from retro_lab.launch.command import typed_command
 
 Task = Callable[[DictConfig], None]
 CommandLine = Callable[..., int]
@@ -141,6 +142,19 @@ def test_a_sweep_runs_every_cell_in_its_folder(command_line: CommandLine, stub_t
     stub_task("train", task)
     assert command_line("+sweep=neighbors", "seed=3", "retrieval.k=8,9") == 0
     assert task.runs == [(f"outputs/sweeps/neighbors,seed=3/retrieval.k={k}", k) for k in (8, 9)]
+
+
+def test_a_cell_knows_the_command_as_it_was_typed(command_line: CommandLine, stub_task: StubTask) -> None:
+    commands: list[str] = []
+    stub_task("train", lambda config: commands.append(typed_command()))
+    assert command_line("+sweep=neighbors", "retrieval.k=8,9", "index.search=nprobe=3") == 0
+    assert commands == ["python -m retro_lab +sweep=neighbors retrieval.k=8,9 index.search=nprobe=3"] * 2
+
+
+def test_a_long_subject_does_not_run_into_its_message(capsys: pytest.CaptureFixture[str]) -> None:
+    console.status("decontamination", "building")
+    console.status("tokens", "building")
+    assert capsys.readouterr().err == "decontamination building\ntokens      building\n"
 
 
 def test_cells_that_differ_in_their_evaluation_alone_have_their_own_folders(
