@@ -25,6 +25,8 @@ from retro_lab.config.help import group_help, help_text
 from retro_lab.config.roots import config_root
 from retro_lab.config.session import CONFIG_NAME, register
 from retro_lab.errors import RetroLabError
+from retro_lab.launch.command import remember_command
+from retro_lab.launch.run_folder import remove_unused
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -43,19 +45,26 @@ def main() -> None:
     try:
         if any(argument in HELP_FLAGS for argument in sys.argv[1:]):
             _print_help([argument for argument in sys.argv[1:] if not argument.startswith("-")])
+            sys.stdout.flush()  # what cannot be written is found here, and not at the interpreter's end
             return
         if VERSION_FLAG in sys.argv[1:]:
             print(f"retro_lab {metadata.version('retro_lab')}")
+            sys.stdout.flush()
             return
         register()
+        remember_command()
         sys.argv[1:] = complete(sys.argv[1:])
         _hydra_main()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         if console.is_main_process():
             console.messages.print("Interrupted; the same command goes on from here.")
         sys.exit(INTERRUPTED)
-    except (RetroLabError, *CONFIGURATION_ERRORS) as error:
-        _fail(explain_failure(error) or str(error))
+    except (RetroLabError, OSError, *CONFIGURATION_ERRORS) as error:
+        sentence = explain_failure(error)
+        if sentence is None:
+            raise
+        _fail(sentence)
 
 
 @hydra.main(config_path=str(config_root("conf")), config_name=CONFIG_NAME, version_base="1.3")
@@ -83,6 +92,8 @@ def run_task(config: DictConfig) -> None:
             write_json(failure, {"error": sentence or traceback.format_exc()})
             console.error(sentence or f"{type(error).__name__}: {error}")
         elif sentence:
+            if console.is_main_process():
+                remove_unused(Path(HydraConfig.get().runtime.output_dir))
             _fail(sentence)
         else:
             raise

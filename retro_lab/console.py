@@ -70,7 +70,7 @@ def error(sentence: str) -> None:
 def status(subject: str, message: str) -> None:
     """Print one line of the form `subject  message`."""
     if is_main_process():
-        messages.print(Text.assemble((f"{subject:<12}", "bold cyan"), message), soft_wrap=True)
+        messages.print(Text.assemble((f"{subject:<11} ", "bold cyan"), message), soft_wrap=True)
 
 
 class RateColumn(ProgressColumn):

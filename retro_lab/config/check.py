@@ -11,6 +11,8 @@ from retro_lab.config.naming import FOLDER_NAME, RESERVED
 from retro_lab.config.plain import no_value
 from retro_lab.errors import ConfigurationError
 
+LARGEST_SEED = 2**32 - 1
+"""Of NumPy's generators."""
 TRAINING_TASKS = ("train", "compare")
 KNOWN_CALLBACKS = ("retro_lab.", "pytorch_lightning.", "lightning.")
 """Beginnings of the names of callbacks that log no metrics of their own, as a user's may."""
@@ -20,8 +22,8 @@ def check(config: DictConfig) -> None:
     """Check a composed configuration that still has its `hydra` node.
 
     Raises:
-        ConfigurationError: A key is not in the schema, a value is not given, `name` is no name of a folder, or a
-            callback waits for a metric that does not exist.
+        ConfigurationError: A key is not in the schema, a value is not given, `name` is no name of a folder,
+            `seed` is out of range, or a callback waits for a metric that does not exist.
         OmegaConfBaseException: An interpolation refers to nothing.
     """
     _check_keys(config, "")
@@ -30,6 +32,8 @@ def check(config: DictConfig) -> None:
     name = config.name
     if name is not None and (not re.fullmatch(FOLDER_NAME, name) or name in RESERVED):
         raise ConfigurationError(f"name={name} cannot name a folder; use letters, digits and, after one, _ . , = + -.")
+    if not 0 <= config.seed <= LARGEST_SEED:
+        raise ConfigurationError(f"seed={config.seed} is not between 0 and {LARGEST_SEED:,}.")
     if config.task.name in TRAINING_TASKS:
         _check_monitors(config)
 

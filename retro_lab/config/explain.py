@@ -1,6 +1,8 @@
 """One sentence, with the nearest valid name, for every way that a configuration can be wrong."""
 
 import difflib
+import errno
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -17,6 +19,7 @@ from hydra.errors import (
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    GrammarParseError,
     InterpolationResolutionError,
     MissingMandatoryValue,
     OmegaConfBaseException,
@@ -39,6 +42,9 @@ CONFIGURATION_ERRORS = (
     InterpolationResolutionError, MissingMandatoryValue,
 )  # fmt: skip
 """What Hydra and OmegaConf raise for mistakes of a user that show only once a run begins."""
+LITERAL = r" ${ begins a reference to another setting; write \${ where it is part of a text."
+SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of the system that are none of the code: full disks, limits, permissions."""
 
 
 @contextmanager
@@ -93,7 +99,8 @@ def explain(error: Exception) -> str:
         setting = all_settings().get(re.sub(r"\[.*", "", place)) if isinstance(cause, ValidationError) else None
         kind = f" takes {setting.type}" if setting else ""
         subject = place + where + kind if place else file
-        return f"{subject}: {_sentence(cause)}"
+        literal = isinstance(cause, GrammarParseError | InterpolationResolutionError) and takes_text(place)
+        return f"{subject}: {_sentence(cause)}{LITERAL if literal else ''}"
     return _sentence(error)
 
 
@@ -103,6 +110,8 @@ def explain_failure(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, CONFIGURATION_ERRORS):
         return explain(error)
+    if isinstance(error, OSError) and error.errno in SURROUNDINGS:
+        return f"{error.filename or 'The output'} cannot be read or written: {os.strerror(error.errno)}."
     if not isinstance(error, InstantiationException):
         return None
     cause = error.__cause__

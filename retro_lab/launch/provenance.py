@@ -1,15 +1,14 @@
 """How a result came about: command, date, hardware, commit, versions."""
 
 import os
-import shlex
 import subprocess
-import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
+from retro_lab.launch.command import typed_command
 from retro_lab.report.records import Provenance
 
 LIBRARIES = ("retro_lab", "torch", "pytorch-lightning", "faiss-cpu", "transformers", "datasets", "tokenizers")
@@ -18,7 +17,7 @@ LIBRARIES = ("retro_lab", "torch", "pytorch-lightning", "faiss-cpu", "transforme
 def provenance() -> Provenance:
     """Describe this process."""
     return Provenance(
-        command=shlex.join(["python", "-m", "retro_lab", *sys.argv[1:]]),
+        command=typed_command(),
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         hardware=hardware(),
         commit=_commit(),

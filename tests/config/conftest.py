@@ -21,6 +21,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """An empty working directory; what Hydra remembers of a run is forgotten after the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setenv("RETRO_LAB_COMMAND", "")  # what a command of the test leaves there ends with it
     monkeypatch.delenv("RETRO_LAB_OUTPUTS", raising=False)
     monkeypatch.delenv("RETRO_LAB_ARTIFACTS", raising=False)
     yield tmp_path

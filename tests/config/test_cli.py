@@ -1,5 +1,6 @@
 """The command line with stub tasks: what is run where, exit codes, and what is left on disk."""
 
+import errno
 import json
 from collections.abc import Callable
 from importlib.metadata import version
@@ -12,8 +13,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from retro_lab import cli
+from retro_lab import cli, console
 from retro_lab.errors import CorpusError
+from retro_lab.launch.command import typed_command
 
 Task = Callable[[DictConfig], None]
 CommandLine = Callable[..., int]
@@ -142,6 +144,19 @@ def test_a_sweep_runs_every_cell_in_its_folder(command_line: CommandLine, stub_t
     assert task.runs == [(f"outputs/sweeps/neighbors,seed=3/retrieval.k={k}", k) for k in (8, 9)]
 
 
+def test_a_cell_knows_the_command_as_it_was_typed(command_line: CommandLine, stub_task: StubTask) -> None:
+    commands: list[str] = []
+    stub_task("train", lambda config: commands.append(typed_command()))
+    assert command_line("+sweep=neighbors", "retrieval.k=8,9", "index.search=nprobe=3") == 0
+    assert commands == ["python -m retro_lab +sweep=neighbors retrieval.k=8,9 index.search=nprobe=3"] * 2
+
+
+def test_a_long_subject_does_not_run_into_its_message(capsys: pytest.CaptureFixture[str]) -> None:
+    console.status("decontamination", "building")
+    console.status("tokens", "building")
+    assert capsys.readouterr().err == "decontamination building\ntokens      building\n"
+
+
 def test_cells_that_differ_in_their_evaluation_alone_have_their_own_folders(
     command_line: CommandLine, stub_task: StubTask
 ) -> None:
@@ -232,6 +247,40 @@ def test_the_configuration_cannot_be_replaced_as_a_whole(
     assert "foo" in capsys.readouterr().err
     assert command_line("+experiment=quickstart", "--config-dir=nowhere") == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["train", "report"])
+def test_a_refused_run_leaves_no_folder_and_a_started_one_is_kept(
+    task: str, command_line: CommandLine, stub_task: StubTask, workspace: Path
+) -> None:
+    stub_task(task, Recorder({2: CorpusError("no text")}))
+    arguments = (f"task={task}", "+experiment=quickstart", "name=mine")
+    assert command_line(*arguments) == 2
+    assert list(workspace.iterdir()) == []
+    result = workspace / "outputs/mine/baseline/result.json"
+    result.parent.mkdir(parents=True)
+    result.touch()
+    assert command_line(*arguments) == 2
+    assert result.is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "The output cannot be read or written: No space left"),
+        (PermissionError(errno.EACCES, "no", "text.txt"), "text.txt cannot be read or written: Permission denied"),
+    ],
+)
+def test_a_full_disk_or_a_forbidden_file_is_an_error_of_the_user(
+    error: OSError,
+    sentence: str,
+    command_line: CommandLine,
+    stub_task: StubTask,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stub_task("train", Recorder({2: error}))
+    assert command_line("task=train", "+experiment=quickstart") == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_the_version_is_the_laboratorys(command_line: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,3 +62,17 @@ def test_completion_knows_the_options(line: str, choice: str) -> None:
     code = "import sys; sys.argv[0] = 'retro-lab'; from retro_lab.cli import main; main()"
     done = python("-c", code, "-sc", "query=bash", COMP_LINE=words, COMP_POINT=str(len(words)))
     assert choice in done.stdout.split(), done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants a file that is always full")
+def test_a_full_output_is_one_line_with_exit_code_2() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "retro_lab", "--help"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

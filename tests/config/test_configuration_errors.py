@@ -43,6 +43,9 @@ WRONG_OVERRIDES = {
     "paths.outputs=${oc.env:NO_SUCH_VARIABLE}": "Environment variable 'NO_SUCH_VARIABLE' not found",
     "name=a/b": "name=a/b cannot name a folder",
     "name=sweeps": "name=sweeps cannot name a folder",
+    "seed=-1": "seed=-1 is not between 0 and 4,294,967,295.",
+    "seed=4294967296": "seed=4294967296 is not between",
+    "paths.outputs=/d/${x": r"write \${ where it is part of a text.",
     "size=null": "There is no size=null.",
 }
 
