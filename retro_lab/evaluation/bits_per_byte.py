@@ -1,6 +1,8 @@
 """Bits per byte: the paper's main measure, comparable between tokenizers."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -26,6 +28,10 @@ class BitsPerByte(Metric):
             ("documents", torch.int64),
         ):
             self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "BitsPerByte":
+        """Move to a device, but stay in float64 where a model is converted: sums in bfloat16 would stop to grow."""
+        return cast("BitsPerByte", super()._apply(lambda state: fn(state).to(state.dtype), exclude_state))
 
     def update(self, nats: Tensor, tokens: Tensor, num_bytes: Tensor, documents: Tensor) -> None:
         """Add scored text: the summed cross-entropy in nats of `tokens` tokens, and the bytes they complete."""

@@ -32,7 +32,7 @@ def trained(compile: bool, checkpoint: dict[str, Any] | None = None, steps: int 
     if checkpoint is not None:
         module.load_state_dict(checkpoint)
     tokens, neighbors = torch.arange(16).view(2, 8), torch.arange(64).view(2, 2, 2, 8) % 23
-    batch = {
+    inputs = {
         "tokens": tokens,
         "targets": tokens + 1,
         "mask": torch.ones_like(tokens).bool(),
@@ -40,6 +40,7 @@ def trained(compile: bool, checkpoint: dict[str, Any] | None = None, steps: int 
         "neighbor_lengths": torch.full((2, 2, 2), 8),
         "documents": torch.empty(0),
     }
+    batch = {"batch": inputs, "text_tokens": torch.tensor(16)}
     trainer = pl.Trainer(
         accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
