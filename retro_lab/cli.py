@@ -6,6 +6,7 @@ sentence with exit code 2, and sweeps in which one failed cell does not hide the
 
 import importlib
 import os
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -78,9 +79,17 @@ def run_task(config: DictConfig) -> None:
             write_json(failure, {"error": sentence or traceback.format_exc()})
             console.error(sentence or f"{type(error).__name__}: {error}")
         elif sentence:
+            _remove_if_empty(failure.parent)
             _fail(sentence)
         else:
             raise
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Leave nothing of a run that was refused before it began: Hydra makes its folder and record first."""
+    record = folder / ".hydra"
+    if {path.name for path in folder.iterdir()} == {record.name}:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _print_help(words: list[str]) -> None:
