@@ -50,8 +50,8 @@ def check_memory(config: DictConfig, size: SizeConfig, model: ModelConfig, seque
     k = config.retrieval.k if size.cca_layers else 0
     raise ConfigurationError(
         f"data.batch_size={config.data.batch_size} makes {sequences:,} sequences of data.sequence_length="
-        f"{config.data.sequence_length} tokens at a time, with retrieval.k={k} neighbors, for which a step takes at least "
-        f"{scaled(here * (state + activations), BYTES)}, more than the {where}; lower one of them, or raise "
+        f"{config.data.sequence_length} tokens at a time, with retrieval.k={k} neighbors, for which a step takes at "
+        f"least {scaled(here * (state + activations), BYTES)}, more than the {where}; lower one of them, or raise "
         "trainer.accumulate_grad_batches, which cuts it into smaller pieces."
     )
 
