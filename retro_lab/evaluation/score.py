@@ -1,7 +1,8 @@
 """Bits per byte: the paper's main measure, comparable between tokenizers."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -49,6 +50,10 @@ class HeldOutScore(Metric):
         self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         for name in ("tokens", "bytes", "documents"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "HeldOutScore":
+        """Move to a device, but stay in float64 where a model is converted: sums in bfloat16 would stop growing."""
+        return cast("HeldOutScore", super()._apply(lambda state: fn(state).to(state.dtype), exclude_state))
 
     def update(self, nats: Tensor, tokens: Tensor, num_bytes: Tensor, documents: Tensor) -> None:
         """Add scored text: the summed cross-entropy in nats of `tokens` tokens, and the bytes they complete."""

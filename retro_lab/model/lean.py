@@ -45,7 +45,7 @@ class _RMSNorm(torch.autograd.Function):
         hidden, weight, scale = ctx.saved_tensors
         normalized = hidden * scale
         weight_gradient = (outer * normalized).flatten(0, -2).sum(dim=0)
-        outer = outer * weight
+        outer = outer.to(normalized.dtype) * weight
         along = torch.linalg.vecdot(outer, normalized).unsqueeze(-1) / hidden.shape[-1]
         gradient = outer.sub_(normalized.mul_(along)).mul_(scale)
         return gradient.to(hidden.dtype), weight_gradient.to(weight.dtype), None

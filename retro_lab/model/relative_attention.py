@@ -125,7 +125,7 @@ def _attend(
     causal: bool,
     documents: Tensor | None,
 ) -> Tensor:
-    attended, key = _heads_together(query), _centered(key)
+    attended, key = _heads_together(query), _attended(key, causal)
     for tile in _tiles(query, key, causal):
         content_query, position_query = _add_biases(tile, query, content_bias, position_bias)
         weights = _weights(tile, content_query, position_query, key, position, padding, causal, documents)
@@ -149,7 +149,7 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the first six arguments, empty for those that are None."""
     dtype, exact = value.dtype, _at_least_float32(value)
-    key, value = _centered(key), _centered(value)
+    attended, key, value = _attended(key, causal), _centered(key), _centered(value)
     query_gradient = torch.empty_like(query)
     # Several tiles add to these, so they are summed in at least float32.
     content_bias_gradient, position_bias_gradient, key_gradient, value_gradient, position_gradient = (
@@ -160,7 +160,7 @@ def _gradients(
     for tile in _tiles(query, key, causal):
         by_query, by_key = query[tile.rows].shape, key[tile.columns].shape
         content_query, position_query = _add_biases(tile, query, content_bias, position_bias)
-        weights = _weights(tile, content_query, position_query, key, position, padding, causal, documents)
+        weights = _weights(tile, content_query, position_query, attended, position, padding, causal, documents)
         scaled = outer[tile.rows] * scale
         outer_rows = _matrices(outer[tile.rows])
         value_gradient[tile.columns] += (weights.to(dtype).transpose(1, 2) @ outer_rows).view(by_key)
@@ -223,6 +223,14 @@ def _attended_like(query: Tensor, *others: Any) -> Tensor:
 def _gradients_like(*arguments: Any) -> tuple[Tensor, ...]:
     missing = arguments[0].new_empty(0)
     return tuple(missing.clone() if tensor is None else torch.empty_like(tensor) for tensor in arguments[:6])
+
+
+def _attended(key: Tensor, causal: bool) -> Tensor:
+    """Keys as logits are formed of: centered, unless the mean would tell a query of keys that it must not see.
+
+    What the mean changes is rounding alone, but that is enough for later tokens to move earlier logits.
+    """
+    return key if causal else _centered(key)
 
 
 def _centered(tensor: Tensor) -> Tensor:

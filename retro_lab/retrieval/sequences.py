@@ -140,7 +140,7 @@ class Sequences:
         batch = Batch(
             tokens=tokens[:, : self.length],
             targets=tokens[:, 1 : self.length + 1],
-            mask=torch.from_numpy(self._is_text(first_chunks)),
+            mask=torch.from_numpy(self.is_text(first_chunks)),
             neighbors=torch.empty(0),
             neighbor_lengths=torch.empty(0),
             documents=torch.empty(0),
@@ -157,7 +157,7 @@ class Sequences:
         batch["neighbor_lengths"] = torch.from_numpy(lengths)
         return batch
 
-    def _is_text(self, first_chunks: np.ndarray) -> np.ndarray:
+    def is_text(self, first_chunks: np.ndarray) -> np.ndarray:
         """Tell which of the n targets from each first chunk on are text, neither marker nor padding; [B, n]."""
         chunks = first_chunks[:, None] + np.arange(self.chunks_per_sequence + 1)
         small = np.min_scalar_type(self.store.chunk_length)  # many more numbers of a byte are compared at once

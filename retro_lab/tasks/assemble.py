@@ -17,7 +17,6 @@ from retro_lab.model.validation import check_model
 from retro_lab.retrieval.sequences import Retrieved, Sequences
 from retro_lab.tasks.build import Corpus, Database
 from retro_lab.training.checkpoints import DurableCheckpoints
-from retro_lab.training.compiled import check_compiler
 from retro_lab.training.loggers import build_loggers
 
 
@@ -35,17 +34,6 @@ def model_settings(config: DictConfig, k: int) -> tuple[SizeConfig, ModelConfig]
         size = replace(size, cca_layers=[])
     check_model(size, model, int(config.tokenizer.get("vocabulary_size", 1)))  # not all tokenizers know theirs yet
     return size, model
-
-
-def check_training(config: DictConfig, k: int) -> None:
-    """Refuse to train a model that cannot be, before a corpus and a database are built for it.
-
-    Raises:
-        ConfigurationError: No model can be made from its settings, or it is to be compiled and there is no compiler.
-    """
-    model_settings(config, k)
-    if config.compute.compile:
-        check_compiler()
 
 
 def build_model(config: DictConfig, k: int, corpus: Corpus) -> RetroModel:

@@ -25,7 +25,8 @@ from retro_lab.retrieval.embedder import Embedder
 from retro_lab.retrieval.embeddings import EmbeddingsStage
 from retro_lab.retrieval.index import IndexStage
 from retro_lab.retrieval.neighbors import NeighborsStage, Ranking, SearchStage
-from retro_lab.retrieval.searchers import METHODS, BM25Searcher, DenseSearcher
+from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher
+from retro_lab.tasks.ranges import check_values
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Database:
 
 def run(config: DictConfig) -> None:
     """Build everything that training needs and say what there is."""
+    check_values(config)
     corpus = build_corpus(config)
     database = build_database(config, corpus)
     for split, store in corpus.stores.items():
@@ -100,17 +102,9 @@ def build_database(config: DictConfig, corpus: Corpus) -> Database:
     """Find the neighbors of every chunk of both splits among the training split's, by embeddings, tokens or both.
 
     Raises:
-        ConfigurationError: More neighbors are asked for than the database has chunks, or fewer than none, or the
-            method is not known.
+        ConfigurationError: More neighbors are asked for than the database has chunks.
     """
     retrieval = config.retrieval
-    if retrieval.method not in METHODS:
-        raise ConfigurationError(f"retrieval.method={retrieval.method} is not one of {', '.join(METHODS)}.")
-    if min(retrieval.k, *config.evaluation.neighbors) < 0:
-        raise ConfigurationError(
-            f"retrieval.k={retrieval.k} and evaluation.neighbors={list(config.evaluation.neighbors)} count "
-            "neighbors, so none may be negative."
-        )
     database_store = corpus.stores["train"]
     fraction, cuts = _cuts(config, database_store)
     wanted = max(retrieval.k, *config.evaluation.neighbors, 1)
@@ -165,16 +159,10 @@ def _cuts(config: DictConfig, store: TokenStore) -> tuple[float, list[int]]:
     """Return the share of the training split in the database, and the chunks at which its shards end.
 
     Shards end between documents, so that a continuation lies in the database where its neighbor does.
-
-    Raises:
-        ConfigurationError: A share is not above 0 and at most 1.
     """
     fraction = config.database.fraction
     if config.database.tokens is not None:
         fraction = min(1.0, config.database.tokens / store.artifact.facts["tokens"])
-    for share in (fraction, *config.database.fractions):
-        if not 0 < share <= 1:
-            raise ConfigurationError(f"database.fraction={share} is not above 0 and at most 1.")
     cuts = set()
     for share in {fraction, *(share for share in config.database.fractions if share < fraction)}:
         document = max(1, int(np.searchsorted(store.document_start, share * store.chunks)))

@@ -5,8 +5,8 @@ from omegaconf import DictConfig
 from retro_lab.errors import ConfigurationError
 from retro_lab.launch.run_folder import run_folder
 from retro_lab.tasks import report
-from retro_lab.tasks.assemble import check_training
 from retro_lab.tasks.build import build_corpus, build_database
+from retro_lab.tasks.checks import check_training
 from retro_lab.tasks.train import train_model
 
 
@@ -16,7 +16,7 @@ def run(config: DictConfig) -> None:
     The baseline comes first, so that `init=retrofit` can start from it.
 
     Raises:
-        ConfigurationError: `retrieval.k` is 0, which leaves nothing to compare, or no model can be made or compiled.
+        ConfigurationError: `retrieval.k` is 0, which leaves nothing to compare, or `check_training` refuses something.
     """
     if not config.retrieval.k:
         raise ConfigurationError("retrieval.k=0 is the baseline itself; use task=train, or a k of at least 1.")

@@ -14,6 +14,7 @@ from retro_lab.report.records import MODELS, RESULT_NAME, Evaluation, ModelRecor
 from retro_lab.tasks import report
 from retro_lab.tasks.assemble import build_model, build_trainer, sequences, windows
 from retro_lab.tasks.build import Corpus, Database, build_corpus, build_database
+from retro_lab.tasks.checks import check_evaluation
 from retro_lab.training.checkpoints import CHECKPOINT
 from retro_lab.training.data import RetroDataModule
 from retro_lab.training.module import RetroModule
@@ -27,6 +28,7 @@ def run(config: DictConfig) -> None:
     Raises:
         ArtifactError: The run folder holds no trained model.
     """
+    check_evaluation(config)
     run = run_folder()
     records = {name: load_result(run / name / RESULT_NAME) for name in MODELS if (run / name / RESULT_NAME).is_file()}
     if not records:

@@ -11,6 +11,7 @@ from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval.neighbors import MISSING
 from retro_lab.tasks.build import build_corpus, build_database
+from retro_lab.tasks.ranges import check_values
 
 
 def run(config: DictConfig) -> None:
@@ -19,6 +20,7 @@ def run(config: DictConfig) -> None:
     Raises:
         ConfigurationError: The split or the chunk does not exist.
     """
+    check_values(config)
     split, chunk = config.task.split, config.task.chunk
     if split not in ("train", "validation"):
         raise ConfigurationError(f"task.split={split} is neither train nor validation.")

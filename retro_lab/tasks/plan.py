@@ -8,19 +8,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Group
 
 from retro_lab import console
-from retro_lab.errors import ConfigurationError
 from retro_lab.model.blocks import Residual
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.flops import TRAINING_TO_FORWARD, Flops, required_flops
-from retro_lab.model.memory import Precision, activation_bytes
+from retro_lab.model.memory import activation_bytes
 from retro_lab.model.retro import RetroModel
 from retro_lab.retrieval.sequences import VALUES
-from retro_lab.tasks.plan_database import check_database, database_sections
+from retro_lab.tasks.checks import check_batch, check_trainer, device_count
+from retro_lab.tasks.plan_database import database_sections
 from retro_lab.tasks.plan_tables import BYTES, SI_PREFIXES, scaled, section
+from retro_lab.tasks.ranges import check_values
+from retro_lab.training.precision import PRECISIONS, checked_precision
 
 PAPER_VOCABULARY = 128_000
 """Vocabulary counted with where the tokenizer's is not known before it is made (Borgeaud et al. 2022, Sec. 2.1)."""
@@ -28,17 +30,6 @@ GUESSED_DEVICES = 8
 """GPUs of a node where `trainer.devices` is not a number."""
 ADAMW_MOMENTS = 2
 """Numbers that AdamW keeps for each weight, in the weight's precision."""
-PRECISIONS = {
-    "32-true": Precision(4, 4),
-    "bf16-mixed": Precision(4, 2),
-    "16-mixed": Precision(4, 2),
-    "bf16-true": Precision(2, 2),
-    "16-true": Precision(2, 2),
-    "64-true": Precision(8, 8),
-}
-"""Lightning's `trainer.precision`."""
-SHORT_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}
-"""Lightning's short names of some of them."""
 LABELS = {
     "self_attention": "self-attention",
     "feed_forward": "feed-forward",
@@ -101,15 +92,12 @@ class Plan:
         vocabulary, source = config.tokenizer.get("vocabulary_size"), "tokenizer.vocabulary_size"
         if vocabulary is None:
             vocabulary, source = PAPER_VOCABULARY, "the paper's; the tokenizer's is known once it is made"
-        _check(config)
+        check_values(config)
+        check_trainer(config.trainer, accelerator="gpu")  # planned here, trained elsewhere
         if not k:
             size = replace(size, cca_layers=[])
         with torch.device("meta"):
             network = RetroModel(size, model, vocabulary)
-        if n % model.chunk_length:
-            raise ConfigurationError(
-                f"data.sequence_length={n} is not a multiple of model.chunk_length={model.chunk_length}."
-            )
         units = [unit for unit in network.modules() if isinstance(unit, Residual | torch.nn.Embedding)]
         return cls(
             size=size,
@@ -141,27 +129,6 @@ class Plan:
     def models(self) -> dict[str, int]:
         """Columns of what is compared: name and number of neighbors."""
         return {f"RETRO k={self.k}": self.k, "baseline": 0} if self.k else {"baseline": 0}
-
-
-def _check(config: DictConfig) -> None:
-    positive = {
-        "schedule.tokens": config.schedule.tokens,
-        "data.sequence_length": config.data.sequence_length,
-        "data.batch_size": config.data.batch_size,
-        "task.peak_tflops": config.task.peak_tflops,
-    }
-    for key, value in positive.items():
-        if not value > 0:
-            raise ConfigurationError(f"{key} must be positive, not {value}.")
-    if config.retrieval.k < 0:
-        raise ConfigurationError(f"retrieval.k must be 0 or more, not {config.retrieval.k}.")
-    if not 0 < config.task.utilisation <= 1:
-        raise ConfigurationError(
-            f"task.utilisation is a share of the peak, above 0 and up to 1, not {config.task.utilisation}."
-        )
-    if config.retrieval.value not in VALUES:
-        raise ConfigurationError(f"retrieval.value={config.retrieval.value} is not one of {', '.join(VALUES)}.")
-    check_database(config)
 
 
 def _parameters(plan: Plan) -> Group:
@@ -219,7 +186,8 @@ def _memory(plan: Plan, config: DictConfig) -> Group:
     """Show each GPU's share under DDP, which copies the state of training, and FSDP, which cuts it up."""
     gpus, guess = _gpus(config.trainer)
     sequences = _sequences(config, gpus, guessed=bool(guess))
-    name, precision = _precision(config.trainer.get("precision") or "32-true")
+    name = checked_precision(config.trainer.get("precision"), accelerator="gpu")
+    precision = PRECISIONS[name]
     trained = plan.retrieval_parameters if config.init.name == "retrofit" else plan.parts["total"]
     state = {
         "weights": plan.parts["total"] * precision.stream,
@@ -259,44 +227,17 @@ def _memory(plan: Plan, config: DictConfig) -> Group:
 
 
 def _gpus(trainer: DictConfig) -> tuple[int, str]:
-    """Return the number of GPUs of all nodes, and what to say where it is a guess.
-
-    Raises:
-        ConfigurationError: `trainer.num_nodes` or `trainer.devices` is a number that cannot be.
-    """
-    devices, nodes = trainer.get("devices", "auto"), trainer.get("num_nodes", 1)
-    if not isinstance(nodes, int) or nodes < 1:
-        raise ConfigurationError(f"trainer.num_nodes must be a positive whole number, not {nodes}.")
-    if isinstance(devices, ListConfig):
-        return len(devices) * nodes, ""
-    if devices == 0:
-        raise ConfigurationError(
-            "trainer.devices=0 leaves nothing to train on; give a number, or -1 for all there are."
-        )
-    if not str(devices).isdecimal():
-        return GUESSED_DEVICES * nodes, f" (trainer.devices={devices}, taken as {GUESSED_DEVICES})"
-    return int(devices) * nodes, ""
+    """Return the number of GPUs of all nodes, and what to say where it is a guess."""
+    count = device_count(trainer)
+    if count is None:
+        guess = f" (trainer.devices={trainer.get('devices', 'auto')}, taken as {GUESSED_DEVICES})"
+        return GUESSED_DEVICES * int(trainer.get("num_nodes", 1)), guess
+    return count, ""
 
 
 def _sequences(config: DictConfig, gpus: int, *, guessed: bool) -> int:
-    """Return how many sequences a GPU has at a time.
-
-    Raises:
-        ConfigurationError: The batch cannot be divided over the GPUs, and their number is no guess.
-    """
-    accumulated = config.trainer.get("accumulate_grad_batches", 1)
-    if not isinstance(accumulated, int) or accumulated < 1:
-        raise ConfigurationError(f"trainer.accumulate_grad_batches must be a positive whole number, not {accumulated}.")
-    if config.data.batch_size % (gpus * accumulated) and not guessed:
-        raise ConfigurationError(
-            f"data.batch_size={config.data.batch_size} cannot be divided over {gpus} devices x {accumulated} "
-            f"accumulated batches; make it a multiple of {gpus * accumulated}."
-        )
-    return -(-int(config.data.batch_size) // (gpus * accumulated))
-
-
-def _precision(given: str | int) -> tuple[str, Precision]:
-    name = SHORT_PRECISIONS.get(str(given), str(given))
-    if name not in PRECISIONS:
-        raise ConfigurationError(f"trainer.precision={given} is not one of {', '.join(PRECISIONS)}.")
-    return name, PRECISIONS[name]
+    """Return how many sequences a GPU has at a time, rounded up where the number of GPUs is a guess."""
+    if guessed:
+        pieces = gpus * (config.trainer.get("accumulate_grad_batches") or 1)
+        return -(-int(config.data.batch_size) // pieces)
+    return check_batch(config, gpus)

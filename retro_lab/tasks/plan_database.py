@@ -5,38 +5,12 @@ import math
 from omegaconf import DictConfig
 from rich.console import Group
 
-from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval.neighbors import SHARD_QUERIES
 from retro_lab.retrieval.sizes import DatabaseSizes
 from retro_lab.tasks.plan_tables import BYTES, scaled, section
 
 SHARD_SECONDS = 600
 """What an embedding shard of the suggested size takes one GPU: no more than that is lost when a rank is killed."""
-
-
-def check_database(config: DictConfig) -> None:
-    """Refuse what cannot be.
-
-    Raises:
-        ConfigurationError: A value is out of its range.
-    """
-    positive = {
-        "task.embedding_chunks_per_second": config.task.embedding_chunks_per_second,
-        "task.embedding_width": config.task.embedding_width,
-        "task.queries_per_second": config.task.queries_per_second,
-        "task.tokens_per_document": config.task.tokens_per_document,
-        "task.index_memory": config.task.index_memory,
-        "retrieval.stored": config.retrieval.stored,
-        "database.tokens": 1 if config.database.tokens is None else config.database.tokens,
-        "database.fraction": config.database.fraction,
-    }
-    for key, value in positive.items():
-        if not value > 0:
-            raise ConfigurationError(f"{key} must be positive, not {value}.")
-    if config.database.fraction > 1:
-        raise ConfigurationError(
-            f"database.fraction is a share of the training split, up to 1, not {config.database.fraction}."
-        )
 
 
 def database_sizes(config: DictConfig, vocabulary: int) -> DatabaseSizes:

@@ -27,8 +27,9 @@ from retro_lab.report.records import (
     write_result,
 )
 from retro_lab.tasks import report
-from retro_lab.tasks.assemble import build_model, build_trainer, check_training, sequences, windows
+from retro_lab.tasks.assemble import build_model, build_trainer, sequences, windows
 from retro_lab.tasks.build import Corpus, Database, build_corpus, build_database
+from retro_lab.tasks.checks import check_start, check_training
 from retro_lab.tasks.evaluate import evaluate, missing_evaluations
 from retro_lab.training.checkpoints import CHECKPOINT, resumable
 from retro_lab.training.data import RetroDataModule
@@ -44,6 +45,8 @@ def run(config: DictConfig) -> None:
     """Train and evaluate the model of `retrieval.k`, then report on the run folder."""
     k = config.retrieval.k
     check_training(config, k)
+    if k:
+        check_start(config, run_folder())
     corpus = build_corpus(config)
     train_model(config, k, run_folder(), corpus, build_database(config, corpus) if k else None)
     report.run(config)
@@ -83,6 +86,12 @@ def _train(config: DictConfig, k: int, folder: Path, corpus: Corpus, database: D
         freeze_all_but_retrieval(model)
     tokens_per_step = config.data.sequence_length * config.data.batch_size
     steps = max(1, round(config.schedule.tokens / tokens_per_step))
+    schedule = WarmupCosine(
+        steps,
+        config.schedule.warmup_steps,
+        config.schedule.warmup_start / config.optimizer.lr,
+        config.schedule.final_ratio,
+    )
     curve = ValidationCurve(tokens_per_step)
     trainer = build_trainer(config, folder, steps, [curve])
     module = RetroModule(
@@ -90,12 +99,7 @@ def _train(config: DictConfig, k: int, folder: Path, corpus: Corpus, database: D
         k,
         sorted({0, k}),
         instantiate(config.optimizer),
-        WarmupCosine(
-            steps,
-            config.schedule.warmup_steps,
-            config.schedule.warmup_start / config.optimizer.lr,
-            config.schedule.final_ratio,
-        ),
+        schedule,
         config.seed,
         compile=config.compute.compile,
     )
@@ -107,7 +111,7 @@ def _train(config: DictConfig, k: int, folder: Path, corpus: Corpus, database: D
         seed=config.seed,
         workers=config.data.workers,
     )
-    _announce(config, k, model, database, trainer, tokens_per_step, steps, folder)
+    _announce(config, k, model, database, trainer, tokens_per_step, schedule, folder)
     folder.mkdir(parents=True, exist_ok=True)
     if trainer.is_global_zero:
         write_json(folder / IDENTITY_NAME, identity(config, k, corpus, database))
@@ -172,11 +176,11 @@ def _announce(
     database: Database | None,
     trainer: pl.Trainer,
     tokens_per_step: int,
-    steps: int,
+    schedule: WarmupCosine,
     folder: Path,
 ) -> None:
     """Print the start-up summary."""
-    counts = model.parameter_counts()
+    counts, steps = model.parameter_counts(), schedule.steps
     lines = {
         "model": f"{model_name(k)}, size {config.size.name}: {counts['total']:,} parameters, "
         f"{counts['non_embedding']:,} without embeddings",
@@ -187,6 +191,12 @@ def _announce(
     }
     for subject, message in lines.items():
         console.status(subject, message)
+    if schedule.warmup < schedule.warmup_steps:
+        console.status(
+            "schedule",
+            f"warm-up cut to {schedule.warmup:,} steps, a tenth of the training, from "
+            f"schedule.warmup_steps={schedule.warmup_steps}",
+        )
     if checkpoint := resumable(folder):
         console.status("resuming", f"from {checkpoint}")
 

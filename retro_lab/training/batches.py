@@ -1,13 +1,16 @@
-"""The endless stream of training batches, a function of seed and batch number alone.
+"""The endless stream of training batches, a function of seed and step alone.
 
-Batch b of an epoch takes the next places of a seeded permutation of all sequences, which is computed and never held
-(`retro_lab.training.permutation`). Nothing is remembered between batches: a run that resumes at batch b, with any
+Each batch of an epoch takes the next places of a seeded permutation of all sequences, which is computed and never held
+(`retro_lab.training.permutation`). Nothing is remembered between batches: a run that resumes at any step, with any
 number of workers and ranks, gets exactly the batches it would have.
 """
 
 from collections.abc import Iterator
+from typing import TypedDict
 
 import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from retro_lab.errors import CorpusError
@@ -15,22 +18,43 @@ from retro_lab.retrieval.sequences import Batch, Sequences
 from retro_lab.training.permutation import permuted
 
 ORDERED_AT_ONCE = 64
-"""Batches whose places in the permutation are computed together."""
+"""Global batches whose places in the permutation are computed together."""
 
 
-class TrainingBatches(IterableDataset[Batch]):
-    """Batches `start`, `start` + 1, ... of one rank."""
+class TrainingBatch(TypedDict):
+    """One rank's piece of a global batch: all of it, or one of the batches whose gradients are accumulated."""
+
+    batch: Batch
+    text_tokens: Tensor
+    """int64 []: text tokens of the whole global batch, which the loss is the mean over."""
+
+
+class TrainingBatches(IterableDataset[TrainingBatch]):
+    """The pieces of the global batches `start_step`, `start_step` + 1, ... that one rank trains on.
+
+    A global batch is cut into `accumulated` x `world` pieces, first by accumulated batches, then by ranks: which
+    sequences an optimizer step sees does not depend on how it is cut.
+    """
 
     def __init__(
-        self, sequences: Sequences, batch_size: int, k: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
+        self,
+        sequences: Sequences,
+        piece_size: int,
+        k: int,
+        seed: int,
+        *,
+        start_step: int = 0,
+        accumulated: int = 1,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        """Give rank `rank` of `world` its `batch_size` sequences of each global batch.
+        """Give rank `rank` of `world` pieces of `piece_size` sequences.
 
         Raises:
             CorpusError: The corpus is shorter than one sequence.
         """
-        self.sequences, self.batch_size, self.k, self.seed = sequences, batch_size, k, seed
-        self.start, self.rank, self.world = start, rank, world
+        self.sequences, self.piece_size, self.k, self.seed = sequences, piece_size, k, seed
+        self.start_step, self.accumulated, self.rank, self.world = start_step, accumulated, rank, world
         self.sequence_count = sequences.store.chunks // sequences.chunks_per_sequence
         if self.sequence_count == 0:
             raise CorpusError(
@@ -38,22 +62,29 @@ class TrainingBatches(IterableDataset[Batch]):
                 f"data.sequence_length={sequences.length} tokens; use a longer corpus or shorter sequences."
             )
 
-    def sequences_of(self, batches: np.ndarray) -> np.ndarray:
-        """Return the first chunks of this rank's sequences in the global batches `batches`, [batches, batch_size]."""
-        places = (batches[:, None] * self.world + self.rank) * self.batch_size + np.arange(self.batch_size)
+    def global_batches(self, steps: np.ndarray) -> np.ndarray:
+        """Return the first chunks of all sequences of steps, [steps, accumulated, world, piece_size]."""
+        shape = (self.accumulated, self.world, self.piece_size)
+        places = steps[:, None] * np.prod(shape) + np.arange(np.prod(shape))
         epochs, places = np.divmod(places, self.sequence_count)
         order = np.empty_like(places)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
             order[rows] = permuted(places[rows], self.sequence_count, self.seed, int(epoch))
-        return order * self.sequences.chunks_per_sequence
+        return (order * self.sequences.chunks_per_sequence).reshape(len(steps), *shape)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield batches for ever; with several workers each takes every so-manieth, which the loader puts in order."""
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        """Yield pieces for ever; with several workers each takes every so-manieth, which the loader puts in order."""
         worker = get_worker_info()
-        offset, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        batches = self.start + offset + step * np.arange(ORDERED_AT_ONCE)
+        offset, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        number = 0
+        steps = self.start_step + np.arange(ORDERED_AT_ONCE)
         while True:
-            for first_chunks in self.sequences_of(batches):
-                yield self.sequences.read(first_chunks, self.k)
-            batches += step * ORDERED_AT_ONCE
+            for global_batch in self.global_batches(steps):
+                mine = [pieces[self.rank] for pieces in global_batch[(offset - number) % workers :: workers]]
+                number += self.accumulated
+                if mine:  # the tokens of a whole global batch are counted by those who need the number
+                    text_tokens = torch.tensor(int(self.sequences.is_text(global_batch.ravel()).sum()))
+                for first_chunks in mine:
+                    yield TrainingBatch(batch=self.sequences.read(first_chunks, self.k), text_tokens=text_tokens)
+            steps += ORDERED_AT_ONCE

@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader
 
 from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.windows import RankWindows, WindowBatch, Windows
-from retro_lab.retrieval.sequences import Batch, Sequences
-from retro_lab.training.batches import TrainingBatches
+from retro_lab.retrieval.sequences import Sequences
+from retro_lab.training.batches import TrainingBatch, TrainingBatches
 
 
 class RetroDataModule(pl.LightningDataModule):
@@ -22,7 +22,7 @@ class RetroDataModule(pl.LightningDataModule):
         self.train, self.validation = train, validation
         self.batch_size, self.k, self.seed, self.workers = batch_size, k, seed, workers
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[TrainingBatch]:
         """Start at the batch that the trainer, which may have resumed, comes to next.
 
         Raises:
@@ -41,7 +41,8 @@ class RetroDataModule(pl.LightningDataModule):
             self.batch_size // pieces,
             self.k,
             self.seed,
-            start=self.trainer.global_step * accumulated,
+            start_step=self.trainer.global_step,
+            accumulated=accumulated,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
         )

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.utilities import GradClipAlgorithmType
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -13,7 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from retro_lab.evaluation.score import HeldOutScore
 from retro_lab.evaluation.windows import WindowBatch
 from retro_lab.model.retro import RetroModel
-from retro_lab.retrieval.sequences import Batch, documents_of, neighbors_of, widened
+from retro_lab.retrieval.sequences import documents_of, neighbors_of, widened
+from retro_lab.training.batches import TrainingBatch
 from retro_lab.training.compiled import compiled
 from retro_lab.training.schedule import WarmupCosine
 
@@ -46,6 +49,7 @@ class RetroModule(pl.LightningModule):
         self.optimizer_factory = optimizer
         self.schedule = schedule
         self.seed = seed
+        self.step_loss = torch.zeros((), dtype=torch.float32)
         self.scores = nn.ModuleDict({str(neighbors): HeldOutScore() for neighbors in self.validation_neighbors})
 
     def measured(self) -> Iterator[tuple[int, HeldOutScore]]:
@@ -63,26 +67,60 @@ class RetroModule(pl.LightningModule):
         scheduler = LambdaLR(optimizer, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: TrainingBatch, batch_idx: int) -> None:
         """Seed dropout by the batch's number, so that a resumed run draws what the uninterrupted one would."""
         torch.manual_seed(hash((self.seed, batch_idx, self.global_rank)) % 2**63)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean cross-entropy of the text tokens of the global batch, in nats."""
-        batch = widened(batch)
-        neighbors, lengths = neighbors_of(batch, self.k)
+    def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
+        """Share of this piece in the mean cross-entropy of the global batch's text tokens, in nats, times the pieces.
+
+        The pieces of a global batch, one of each device and accumulated batch, hold different numbers of text tokens.
+        Lightning averages over accumulated batches and devices, so each piece is divided by the mean number: then the
+        average is the mean over all tokens, as if the global batch were one piece. Dividing here, and not the summed
+        gradients before the step, keeps gradients in the range of a mean while half precision holds them.
+        """
+        inputs = widened(batch["batch"])
         nats = self.training_loss(
-            batch["tokens"], batch["targets"], batch["mask"], neighbors, lengths, documents_of(batch)
+            inputs["tokens"],
+            inputs["targets"],
+            inputs["mask"],
+            *neighbors_of(inputs, self.k),
+            documents_of(inputs),
         )
-        tokens = batch["mask"].sum()
-        if self.trainer.world_size > 1:
-            # Ranks hold different numbers of text tokens, and gradients are averaged over ranks: dividing by the mean
-            # number makes the average the mean over all tokens of the global batch.
-            tokens = self.trainer.strategy.reduce(tokens.float(), reduce_op="mean")
-        loss = nats / tokens.clamp(min=1)
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        accumulated = self.trainer.accumulate_grad_batches
+        loss = nats * (accumulated * self.trainer.world_size) / batch["text_tokens"].clamp(min=1)
+        self.step_loss = self.step_loss + loss.detach() / accumulated
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the loss of the whole global batch."""
+        self.log("train/loss", self.step_loss, prog_bar=True, sync_dist=True)
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"])
+        self.step_loss = torch.zeros((), dtype=torch.float32)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer | LightningOptimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient, which Lightning does not do under autocast with a fused optimizer.
+
+        Such an optimizer can undo the scaling of a loss within its step, so Lightning takes its gradients for scaled,
+        even in bfloat16, which needs no scaling. Where there is a scaler, it undoes the scaling here.
+        """
+        if not gradient_clip_val:
+            return
+        if isinstance(optimizer, LightningOptimizer):
+            optimizer = optimizer.optimizer
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last scores."""

@@ -10,7 +10,7 @@ class WarmupCosine:
 
     Attributes:
         steps: Optimizer steps of the whole cycle.
-        warmup_steps: Steps from `start_ratio` to 1; cut to a tenth of a run that is too short for them.
+        warmup_steps: Steps from `start_ratio` to 1 that are asked for.
         start_ratio: Share at step 0.
         final_ratio: Share at the last step.
     """
@@ -20,9 +20,14 @@ class WarmupCosine:
     start_ratio: float
     final_ratio: float
 
+    @property
+    def warmup(self) -> int:
+        """Steps from `start_ratio` to 1: those asked for, cut to a tenth of a run that is too short for them."""
+        return min(self.warmup_steps, self.steps // 10)
+
     def __call__(self, step: int) -> float:
         """Return the share at `step`, counted from 0."""
-        warmup = min(self.warmup_steps, self.steps // 10)
+        warmup = self.warmup
         if step < warmup:
             return self.start_ratio + (1 - self.start_ratio) * step / warmup
         progress = min(1.0, (step - warmup) / max(1, self.steps - warmup))

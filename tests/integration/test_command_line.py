@@ -157,6 +157,24 @@ def test_retrofit_keeps_the_frozen_baseline_exactly(workplace, compared, embedde
     assert off == found["baseline"]["evaluations"][0]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trainer=gpu", "trainer.accelerator=cpu", "schedule.warmup_steps=40"],
+        ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.accumulate_grad_batches=2"],
+    ],
+)
+def test_the_shipped_trainers_train_in_bfloat16(workplace, compared, embedder, arguments):
+    """They bring autocast, clipping and a fused optimizer together."""
+    done = run(workplace, embedder, "task=train", f"name={arguments[0].partition('=')[2]}", *arguments)
+    assert "precision bf16-mixed" in done.stderr
+    assert "RETRO[On]" in done.stdout
+    cut = "warm-up cut to 0 steps, a tenth of the training, from schedule.warmup_steps=40" in " ".join(
+        done.stderr.split()
+    )
+    assert cut == ("schedule.warmup_steps=40" in arguments)
+
+
 def checksums(root):
     """Checksum of every file of every artifact; a manifest also holds measured times."""
     return {
@@ -225,14 +243,14 @@ def test_sweep_runs_its_cells_and_a_restart_skips_them(workplace, compared, embe
         ("data.sequence_length=33", "data.sequence_length=33"),
         ("index.factory=IVF4096,Flatt", "index.factory=IVF4096,Flatt"),
         ("retrieval.method=bm24", "retrieval.method=bm24"),
-        ("database.fraction=0", "database.fraction"),
-        ("retrieval.k=-1", "retrieval.k"),
+        ("data.batch_size=10000000", "data.batch_size=10000000 makes 10,000,000 sequences"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_two(workplace, embedder, override, sentence):
     refused = run(workplace, embedder, "name=bad", override, check=2)
     assert "Traceback" not in refused.stderr
     assert sentence in refused.stderr.splitlines()[-1]
+    assert not (workplace / "outputs" / "bad").exists()
 
 
 def test_an_empty_corpus_is_refused(workplace, embedder):

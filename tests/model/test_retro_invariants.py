@@ -86,6 +86,52 @@ def test_neighbors_of_chunk_u_act_from_its_last_token_on(
     assert moved == list(range(chunk * M, LENGTH + 1))
 
 
+PRECISE = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Types of a model's weights; autocast is from float32."""
+
+
+@pytest.mark.parametrize("documents", [None, "masked"])
+@pytest.mark.parametrize("positions", ["transformer_xl", "rotary"])
+@pytest.mark.parametrize(
+    ("weights", "products"),
+    [("float64", None), ("float32", None), ("float32", "bfloat16"), ("float32", "float16"), ("bfloat16", None)],
+)
+def test_nothing_moves_an_earlier_logit_by_even_a_bit(
+    weights: str, products: str | None, positions: str, documents: str | None
+) -> None:
+    """In every precision that is offered: what later text changes in rounding would still be a view of it."""
+    size = small_size(width=32, ffw_width=64, head_size=16, encoder_width=32, encoder_head_size=16)
+    choices = small_choices(positions=positions, init_std=0.3, document_masks=documents is not None)
+    model = small_model(size, choices).to(PRECISE[weights])
+    length = 150  # two blocks of queries
+    text, retrieved = random_tokens(2, length), random_tokens(2, length // M, K, R, seed=2)
+    of = None if documents is None else (torch.arange(length) >= 70).long().expand(2, length)
+    lengths = torch.full((2, length // M, K), R)
+    lengths[0, 0, 1] = 3
+
+    def run(tokens: Tensor, neighbors: Tensor) -> Tensor:
+        with torch.autocast("cpu", PRECISE.get(products or "", torch.bfloat16), enabled=products is not None):
+            return logits(model, tokens, neighbors, lengths, of)
+
+    before = run(text, retrieved)
+    assert before.isfinite().all()
+    for position in (2, 75, 129, length):
+        changed = text.clone()
+        changed[:, position - 1 :] = other_token(text[:, position - 1 :])
+        after = run(changed, retrieved)
+        assert torch.equal(after[:, : position - 1], before[:, : position - 1])
+        assert not torch.equal(after[:, position - 1], before[:, position - 1])
+    for chunk in (1, 20, length // M):
+        other = retrieved.clone()
+        other[:, chunk - 1 :] = other_token(retrieved[:, chunk - 1 :])
+        after = run(text, other)
+        assert torch.equal(after[:, : chunk * M - 1], before[:, : chunk * M - 1])
+        assert not torch.equal(after[:, chunk * M - 1], before[:, chunk * M - 1])
+    padded = retrieved.clone()
+    padded[0, 0, 1, 3:] = -1
+    assert torch.equal(run(text, padded), before)
+
+
 def test_neighbors_of_an_incomplete_chunk_are_not_used(retro: RetroModel, tokens: Tensor, neighbors: Tensor) -> None:
     extra = random_tokens(BATCH, 1, K, R, seed=5)
     assert torch.equal(logits(retro, tokens, torch.cat([neighbors, extra], dim=1)), logits(retro, tokens, neighbors))

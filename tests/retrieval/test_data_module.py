@@ -13,6 +13,7 @@ from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.windows import Windows
 from retro_lab.retrieval.sequences import Batch, Retrieved, Sequences
+from retro_lab.training.batches import TrainingBatch
 from retro_lab.training.data import RetroDataModule
 
 LENGTH = 4 * CHUNK_LENGTH
@@ -37,8 +38,8 @@ class Reader(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        self.read.append(batch)
+    def training_step(self, batch: TrainingBatch, batch_idx: int) -> torch.Tensor:
+        self.read.append(batch["batch"])
         return self.weight**2
 
 

@@ -171,19 +171,31 @@ def test_training_order_is_a_permutation_for_any_number_of_ranks(sequences, worl
     """Ranks together read exactly what one rank would, and every sequence once an epoch."""
     alone = TrainingBatches(sequences, world * batch_size, 0, seed)
     ranks = [TrainingBatches(sequences, batch_size, 0, seed, rank=rank, world=world) for rank in range(world)]
-    together = np.concatenate([rank.sequences_of(np.arange(3)) for rank in ranks], axis=1)
-    np.testing.assert_array_equal(together, alone.sequences_of(np.arange(3)))
+    read = [[piece["batch"]["tokens"] for piece in islice(rank, 3)] for rank in ranks]
+    for pieces, whole in zip(zip(*read, strict=True), islice(alone, 3), strict=True):
+        assert torch.equal(torch.cat(pieces), whole["batch"]["tokens"])
     one = TrainingBatches(sequences, 1, 0, seed)
-    epoch = one.sequences_of(np.arange(one.sequence_count))
+    epoch = one.global_batches(np.arange(one.sequence_count))
     np.testing.assert_array_equal(np.sort(epoch, axis=None), 4 * np.arange(one.sequence_count))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_resuming_gives_the_same_next_batches_with_any_number_of_workers(sequences, workers):
-    uninterrupted = list(islice(iter(TrainingBatches(sequences, 2, 1, seed=3)), 7))
-    loader = DataLoader(TrainingBatches(sequences, 2, 1, seed=3, start=4), batch_size=None, num_workers=workers)
-    for batch, expected in zip(islice(iter(loader), 3), uninterrupted[4:], strict=True):
-        assert all((batch[name] == expected[name]).all() for name in expected)
+    uninterrupted = list(islice(iter(TrainingBatches(sequences, 2, 1, 3, accumulated=3)), 15))
+    resumed = TrainingBatches(sequences, 2, 1, 3, accumulated=3, start_step=2)
+    loader = DataLoader(resumed, batch_size=None, num_workers=workers)
+    for piece, expected in zip(islice(iter(loader), 9), uninterrupted[6:], strict=True):
+        assert piece["text_tokens"] == expected["text_tokens"]
+        assert all(torch.equal(piece["batch"][name], expected["batch"][name]) for name in expected["batch"])
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
+def test_each_piece_knows_the_text_tokens_of_its_global_batch(sequences, accumulated, world, piece_size):
+    shape = {"accumulated": accumulated, "world": world}
+    ranks = [TrainingBatches(sequences, piece_size, 0, 0, rank=rank, **shape) for rank in range(world)]
+    pieces = [piece for rank in ranks for piece in islice(rank, accumulated)]
+    counted = sum(int(piece["batch"]["mask"].sum()) for piece in pieces)
+    assert {int(piece["text_tokens"]) for piece in pieces} == {counted}
 
 
 @given(st.sampled_from([1, 2, 3, 4]), st.integers(1, 5), st.integers(1, 4))

@@ -32,7 +32,7 @@ def trained(compile: bool, checkpoint: dict[str, Any] | None = None, steps: int 
     if checkpoint is not None:
         module.load_state_dict(checkpoint)
     tokens, neighbors = torch.arange(16).view(2, 8), torch.arange(64).view(2, 2, 2, 8) % 23
-    batch = {
+    inputs = {
         "tokens": tokens,
         "targets": tokens + 1,
         "mask": torch.ones_like(tokens).bool(),
@@ -40,6 +40,7 @@ def trained(compile: bool, checkpoint: dict[str, Any] | None = None, steps: int 
         "neighbor_lengths": torch.full((2, 2, 2), 8),
         "documents": torch.empty(0),
     }
+    batch = {"batch": inputs, "text_tokens": torch.tensor(16)}
     trainer = pl.Trainer(
         accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
@@ -66,10 +67,10 @@ def test_a_machine_without_a_compiler_is_refused_before_anything_is_built(monkey
         check_compiler()
 
 
-def test_a_compiler_that_does_not_work_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_does_not_work_is_one_sentence() -> None:
     torch._dynamo.reset()
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nonexistent/g++"))
     with (
+        torch._inductor.config.patch({"cpp.cxx": (None, "/nonexistent/g++")}),
         torch._inductor.utils.fresh_cache(),
         pytest.raises(ConfigurationError, match=r"cannot compile the model \(.*\); install g\+\+[^\n]*$"),
     ):

@@ -1,0 +1,147 @@
+"""What can be known to be wrong before anything is built: values out of range, and values that do not fit together.
+
+A corpus and a database may take hours, so every task that builds them calls these first.
+"""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, ListConfig
+
+from retro_lab.errors import ConfigurationError
+from retro_lab.tasks.assemble import model_settings
+from retro_lab.tasks.memory import check_memory
+from retro_lab.tasks.ranges import check_values
+from retro_lab.training.checkpoints import CHECKPOINT
+from retro_lab.training.compiled import check_compiler
+from retro_lab.training.precision import checked_precision, on_processor
+
+
+def check_windows(config: DictConfig) -> None:
+    """Check the windows that held-out documents are scored in.
+
+    Raises:
+        ConfigurationError: They would leave gaps, or start within a chunk.
+    """
+    length, chunk_length, stride = config.data.sequence_length, config.model.chunk_length, config.evaluation.stride
+    if stride % chunk_length or stride > length:
+        raise ConfigurationError(
+            f"evaluation.stride={stride} must be a multiple of model.chunk_length={chunk_length} and at most "
+            f"data.sequence_length={length}."
+        )
+
+
+def check_training(config: DictConfig, k: int) -> None:
+    """Check everything that a model with k neighbors is trained and scored with.
+
+    Raises:
+        ConfigurationError: A value is out of its range, values do not fit together, no model can be made from its
+            settings, the machine's memory cannot hold a step, or the model is to be compiled and there is no compiler.
+    """
+    check_values(config)
+    check_windows(config)
+    size, model = model_settings(config, k)
+    if k and not size.cca_layers:
+        raise ConfigurationError(
+            f"retrieval.k={k} neighbors reach no layer, because size.cca_layers is empty; name layers, or set "
+            "retrieval.k=0 for the baseline."
+        )
+    check_trainer(config.trainer)
+    devices = device_count(config.trainer) or _devices_here(config.trainer)
+    check_memory(config, size, model, check_batch(config, devices), devices)
+    if config.compute.compile:
+        check_compiler()
+
+
+def check_evaluation(config: DictConfig) -> None:
+    """Check everything that a trained model is scored with.
+
+    Raises:
+        ConfigurationError: A value is out of its range, or values do not fit together.
+    """
+    check_values(config)
+    check_windows(config)
+    check_trainer(config.trainer)
+
+
+def check_trainer(trainer: DictConfig, accelerator: str | None = None) -> None:
+    """Check what Lightning would refuse or change only once everything is built.
+
+    Args:
+        trainer: The group.
+        accelerator: What it would be trained on; None for the trainer's own on this machine.
+
+    Raises:
+        ConfigurationError: `trainer` asks for devices, a precision or an accumulation that cannot be.
+    """
+    checked_precision(trainer.get("precision"), accelerator or str(trainer.get("accelerator", "auto")))
+    device_count(trainer)
+    accumulated = trainer.get("accumulate_grad_batches", 1)
+    if accumulated is not None and (not isinstance(accumulated, int) or accumulated < 1):
+        raise ConfigurationError(f"trainer.accumulate_grad_batches must be a positive whole number, not {accumulated}.")
+
+
+def check_batch(config: DictConfig, devices: int) -> int:
+    """Return how many sequences of a global batch one of `devices` has at a time.
+
+    Raises:
+        ConfigurationError: The batch cannot be divided.
+    """
+    accumulated = config.trainer.get("accumulate_grad_batches") or 1
+    pieces = devices * accumulated
+    if config.data.batch_size % pieces:
+        raise ConfigurationError(
+            f"data.batch_size={config.data.batch_size} cannot be divided over {devices} devices x {accumulated} "
+            f"accumulated batches; make it a multiple of {pieces}."
+        )
+    return int(config.data.batch_size) // pieces
+
+
+def check_start(config: DictConfig, run: Path) -> None:
+    """Check that the baseline that RETROfit starts from is there, for a task that does not train it.
+
+    Raises:
+        ConfigurationError: There is no such file.
+    """
+    checkpoint = Path(config.init.checkpoint or run / "baseline" / CHECKPOINT)
+    if config.init.name == "retrofit" and not checkpoint.is_file():
+        raise ConfigurationError(
+            f"init=retrofit starts from a trained baseline, and there is no {checkpoint}; set init.checkpoint to the "
+            "baseline's, or train both with task=compare."
+        )
+
+
+def device_count(trainer: DictConfig) -> int | None:
+    """Return the devices of all nodes; None where each machine gives all that it has.
+
+    Raises:
+        ConfigurationError: `trainer.num_nodes` or `trainer.devices` cannot be.
+    """
+    devices, nodes = trainer.get("devices", "auto"), trainer.get("num_nodes", 1)
+    if not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1:
+        raise ConfigurationError(f"trainer.num_nodes must be a positive whole number, not {nodes}.")
+    if isinstance(devices, ListConfig) and devices:
+        return len(devices) * nodes
+    if str(devices) in ("auto", "-1"):
+        return None
+    if isinstance(devices, str) and all(part.strip().isdecimal() for part in devices.split(",") if part):
+        numbers = [part for part in devices.split(",") if part]
+        if "," in devices and numbers:
+            return len(numbers) * nodes
+        devices = int(devices or 0)
+    if devices in (0, ListConfig([])):
+        raise ConfigurationError(
+            f"trainer.devices={devices} leaves nothing to train on; give a number, or -1 for all there are."
+        )
+    if not isinstance(devices, int) or isinstance(devices, bool) or devices < 0:
+        raise ConfigurationError(
+            f"trainer.devices={devices} is not a number of devices; give a number, a list, or -1 for all there are."
+        )
+    return devices * nodes
+
+
+def _devices_here(trainer: DictConfig) -> int:
+    """Return what Lightning makes of `devices: auto` on machines like this one."""
+    accelerator = str(trainer.get("accelerator", "auto"))
+    count = 1 if on_processor(accelerator) else max(1, torch.cuda.device_count())
+    return count * int(trainer.get("num_nodes", 1))

@@ -1,0 +1,51 @@
+"""Precisions to train in: Lightning's, without those that would not train a model or would not be the one asked for."""
+
+from typing import Any
+
+import torch
+
+from retro_lab.errors import ConfigurationError
+from retro_lab.model.memory import Precision
+
+HALF_WITH_SCALER = "16-mixed"
+PRECISIONS = {
+    "32-true": Precision(4, 4),
+    "bf16-mixed": Precision(4, 2),
+    HALF_WITH_SCALER: Precision(4, 2),
+    "bf16-true": Precision(2, 2),
+    "64-true": Precision(8, 8),
+}
+"""Lightning's `trainer.precision`."""
+SHORT_NAMES = {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}
+"""Other ways in which Lightning lets some of them be written."""
+REFUSED = {
+    "16-true": "would not train: float16 weights have no loss scaling, and AdamW's epsilon is 0 in float16",
+    "transformer-engine": "is not supported: the model has no layers of Transformer Engine",
+    "transformer-engine-float16": "is not supported: the model has no layers of Transformer Engine",
+}
+
+
+def checked_precision(given: Any, accelerator: str) -> str:
+    """Return Lightning's full name of `trainer.precision`.
+
+    Args:
+        given: The setting: a name, long or short, or a number; None is Lightning's default.
+        accelerator: `trainer.accelerator`.
+
+    Raises:
+        ConfigurationError: It is not a precision that a model can be trained in on this accelerator.
+    """
+    name = SHORT_NAMES.get(str(given), str(given))
+    if name in REFUSED:
+        raise ConfigurationError(f"trainer.precision={given} {REFUSED[name]}; use bf16-mixed or bf16-true.")
+    if name not in PRECISIONS:
+        raise ConfigurationError(f"trainer.precision={given} is not one of {', '.join(PRECISIONS)}.")
+    if name == HALF_WITH_SCALER and on_processor(accelerator):  # Lightning would train in bf16-mixed and go on
+        raise ConfigurationError(f"trainer.precision={given} needs a GPU; on a processor use bf16-mixed or 32-true.")
+    return name
+
+
+def on_processor(accelerator: str) -> bool:
+    """Tell whether Lightning takes the processor for this `trainer.accelerator`."""
+    found = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return accelerator == "cpu" or (accelerator == "auto" and not found)
