@@ -1,6 +1,6 @@
 """The range of each setting, checked before anything is built.
 
-The command line checks names and types; sizes and choices of the model are checked in `retro_lab.model.validation`,
+The command line checks names, types and the seed; sizes and choices of the model are checked in `retro_lab.model.validation`,
 those of a corpus by its source.
 """
 
@@ -13,18 +13,13 @@ from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval.searchers import METHODS
 from retro_lab.retrieval.sequences import VALUES
 
-LARGEST_SEED = 2**32 - 1
-"""Of numpy's generators."""
-
 Rule = tuple[Callable[[float], bool], str]
 POSITIVE: Rule = (lambda value: value > 0, "must be positive")
 NOT_NEGATIVE: Rule = (lambda value: value >= 0, "must be 0 or more")
 SHARE: Rule = (lambda value: 0 < value <= 1, "is a share, above 0 and up to 1")
 RATIO: Rule = (lambda value: 0 <= value <= 1, "is a share, from 0 to 1")
 DECAY: Rule = (lambda value: 0 <= value < 1, "is a rate of decay, at least 0 and below 1")
-SEED: Rule = (lambda value: 0 <= value <= LARGEST_SEED, f"must be from 0 to {LARGEST_SEED}")
 RANGES: dict[str, Rule] = {
-    "seed": SEED,
     "data.sequence_length": POSITIVE,
     "data.batch_size": POSITIVE,
     "data.workers": NOT_NEGATIVE,
