@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -125,4 +126,4 @@ def test_texts_are_grouped_up_to_the_limit_and_not_below_it(sizes, limit):
     groups = [[len(text) for text in texts] for texts in by_bytes(batch, limit)]
     assert [size for group in groups for size in group] == sizes
     assert all(len(group) == 1 or sum(group) <= limit for group in groups)
-    assert all(sum(group) + following[0] > limit for group, following in zip(groups, groups[1:], strict=False))
+    assert all(sum(group) + following[0] > limit for group, following in pairwise(groups))
