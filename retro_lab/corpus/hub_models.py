@@ -25,9 +25,13 @@ def hub_commit(name: str, revision: str | None, group: str) -> str:
     if revision and re.fullmatch("[0-9a-f]{40}", revision):
         return revision
     try:
-        commit = huggingface_hub.HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_SECONDS).sha
-        assert commit is not None
-        return commit
+        # The folder of the snapshot is named after the commit. Asked for no file, the client still notes down which
+        # commit the revision is, which is how it is known again offline.
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=[], etag_timeout=HUB_TIMEOUT_SECONDS
+            )
+        ).name
     except errors.RevisionNotFoundError as error:
         raise ConfigurationError(f"{name} has no revision {revision!r}; check {group}.revision.") from error
     except (errors.HFValidationError, errors.RepositoryNotFoundError) as error:
@@ -36,20 +40,9 @@ def hub_commit(name: str, revision: str | None, group: str) -> str:
             f"check the name, or log in with `hf auth login`."
         ) from error
     except Exception as error:  # the client passes on the errors of whichever HTTP library it uses
-        cached = _cached_commit(name, revision)
-        if cached is not None:
-            return cached
-        offline = isinstance(error, errors.OfflineModeIsEnabled)
+        offline = huggingface_hub.constants.HF_HUB_OFFLINE
         reason = "HF_HUB_OFFLINE is set" if offline else next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigurationError(
             f"The Hugging Face hub cannot be reached for the {group} {name} ({reason}), and it is not in the cache; "
             "connect to the network, or name a folder that holds a copy."
         ) from error
-
-
-def _cached_commit(name: str, revision: str | None) -> str | None:
-    """Return the commit that the cache holds for `revision`; a snapshot is a folder named after it."""
-    try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True)).name
-    except errors.LocalEntryNotFoundError:
-        return None

@@ -1,6 +1,7 @@
 """Tokens of whole corpora: one marker for each document, and the held-out text as it was, or a refusal."""
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +9,7 @@ from tokenizers_of_all_kinds import KINDS, LOSSLESS, LOSSY, made
 from written_files import write_lines
 
 from retro_lab.artifacts.store import ArtifactStore
+from retro_lab.corpus import parquet
 from retro_lab.corpus.local import LocalSource
 from retro_lab.corpus.round_trip import check_round_trip
 from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
@@ -74,6 +76,31 @@ def test_a_tokenizer_that_loses_text_is_refused_unless_that_is_accepted(tmp_path
     assert "tokenizer.lossy=true" in str(error.value)
     assert "becomes" in str(error.value)
     check_round_trip(store, lossy=True)
+
+
+@pytest.mark.parametrize("empty", [0, 1, 2])
+def test_a_piece_without_documents_is_passed_over(tmp_path, monkeypatch, empty):
+    """The table of documents may end in, or begin with, a row group that holds none."""
+    monkeypatch.setattr(parquet, "GROUPS_IN_PIECE", 1)
+    held_out = str(write_lines(tmp_path / "held_out.jsonl", *({"text": text} for text in HELD_OUT)))
+    train = str(write_lines(tmp_path / "train.jsonl", {"text": "train"}))
+    store = ArtifactStore(tmp_path / "artifacts")
+    documents = store.build(DocumentsStage(LocalSource(train, held_out)))
+    path = next(path for path in documents.folder.glob("*/validation.parquet") if pq.read_metadata(path).num_rows)
+    table = pq.read_table(path)
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for number, rows in enumerate([table.slice(0, 2), table.slice(2)]):
+            for group in [table.slice(0, 0), rows] if number == empty else [rows]:
+                writer.write_table(group)
+        if empty == 2:
+            writer.write_table(table.slice(0, 0))
+    tokenizer = store.build(TokenizerStage(Given("byte_level"), documents))
+    stage = TokensStage(documents, tokenizer, "validation", 4, 0)
+    assert 0 in stage.shard_sizes()
+    built = TokenStore(store.build(stage), tokenizer)
+    assert built.documents == len(HELD_OUT)
+    assert built.artifact.facts["altered"] == 0
+    assert sorted(pq.read_table(built.documents_table)["id"].to_pylist()) == sorted(table["id"].to_pylist())
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12), chunk_length=st.integers(1, 5))
