@@ -132,8 +132,12 @@ class ByteBPEConfig(TokenizerConfig):
 class PretrainedTokenizerConfig(TokenizerConfig):
     """Any tokenizer of the Hugging Face hub, or of a folder or `tokenizer.json` on disk."""
 
-    _target_: str = "retro_lab.corpus.tokenizer.PretrainedTokenizer"
+    _target_: str = "retro_lab.corpus.pretrained_tokenizer.PretrainedTokenizer"
     name: str = MISSING
-    """Name on the hub, or a folder."""
+    """Name on the hub, a folder, or a file in the form of `tokenizer.json`."""
     revision: str | None = None
     """Commit or tag on the hub."""
+    marker: str | None = None
+    """Token that marks documents; null takes the beginning- or end-of-text token, or a new id if there is none."""
+    lossy: bool = False
+    """Accept a tokenizer that does not give all text back; bits per byte are then too low, and the report says so."""

@@ -66,6 +66,8 @@ class TokenLayout:
         ):
             document = 0
             for shard, count in zip(self._shards, self._counts, strict=True):
+                if not count:
+                    continue  # an empty file cannot be mapped
                 encoded, first = np.asarray(np.memmap(shard / "tokens.bin", dtype, "r")), 0
                 for length in self.lengths[document : document + count].tolist():
                     chunk = int(self._start[self._place[document]])

@@ -29,6 +29,7 @@ from retro_lab.corpus.parquet import (
     pieces,
     read_documents,
 )
+from retro_lab.corpus.round_trip import differences
 from retro_lab.corpus.tokenizer import DocumentTokenizer, TokenizerRecipe
 from retro_lab.errors import CorpusError
 
@@ -115,6 +116,7 @@ class TokenizerStage(Stage):
     """Train or fetch the tokenizer and keep it as one `tokenizer.json`."""
 
     name = "tokenizer"
+    version = 2
     unit = "tokenizers"
 
     def __init__(self, recipe: TokenizerRecipe, documents: Artifact) -> None:
@@ -156,10 +158,13 @@ class TokensStage(Stage):
 
     Documents are shuffled, once and for good, so that the first part of the array is a random sample of them: a
     smaller retrieval database is then a range of chunks. A shard is one piece of the split, up to 64 MiB of text.
+
+    Bits per byte count the bytes of the held-out documents, so these are decoded too: `altered` in the facts tells how
+    many of them do not give their text back, with an example.
     """
 
     name = "tokens"
-    version = 3
+    version = 4
     unit = "documents"
     combines_shards = True
 
@@ -196,18 +201,22 @@ class TokensStage(Stage):
         tokenizer = DocumentTokenizer.load(self.tokenizer.folder / "00000")
         schema = DOCUMENT_COLUMNS.remove(DOCUMENT_COLUMNS.get_field_index("text"))
         lengths: list[int] = []
+        altered: list[str] = []
         table: list[pa.RecordBatch] = []
         with (folder / "tokens.bin").open("wb") as file:
             for batch in self._pieces[shard].read():
                 for texts in by_bytes(batch, ENCODED_BYTES):
-                    for ids in tokenizer.encode(texts):
-                        lengths.append(len(ids))
+                    encoded = tokenizer.encode(texts)
+                    for ids in encoded:
                         ids.tofile(file)
+                    if self.split == "validation":
+                        altered += differences(texts, tokenizer.decode(encoded))
+                    lengths += [len(ids) for ids in encoded]
                 table.append(batch.select(schema.names))
                 advance(batch.num_rows)
         documents = pa.Table.from_batches(table, schema=schema).append_column("tokens", pa.array(lengths, pa.int64()))
         pq.write_table(documents, folder / "documents.parquet")
-        return {}
+        return {"altered": len(altered), "altered_examples": altered[:1]}
 
     def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
         """Lay the documents out in shuffled order, each on a chunk boundary.
@@ -228,4 +237,6 @@ class TokensStage(Stage):
             "chunks": layout.chunks,
             "tokens": int(layout.lengths.sum()),
             "bytes": int(layout.bytes.sum()),
+            "altered": sum(fact["altered"] for fact in facts),
+            "altered_examples": [example for fact in facts for example in fact["altered_examples"]][:1],
         }

@@ -1,26 +1,40 @@
-"""Tokenizers: a byte-level BPE trained on the corpus, or any pretrained one.
+"""Tokenizers: what encodes documents, and a byte-level BPE trained on the corpus.
 
-Both end as one `tokenizer.json` of the `tokenizers` library, so that nothing after needs to know which it was. Every
+All end as one `tokenizer.json` of the `tokenizers` library, so that nothing after needs to know which it was. Every
 document is encoded as one document marker followed by its text. The marker gives the first token of the text
-something to be predicted from, and fills the last chunk of a document; it is never itself predicted.
+something to be predicted from, and fills the last chunk of a document; it is never itself predicted, and no text
+encodes to it, whatever it says.
 """
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from retro_lab.artifacts.fingerprint import file_checksum
 from retro_lab.errors import ConfigurationError
 
 TRAINED_MARKER = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257
 MARKER_FILE = "document_marker.json"
+
+
+def plain_text(tokenizer: Tokenizer) -> Tokenizer:
+    """Make `tokenizer` read text as nothing but text, whole; returns it.
+
+    Special tokens in a text are encoded as the characters they are written with. The library saves no such setting
+    in `tokenizer.json`, so this is called wherever a tokenizer is loaded.
+    """
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -30,15 +44,49 @@ class DocumentTokenizer:
     tokenizer: Tokenizer
     document_marker: int
 
-    @property
+    @classmethod
+    def adapt(cls, tokenizer: Tokenizer, marker: str | None) -> "DocumentTokenizer":
+        """Take what a tokenizer does besides encoding text out of it, and give it a document marker.
+
+        Added tokens no longer take in the spaces around them, and merges are not dropped at random.
+
+        Args:
+            tokenizer: Any tokenizer; it stays as it is.
+            marker: Token that marks documents. A new id, behind all others, does where it is None, and where some
+                text could encode to that token.
+
+        Raises:
+            ConfigurationError: The tokenizer has no such token.
+        """
+        content = json.loads(tokenizer.to_str())
+        for token in content["added_tokens"]:
+            token["lstrip"] = token["rstrip"] = False
+            token["special"] = token["special"] or token["content"] == marker
+        if "dropout" in content["model"]:
+            content["model"]["dropout"] = None
+        adapted = plain_text(Tokenizer.from_str(json.dumps(content)))
+        if marker is not None and adapted.token_to_id(marker) is None:
+            raise ConfigurationError(f"The tokenizer has no token {marker!r} to mark documents with.")
+        if marker is None or _can_be_text(marker, content):
+            return cls(adapted, _ids(adapted))
+        identifier = adapted.token_to_id(marker)
+        assert identifier is not None
+        return cls(adapted, identifier)
+
+    @cached_property
     def vocabulary_size(self) -> int:
         """Number of token ids, the marker's among them."""
-        return max(self.tokenizer.get_vocab_size(with_added_tokens=True), self.document_marker + 1)
+        return max(_ids(self.tokenizer), self.document_marker + 1)
 
     @property
     def dtype(self) -> np.dtype:
         """Smallest unsigned integer type that holds every id; wraps nothing around (int16 has, elsewhere)."""
         return np.dtype(np.uint16 if self.vocabulary_size <= 2**16 else np.uint32)
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of all that decides the ids of a text, in hexadecimal."""
+        return hashlib.sha256(f"{self.document_marker} {self.tokenizer.to_str()}".encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encode documents: for each, the marker and then the text's ids, [1 + tokens]."""
@@ -46,8 +94,10 @@ class DocumentTokenizer:
         return [np.array([self.document_marker, *encoding.ids], self.dtype) for encoding in encodings]
 
     def decode(self, tokens: Iterable[np.ndarray]) -> list[str]:
-        """Decode rows of ids to text, leaving special tokens out; half a character becomes U+FFFD."""
-        return self.tokenizer.decode_batch([row.tolist() for row in tokens], skip_special_tokens=True)
+        """Decode rows of ids to text, leaving the marker out; half a character becomes U+FFFD."""
+        # Other special tokens stay: what `encode` gives out of them was text.
+        rows = [row[row != self.document_marker].tolist() for row in tokens]
+        return self.tokenizer.decode_batch(rows, skip_special_tokens=False)
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and the marker's id into `folder`."""
@@ -57,10 +107,28 @@ class DocumentTokenizer:
     @classmethod
     def load(cls, folder: Path) -> "DocumentTokenizer":
         """Read what `save` wrote."""
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
+        tokenizer = plain_text(Tokenizer.from_file(str(folder / "tokenizer.json")))
         return cls(tokenizer, json.loads((folder / MARKER_FILE).read_text(encoding="utf-8")))
+
+
+def _ids(tokenizer: Tokenizer) -> int:
+    """Return the number that is above every id; ids may leave gaps, so it can be more than there are tokens."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+
+def _can_be_text(token: str, content: dict[str, Any]) -> bool:
+    """Tell whether the model of a `tokenizer.json` can make `token` out of text; True where that is not certain."""
+    model = content["model"]
+    vocabulary = model["vocab"]
+    if token not in (vocabulary if isinstance(vocabulary, dict) else {piece for piece, _ in vocabulary}):
+        return False
+    if model["type"] != "BPE" or model.get("ignore_merges"):
+        return True
+    # A BPE makes what it has merges for, of single characters.
+    prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
+    if len(token.removeprefix(prefix).removesuffix(suffix)) <= 1:
+        return True
+    return any(left + right.removeprefix(prefix) == token for left, right in model["merges"])
 
 
 class TokenizerRecipe(ABC):
@@ -70,6 +138,8 @@ class TokenizerRecipe(ABC):
     """Whether `make` reads the texts it is given."""
     training_bytes: float = 0
     """UTF-8 bytes of text that `make` wants."""
+    lossy: bool = False
+    """Whether a text may decode to another one."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -119,53 +189,4 @@ class ByteBPE(TokenizerRecipe):
             show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
-        # The marker must not be found in text: a document about tokenizers would otherwise hold false markers.
-        tokenizer.encode_special_tokens = True
-        marker = tokenizer.token_to_id(TRAINED_MARKER)
-        assert marker is not None
-        return DocumentTokenizer(tokenizer, marker)
-
-
-class PretrainedTokenizer(TokenizerRecipe):
-    """A tokenizer of the Hugging Face hub or of a folder on disk."""
-
-    learns = False
-
-    def __init__(self, name: str, revision: str | None = None) -> None:
-        """Use the tokenizer `name`, at `revision` of the hub if given."""
-        self.name = name
-        self.revision = revision
-
-    def identity(self) -> dict[str, Any]:
-        """Name and revision on the hub, or the checksum of the file on disk."""
-        file = Path(self.name) / "tokenizer.json"
-        if file.is_file():
-            return {"kind": "pretrained", "sha256": file_checksum(file)}
-        return {"kind": "pretrained", "name": self.name, "revision": self.revision}
-
-    def make(self, texts: Iterable[str]) -> DocumentTokenizer:
-        """Load the tokenizer; its own beginning- or end-of-text token becomes the document marker.
-
-        Raises:
-            ConfigurationError: There is no such tokenizer, or it has no fast form or no token for the marker.
-        """
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-        try:
-            pretrained = AutoTokenizer.from_pretrained(self.name, revision=self.revision)
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(
-                f"tokenizer.name={self.name} is neither a folder with a tokenizer nor one that the hub gives out "
-                f"({str(error).splitlines()[0]})."
-            ) from error
-        if not isinstance(pretrained, PreTrainedTokenizerFast):
-            raise ConfigurationError(f"tokenizer.name={self.name} has no tokenizer.json; choose one with a fast form.")
-        candidates = (pretrained.bos_token_id, pretrained.eos_token_id, pretrained.cls_token_id)
-        marker = next((candidate for candidate in candidates if candidate is not None), None)
-        if marker is None:
-            raise ConfigurationError(
-                f"tokenizer.name={self.name} has no beginning- or end-of-text token to mark documents with."
-            )
-        backend = pretrained.backend_tokenizer
-        backend.encode_special_tokens = True
-        return DocumentTokenizer(backend, int(marker))
+        return DocumentTokenizer.adapt(tokenizer, TRAINED_MARKER)

@@ -1,5 +1,7 @@
 """What a report does not show, said on its page: which comparisons are unequal, and what was not measured."""
 
+from collections.abc import Iterable
+
 from retro_lab.report import formats
 from retro_lab.report.comparison import cell_baseline, gain
 from retro_lab.report.records import ModelRecord, RunRecord
@@ -22,6 +24,7 @@ def run_caveats(run: RunRecord) -> tuple[str, ...]:
         caveats.append("No baseline was trained in this run, so no gain can be stated.")
     if run.retro and run.retro.evaluation(run.retro.k) is None:
         caveats.append(f"RETRO was not evaluated with the k = {run.retro.k} neighbors it was trained with.")
+    caveats += _lossy_tokenizers(run.models)
     if run.retro:
         caveats.append(OVERLAP)
     seeds = ", ".join(str(seed) for seed in sorted({model.seed for model in run.models}))
@@ -38,11 +41,24 @@ def sweep_caveats(sweep: SweepRecord) -> tuple[str, ...]:
     retros = [cell for cell in sweep.cells if cell.run and cell.run.retro]
     if any(cell_baseline(sweep, cell) is None for cell in retros):
         caveats.append("Cells without a gain have no baseline of the same size and corpus to be compared with.")
+    caveats += _lossy_tokenizers([model for cell in sweep.cells if cell.run for model in cell.run.models])
     if retros:
         caveats.append(OVERLAP)
     if "seed" not in sweep.axes:
         caveats.append("One training run per model: the spread between seeds was not measured.")
     return tuple(caveats)
+
+
+def _lossy_tokenizers(models: Iterable[ModelRecord]) -> list[str]:
+    """Say what bits per byte are worth where the tokenizer loses text; the worst case stands for all."""
+    corpora = [model.corpus for model in models if model.corpus.altered_documents]
+    if not corpora:
+        return []
+    worst = max(corpora, key=lambda corpus: corpus.altered_documents / corpus.validation_documents)
+    return [
+        f"The tokenizer does not give back the text of {worst.altered_documents:,} of {worst.validation_documents:,} "
+        "held-out documents: bits per byte are too low, and not comparable with those of other tokenizers."
+    ]
 
 
 def _inequalities(baseline: ModelRecord, retro: ModelRecord) -> list[str]:

@@ -14,6 +14,7 @@ TRAINING: dict[str, Fact] = {
     "Corpus": lambda model: model.corpus.source,
     "Training split": lambda model: _text(model.corpus.train_tokens, model.corpus.train_documents),
     "Held-out split": lambda model: _text(model.corpus.validation_tokens, model.corpus.validation_documents),
+    "Held-out documents that the tokenizer alters": lambda model: f"{model.corpus.altered_documents:,}",
     "Trained on": lambda model: f"{formats.count(model.tokens)} tokens in {model.steps:,} steps",
     "Passes over the training split": lambda model: _passes(model),
     "Neighbors per chunk (k)": lambda model: str(model.k),

@@ -42,6 +42,8 @@ class CorpusSummary:
     train_documents: int
     validation_tokens: int
     validation_documents: int
+    altered_documents: int = 0
+    """Held-out documents whose text the tokenizer does not give back: their bits per byte are too low."""
 
 
 @dataclass(frozen=True, kw_only=True)

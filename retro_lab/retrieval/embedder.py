@@ -23,6 +23,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from retro_lab.artifacts.fingerprint import file_checksum
+from retro_lab.corpus.tokenizer import plain_text
 from retro_lab.errors import ConfigurationError
 
 PACKAGE_PREFIX = "package:"
@@ -128,9 +129,8 @@ class Embedder:
             raise ConfigurationError(
                 f"embedder.model={self.model_name} has no tokenizer.json; choose one with a fast form."
             )
-        self._tokenizer = tokenizer.backend_tokenizer
+        self._tokenizer = plain_text(tokenizer.backend_tokenizer)
         self._tokenizer.enable_truncation(self.max_length)
-        self._tokenizer.no_padding()
         self._padding = tokenizer.pad_token_id or 0
         self._model = model.to(self.device).eval()
         self._forward = _compiled(self._model) if self.compile else self._model
@@ -159,7 +159,10 @@ class Embedder:
         return self.tokenize(window())
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the embedder's own token ids of each text, with its special tokens, cut at `max_length`."""
+        """Return the embedder's own token ids of each text between its special tokens, cut at `max_length`.
+
+        Special tokens that are written in a text are text.
+        """
         self.load()
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
 

@@ -20,7 +20,7 @@ class EmbeddingsStage(Stage):
     """Decode every chunk to text and embed it; shards of consecutive chunks."""
 
     name = "embeddings"
-    version = 2
+    version = 3
     unit = "chunks"
 
     def __init__(self, store: TokenStore, embedder: Embedder, shard_size: int) -> None:

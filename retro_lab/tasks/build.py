@@ -15,6 +15,7 @@ from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.config.plain import plain
 from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
 from retro_lab.corpus.documents import SPLITS, Split
+from retro_lab.corpus.round_trip import check_round_trip
 from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
@@ -74,7 +75,11 @@ def run(config: DictConfig) -> None:
 
 
 def build_corpus(config: DictConfig) -> Corpus:
-    """Build documents, tokenizer and tokens."""
+    """Build documents, tokenizer and tokens.
+
+    Raises:
+        ConfigurationError: The tokenizer does not give the text of held-out documents back.
+    """
     store = ArtifactStore(Path(config.paths.artifacts))
     documents = store.build(DocumentsStage(instantiate(config.corpus)))
     rejected = documents.facts["rejected"]
@@ -90,11 +95,18 @@ def build_corpus(config: DictConfig) -> Corpus:
                 "decontamination",
                 f"dropped {dropped['documents']:,} documents much like held-out ones; such as {example}",
             )
-    tokenizer = store.build(TokenizerStage(instantiate(config.tokenizer), documents))
-    stores: dict[Split, TokenStore] = {}
-    for split in SPLITS:
-        stage = TokensStage(documents, tokenizer, split, config.model.chunk_length, config.seed)
-        stores[split] = TokenStore(store.build(stage), tokenizer)
+    recipe = instantiate(config.tokenizer)
+    tokenizer = store.build(TokenizerStage(recipe, documents))
+    stages = {
+        split: TokensStage(documents, tokenizer, split, config.model.chunk_length, config.seed) for split in SPLITS
+    }
+    # The held-out documents come first: they tell whether the tokenizer can be used.
+    validation = TokenStore(store.build(stages["validation"]), tokenizer)
+    check_round_trip(validation, recipe.lossy)
+    stores: dict[Split, TokenStore] = {
+        "train": TokenStore(store.build(stages["train"]), tokenizer),
+        "validation": validation,
+    }
     return Corpus(config.corpus._target_.rpartition(".")[2], documents, stores)
 
 

@@ -1,7 +1,7 @@
 """The range of each setting, checked before anything is built.
 
-The command line checks names, types and the seed; sizes and choices of the model are checked in `retro_lab.model.validation`,
-those of a corpus by its source.
+The command line checks names, types and the seed; sizes and choices of the model are checked in
+`retro_lab.model.validation`, those of a corpus by its source.
 """
 
 import math

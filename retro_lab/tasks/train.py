@@ -209,6 +209,7 @@ def _summarize_corpus(corpus: Corpus) -> CorpusSummary:
         train_documents=train.documents,
         validation_tokens=validation.artifact.facts["tokens"],
         validation_documents=validation.documents,
+        altered_documents=validation.artifact.facts["altered"],
     )
 
 

@@ -68,3 +68,16 @@ def test_a_debug_preset_wins_over_the_experiment() -> None:
 
 def test_the_user_wins_over_a_debug_preset() -> None:
     assert compose(["debug=fast", "+experiment=quickstart", "data.batch_size=8"]).data.batch_size == 8
+
+
+@pytest.mark.parametrize("experiment", catalog.options("experiment"))
+@pytest.mark.parametrize("option", catalog.options("tokenizer"))
+def test_a_tokenizer_that_is_chosen_wins_over_the_experiment(experiment: str, option: str) -> None:
+    chosen = compose([f"+experiment={experiment}", f"tokenizer={option}", *GIVEN.get(option, [])]).tokenizer
+    assert chosen == compose([f"tokenizer={option}", *GIVEN.get(option, [])]).tokenizer
+
+
+def test_the_experiments_vocabularies_are_theirs_and_can_be_overridden() -> None:
+    assert compose(["+experiment=quickstart"]).tokenizer.vocabulary_size == 2048
+    assert compose(["+experiment=large_database"]).tokenizer.vocabulary_size == 8192
+    assert compose(["+experiment=quickstart", "tokenizer.vocabulary_size=300"]).tokenizer.vocabulary_size == 300

@@ -1,8 +1,9 @@
-"""A stand-in for the Hugging Face hub: serves one folder as the dataset `org/sample` to the real client.
+"""A stand-in for the Hugging Face hub: serves one folder as `org/sample`, a dataset or a model, to the real client.
 
-Run as `python hub_server.py FOLDER`; it prints its address and serves until it is stopped.
+Run as `python hub_server.py FOLDER [datasets|models]`; it prints its address and serves until it is stopped.
 """
 
+import hashlib
 import json
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,12 +11,13 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 COMMIT = "a" * 40
-DATASET = "org/sample"
+NAME = "org/sample"
 FOLDER = Path(sys.argv[1])
+KIND = sys.argv[2] if len(sys.argv) > 2 else "datasets"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers what the hub is asked about a dataset: what it is, its folders, and its files in ranges."""
+    """Answers what the hub is asked about a repository: what it is, its folders, and its files in ranges."""
 
     protocol_version = "HTTP/1.1"
 
@@ -36,10 +38,10 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         """Answer a request by its path."""
         path = unquote(urlparse(self.path).path)
-        about, tree = f"/api/datasets/{DATASET}", f"/api/datasets/{DATASET}/tree/{COMMIT}"
-        resolve = f"/datasets/{DATASET}/resolve/{COMMIT}/"
-        if path in (about, f"{about}/revision/{COMMIT}"):
-            return self.answer({"id": DATASET, "sha": COMMIT, "siblings": [describe(file) for file in files(FOLDER)]})
+        about, tree = f"/api/{KIND}/{NAME}", f"/api/{KIND}/{NAME}/tree/{COMMIT}"
+        resolve = f"/{NAME}/resolve/{COMMIT}/" if KIND == "models" else f"/{KIND}/{NAME}/resolve/{COMMIT}/"
+        if path in (about, f"{about}/revision/main", f"{about}/revision/{COMMIT}"):
+            return self.answer({"id": NAME, "sha": COMMIT, "siblings": [describe(file) for file in files(FOLDER)]})
         if path.startswith(f"{about}/revision/"):
             return self.answer({}, 404, X_Error_Code="RevisionNotFound")
         folder = FOLDER / path.removeprefix(tree).strip("/")
@@ -48,14 +50,15 @@ class Hub(BaseHTTPRequestHandler):
         file = FOLDER / path.removeprefix(resolve)
         if path.startswith(resolve) and file.is_file():
             return self.answer_file(file.read_bytes())
-        code = "EntryNotFound" if DATASET in path else "RepoNotFound"
-        return self.answer({}, 404, X_Error_Code=code)
+        code = "EntryNotFound" if NAME in path else "RepoNotFound"
+        return self.answer({}, 404, X_Error_Code=code, X_Repo_Commit=COMMIT)
 
     do_HEAD = do_GET
 
     def answer_file(self, content):
         """Send a file, or the range of it that was asked for."""
-        facts = {"ETag": '"0"', "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
+        digest = hashlib.sha256(content).hexdigest()  # the client keeps files by it
+        facts = {"ETag": f'"{digest}"', "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
         if self.command == "HEAD" or "Range" not in self.headers:
             return self.answer(content, **facts)
         first, last = self.headers["Range"].removeprefix("bytes=").split("-")

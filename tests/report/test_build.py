@@ -160,6 +160,13 @@ def test_unequal_comparisons_are_said_to_be(run_folder: Path, baseline: ModelRec
     assert "1.5M (30%) more parameters" in text
 
 
+def test_a_tokenizer_that_loses_text_is_named(run_folder: Path, baseline: ModelRecord) -> None:
+    assert "too low" not in Page(write_run_report(run_folder).page).text
+    write_models(run_folder, replace(baseline, corpus=replace(baseline.corpus, altered_documents=3)))
+    text = Page(write_run_report(run_folder).page).text
+    assert "does not give back the text of 3 of 12 held-out documents: bits per byte are too low" in text
+
+
 def test_a_run_without_a_baseline_says_so(tmp_path: Path, retro: ModelRecord) -> None:
     write_models(tmp_path, retro)
     assert "No baseline was trained" in Page(write_run_report(tmp_path).page).text

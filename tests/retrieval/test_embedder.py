@@ -62,6 +62,15 @@ def test_what_shares_a_batch_changes_no_more_than_rounding(tiny_bert: Path) -> N
     np.testing.assert_array_equal(whole, embedder(tiny_bert).embed(texts))
 
 
+def test_special_tokens_written_in_a_text_are_text(tiny_bert: Path) -> None:
+    own = AutoTokenizer.from_pretrained(tiny_bert)
+    for ids in embedder(tiny_bert).tokenize(["a [SEP] b", "[CLS][SEP]", "[PAD] [UNK] [MASK]", "[SEP]" * 40]):
+        assert ids[0] == own.cls_token_id
+        assert ids[-1] == own.sep_token_id
+        assert len(ids) <= 64
+        assert not set(ids[1:-1]) & set(own.all_special_ids)
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_tokenizing_ahead_changes_nothing(tiny_bert: Path, count: int) -> None:
     model, texts = embedder(tiny_bert), texts_of(50)

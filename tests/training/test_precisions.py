@@ -7,10 +7,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.connector import _PRECISION_INPUT
-from retro_lab.evaluation.score import HeldOutScore
 from torch.utils.data import DataLoader
 
 from retro_lab.errors import ConfigurationError
+from retro_lab.evaluation.score import HeldOutScore
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.retro import RetroModel
 from retro_lab.training.module import RetroModule

@@ -1,0 +1,48 @@
+"""Models and tokenizers of the Hugging Face hub: which commit a revision means, online and offline."""
+
+import re
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import errors
+
+from retro_lab.errors import ConfigurationError
+
+HUB_TIMEOUT_SECONDS = 10
+
+
+def hub_commit(name: str, revision: str | None, group: str) -> str:
+    """Return the commit that `revision` of a model repository means, by the hub or, without it, by the local cache.
+
+    Args:
+        name: Repository of a model or tokenizer.
+        revision: Commit, tag or branch; None is the main branch. A commit is returned as it is.
+        group: Configuration group that names it, for messages.
+
+    Raises:
+        ConfigurationError: There is no such repository or revision, or the hub cannot be reached and nothing is cached.
+    """
+    if revision and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    try:
+        # The folder of the snapshot is named after the commit. Asked for no file, the client still notes down which
+        # commit the revision is, which is how it is known again offline.
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=[], etag_timeout=HUB_TIMEOUT_SECONDS
+            )
+        ).name
+    except errors.RevisionNotFoundError as error:
+        raise ConfigurationError(f"{name} has no revision {revision!r}; check {group}.revision.") from error
+    except (errors.HFValidationError, errors.RepositoryNotFoundError) as error:
+        raise ConfigurationError(
+            f"There is no {group} {name!r} on the hub that you may read, and no such file or folder; "
+            f"check the name, or log in with `hf auth login`."
+        ) from error
+    except Exception as error:  # the client passes on the errors of whichever HTTP library it uses
+        offline = huggingface_hub.constants.HF_HUB_OFFLINE
+        reason = "HF_HUB_OFFLINE is set" if offline else next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigurationError(
+            f"The Hugging Face hub cannot be reached for the {group} {name} ({reason}), and it is not in the cache; "
+            "connect to the network, or name a folder that holds a copy."
+        ) from error
