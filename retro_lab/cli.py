@@ -50,7 +50,7 @@ def main() -> None:
             console.messages.print("Interrupted; the same command goes on from here.")
         sys.exit(INTERRUPTED)
     except RetroLabError as error:
-        _fail(str(error))
+        _fail(str(error), error.exit_code)
 
 
 @hydra.main(config_path=str(config_root("conf")), config_name=CONFIG_NAME, version_base="1.3")
@@ -78,7 +78,7 @@ def run_task(config: DictConfig) -> None:
             write_json(failure, {"error": sentence or traceback.format_exc()})
             console.error(sentence or f"{type(error).__name__}: {error}")
         elif sentence:
-            _fail(sentence)
+            _fail(sentence, error.exit_code if isinstance(error, RetroLabError) else USER_ERROR)
         else:
             raise
 
@@ -88,6 +88,6 @@ def _print_help(words: list[str]) -> None:
     print(group_help(groups[0]) if groups else help_text())
 
 
-def _fail(sentence: str) -> NoReturn:
+def _fail(sentence: str, exit_code: int = USER_ERROR) -> NoReturn:
     console.error(sentence)
-    sys.exit(USER_ERROR)
+    sys.exit(exit_code)

@@ -18,6 +18,7 @@ from retro_lab.retrieval.sequences import Retrieved, Sequences
 from retro_lab.tasks.build import Corpus, Database
 from retro_lab.training.checkpoints import DurableCheckpoints
 from retro_lab.training.compiled import check_compiler
+from retro_lab.training.limits import check_trainer_settings
 from retro_lab.training.loggers import build_loggers
 
 
@@ -43,6 +44,7 @@ def check_training(config: DictConfig, k: int) -> None:
     Raises:
         ConfigurationError: No model can be made from its settings, or it is to be compiled and there is no compiler.
     """
+    check_trainer_settings(config.trainer)
     model_settings(config, k)
     if config.compute.compile:
         check_compiler()
@@ -63,8 +65,11 @@ def build_trainer(
     interval = max(1, round(steps / max(1, config.evaluation.curve_points)))
     configured = [instantiate(node) for node in _in_folder(config.callbacks, folder)]
     loggers = build_loggers(_in_folder(config.logger, folder), folder) if logging else []
+    # An evaluation, which logs nothing, is of all held-out documents even where training is of one batch.
+    whole = {} if logging else {"overfit_batches": 0.0}
     trainer: pl.Trainer = instantiate(
         config.trainer,
+        **whole,
         max_steps=steps,
         val_check_interval=interval * batches_per_step,
         check_val_every_n_epoch=None,
