@@ -64,7 +64,7 @@ def main() -> None:
         sentence = explain_failure(error)
         if sentence is None:
             raise
-        _fail(sentence)
+        _fail(sentence, _exit_code(error))
 
 
 @hydra.main(config_path=str(config_root("conf")), config_name=CONFIG_NAME, version_base="1.3")
@@ -94,7 +94,7 @@ def run_task(config: DictConfig) -> None:
         elif sentence:
             if console.is_main_process():
                 remove_unused(Path(HydraConfig.get().runtime.output_dir))
-            _fail(sentence)
+            _fail(sentence, _exit_code(error))
         else:
             raise
 
@@ -104,6 +104,10 @@ def _print_help(words: list[str]) -> None:
     print(group_help(groups[0]) if groups else help_text())
 
 
-def _fail(sentence: str) -> NoReturn:
+def _exit_code(error: Exception) -> int:
+    return error.exit_code if isinstance(error, RetroLabError) else USER_ERROR
+
+
+def _fail(sentence: str, exit_code: int) -> NoReturn:
     console.error(sentence)
-    sys.exit(USER_ERROR)
+    sys.exit(exit_code)

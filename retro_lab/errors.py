@@ -1,11 +1,13 @@
 """Errors that tell a user, in one sentence, what was given and what to do instead.
 
-The command line prints the sentence and exits with code 2; everything else is a bug and keeps its traceback.
+The command line prints the sentence and exits with the error's code; everything else is a bug and keeps its traceback.
 """
 
 
 class RetroLabError(Exception):
     """Base class of every error that a user can act on."""
+
+    exit_code = 2
 
 
 class ConfigurationError(RetroLabError, ValueError):
@@ -18,3 +20,9 @@ class CorpusError(RetroLabError, ValueError):
 
 class ArtifactError(RetroLabError):
     """An artifact on disk that is missing, damaged, or cannot be written."""
+
+
+class DivergenceError(RetroLabError, ArithmeticError):
+    """A training of which loss, weights or scores are no longer finite: not a wrong command, but a failed run."""
+
+    exit_code = 1

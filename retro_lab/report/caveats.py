@@ -18,6 +18,7 @@ def run_caveats(run: RunRecord) -> tuple[str, ...]:
     caveats = [
         f"The {name} has no result yet: it is being trained, or its training stopped." for name in run.unfinished
     ]
+    caveats += [f"The training of the {model.model} was {model.stop}." for model in run.models if model.stop]
     if run.baseline and run.retro:
         caveats += _inequalities(run.baseline, run.retro)
     elif run.retro and "baseline" not in run.unfinished:

@@ -11,7 +11,10 @@ BASELINE, OFF, ON = "Baseline", "RETRO[Off]", "RETRO[On]"
 STATUS_COLORS = {"done": "green", "failed": "bold red", "missing": "yellow"}
 
 GAIN_NOTE = "Gain: bits per byte below the baseline, and as a share of the baseline's. Above zero is better."
-RUN_NOTE = "Tokens: seen in training. k: neighbors each chunk retrieves while it is scored. Perplexity is per token."
+RUN_NOTE = (
+    "Tokens: seen in training, with padding. k: neighbors each chunk retrieves while it is scored. Perplexity is per "
+    "token."
+)
 SWEEP_NOTE = "Baseline: the score that the gain of the row is measured from."
 
 PARAMETERS = Column("parameters", "Parameters", formats.count)

@@ -15,7 +15,7 @@ TRAINING: dict[str, Fact] = {
     "Training split": lambda model: _text(model.corpus.train_tokens, model.corpus.train_documents),
     "Held-out split": lambda model: _text(model.corpus.validation_tokens, model.corpus.validation_documents),
     "Held-out documents that the tokenizer alters": lambda model: f"{model.corpus.altered_documents:,}",
-    "Trained on": lambda model: f"{formats.count(model.tokens)} tokens in {model.steps:,} steps",
+    "Trained on": lambda model: _trained(model),
     "Passes over the training split": lambda model: _passes(model),
     "Neighbors per chunk (k)": lambda model: str(model.k),
     "Retrieval database": lambda model: _database(model),
@@ -69,6 +69,11 @@ def _facts(title: str, run: RunRecord, facts: dict[str, Fact], *, numeric: bool)
 
 def _text(tokens: int, documents: int) -> str:
     return f"{formats.count(tokens)} tokens, {documents:,} documents"
+
+
+def _trained(model: ModelRecord) -> Value:
+    stopped = f" ({model.stop})" if model.stop else ""
+    return f"{formats.count(model.tokens)} tokens, padding of last chunks included, in {model.steps:,} steps{stopped}"
 
 
 def _passes(model: ModelRecord) -> Value:

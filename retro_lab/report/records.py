@@ -104,10 +104,15 @@ class ModelRecord:
     """Neighbors per chunk while training; 0 for the baseline."""
     parameters: Parameters
     tokens: int
-    """Training tokens seen."""
+    """Places of the training sequences seen, each a token or what fills a document's last chunk."""
     steps: int
+    """Steps really taken."""
+    planned_steps: int | None = None
+    """Steps of the whole training, where it was stopped before its end."""
+    stopped: str | None = None
+    """What stopped it, such as the name of a callback."""
     seconds: float
-    """Wall time of the training."""
+    """Wall time of the training, over all attempts."""
     seed: int
     corpus: CorpusSummary
     database: DatabaseSummary | None = None
@@ -115,13 +120,24 @@ class ModelRecord:
     curve: tuple[CurvePoint, ...]
     provenance: Provenance
 
+    @property
+    def stop(self) -> str | None:
+        """Say that the training was stopped early, by what and when; None for a whole one."""
+        if self.planned_steps is None:
+            return None
+        return f"stopped by {self.stopped} after {self.steps:,} of {self.planned_steps:,} steps"
+
     def evaluation(self, neighbors: int) -> Evaluation | None:
         """Return the scores with `neighbors` neighbors, or None if they were not measured."""
         return next((entry for entry in self.evaluations if entry.neighbors == neighbors), None)
 
     def to_json(self) -> str:
-        """Return the record as JSON text."""
-        return json.dumps(asdict(self), indent=1)
+        """Return the record as JSON text.
+
+        Raises:
+            ValueError: A number is not finite, which JSON cannot say.
+        """
+        return json.dumps(asdict(self), indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> "ModelRecord":
@@ -130,7 +146,7 @@ class ModelRecord:
         Raises:
             ValueError: The text is not JSON, or a field is missing or of another type.
         """
-        record: ModelRecord = decode(cls, json.loads(text), "")
+        record: ModelRecord = decode(cls, json.loads(text, parse_constant=_refuse), "")
         return record
 
 
@@ -192,6 +208,10 @@ def load_run(folder: Path) -> RunRecord:
         unfinished=tuple(name for name in found if name not in records),
         error=_load_error(folder / FAILURE_NAME),
     )
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _load_error(path: Path) -> str | None:

@@ -14,6 +14,7 @@ from retro_lab.tasks.memory import check_memory
 from retro_lab.tasks.ranges import check_values
 from retro_lab.training.checkpoints import CHECKPOINT
 from retro_lab.training.compiled import check_compiler
+from retro_lab.training.limits import check_trainer_settings
 from retro_lab.training.precision import checked_precision, on_processor
 
 
@@ -74,6 +75,7 @@ def check_trainer(trainer: DictConfig, accelerator: str | None = None) -> None:
     Raises:
         ConfigurationError: `trainer` asks for devices, a precision or an accumulation that cannot be.
     """
+    check_trainer_settings(trainer)
     checked_precision(trainer.get("precision"), accelerator or str(trainer.get("accelerator", "auto")))
     device_count(trainer)
     accumulated = trainer.get("accumulate_grad_batches", 1)

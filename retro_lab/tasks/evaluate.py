@@ -17,6 +17,7 @@ from retro_lab.tasks.build import Corpus, Database, build_corpus, build_database
 from retro_lab.tasks.checks import check_evaluation
 from retro_lab.training.checkpoints import CHECKPOINT
 from retro_lab.training.data import RetroDataModule
+from retro_lab.training.divergence import check_finite
 from retro_lab.training.module import RetroModule
 from retro_lab.training.schedule import WarmupCosine
 from retro_lab.training.training import model_weights
@@ -79,6 +80,7 @@ def evaluate(
     console.status("evaluating", f"{folder.name} on {every_document.documents:,} held-out documents, k = {neighbors}")
     with torch.inference_mode():
         trainer.validate(module, datamodule=data, verbose=False)
+    check_finite(module)
     scores = [
         Evaluation(
             neighbors=k,

@@ -1,7 +1,6 @@
 """`task=train`: train one model, RETRO or (with `retrieval.k=0`) its baseline, and evaluate it."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from retro_lab import console
 from retro_lab.artifacts.fingerprint import differences, file_checksum
 from retro_lab.artifacts.manifest import write_json
 from retro_lab.config.plain import plain
-from retro_lab.errors import ConfigurationError
+from retro_lab.errors import ArtifactError, ConfigurationError
 from retro_lab.launch.provenance import provenance
 from retro_lab.launch.run_folder import run_folder
 from retro_lab.model.retro import RetroModel
@@ -33,10 +32,11 @@ from retro_lab.tasks.checks import check_start, check_training
 from retro_lab.tasks.evaluate import evaluate, missing_evaluations
 from retro_lab.training.checkpoints import CHECKPOINT, resumable
 from retro_lab.training.data import RetroDataModule
+from retro_lab.training.divergence import DivergenceGuard
 from retro_lab.training.loggers import finish_loggers
 from retro_lab.training.module import RetroModule, freeze_all_but_retrieval
 from retro_lab.training.schedule import WarmupCosine
-from retro_lab.training.training import ValidationCurve, fit, load_baseline_weights
+from retro_lab.training.training import TrainingClock, ValidationCurve, fit, load_baseline_weights, stopped_by
 
 IDENTITY_NAME = "run.json"
 
@@ -68,7 +68,8 @@ def train_model(config: DictConfig, k: int, run: Path, corpus: Corpus, database:
     result = folder / RESULT_NAME
     if result.is_file():
         record = load_result(result)
-        console.status(model_name(k), f"reusing {folder}, trained on {record.tokens:,} tokens")
+        end = f"; it was {record.stop}: delete {result} to train on from there" if record.stop else ""
+        console.status(model_name(k), f"reusing {folder}, trained on {record.tokens:,} tokens{end}")
     else:
         record = _train(config, k, folder, corpus, database)
     missing = missing_evaluations(config, record)
@@ -92,8 +93,12 @@ def _train(config: DictConfig, k: int, folder: Path, corpus: Corpus, database: D
         config.schedule.warmup_start / config.optimizer.lr,
         config.schedule.final_ratio,
     )
-    curve = ValidationCurve(tokens_per_step)
-    trainer = build_trainer(config, folder, steps, [curve])
+    curve, clock = ValidationCurve(tokens_per_step), TrainingClock()
+    guard = DivergenceGuard(
+        f"Try an optimizer.lr below {config.optimizer.lr}, or more schedule.warmup_steps, under a name of its own "
+        f"(name=NAME). Checkpoints from before are kept in {folder / CHECKPOINT.parent}."
+    )
+    trainer = build_trainer(config, folder, steps, [curve, clock, guard])
     module = RetroModule(
         model,
         k,
@@ -115,16 +120,20 @@ def _train(config: DictConfig, k: int, folder: Path, corpus: Corpus, database: D
     folder.mkdir(parents=True, exist_ok=True)
     if trainer.is_global_zero:
         write_json(folder / IDENTITY_NAME, identity(config, k, corpus, database))
-    started = time.monotonic()
     fit(trainer, module, data, folder)
+    stopped = stopped_by(trainer)
+    if stopped:
+        console.status(model_name(k), f"stopped by {stopped} after {trainer.global_step:,} of {steps:,} steps")
     record = ModelRecord(
         model=model_name(k),
         size=config.size.name,
         k=k,
         parameters=Parameters(**model.parameter_counts()),
-        tokens=steps * tokens_per_step,
-        steps=steps,
-        seconds=round(time.monotonic() - started, 1),
+        tokens=trainer.global_step * tokens_per_step,
+        steps=trainer.global_step,
+        planned_steps=steps if stopped else None,
+        stopped=stopped,
+        seconds=round(clock.seconds, 1),
         seed=config.seed,
         corpus=_summarize_corpus(corpus),
         database=_summarize_database(database) if database else None,
@@ -157,11 +166,21 @@ def check_identity(folder: Path, wanted: dict[str, Any]) -> None:
 
     Raises:
         ConfigurationError: They differ.
+        ArtifactError: What says how the folder was made cannot be read.
     """
     path = folder / IDENTITY_NAME
     if not path.is_file():
         return
-    changed = differences(json.loads(path.read_text(encoding="utf-8")), wanted)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no table of settings")
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} cannot be read ({error}), so nothing says with which settings {folder} was trained; delete that "
+            "folder to train it again, or give this run a name of its own with name=NAME."
+        ) from error
+    changed = differences(found, wanted)
     if changed:
         raise ConfigurationError(
             f"{folder} holds a model trained with other settings ({'; '.join(changed[:3])}); "

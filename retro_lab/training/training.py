@@ -1,16 +1,20 @@
 """One training run: assemble Lightning's parts, resume where the last attempt stopped, keep the curve."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import EarlyStopping, Timer
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from retro_lab.errors import ConfigurationError
 from retro_lab.model.retro import RetroModel
 from retro_lab.report.records import CurvePoint
 from retro_lab.training.checkpoints import CHECKPOINT, read_checkpoint, resumable
+from retro_lab.training.divergence import check_finite
 from retro_lab.training.module import RetroModule
 
 
@@ -22,12 +26,30 @@ class ValidationCurve(pl.Callback):
         self.tokens_per_step = tokens_per_step
         self.points: list[dict[str, Any]] = []
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Score what a resumed run missed: the checkpoint of a step is written before that step is scored."""
+        batches = trainer.global_step * trainer.accumulate_grad_batches
+        due = trainer.global_step > 0 and batches % trainer.val_check_interval == 0
+        if due and not self.holds(trainer.global_step):
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+
+    def holds(self, step: int) -> bool:
+        """Tell whether there is a point for a step."""
+        return any(point["tokens"] == step * self.tokens_per_step for point in self.points)
+
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add a point for each k that was scored."""
+        """Add a point for each k that was scored.
+
+        Raises:
+            DivergenceError: A score is not finite.
+        """
         assert isinstance(pl_module, RetroModule)
         tokens = trainer.global_step * self.tokens_per_step
-        if self.points and self.points[-1]["tokens"] == tokens:
+        if self.holds(trainer.global_step):
             return
+        check_finite(pl_module)
         for neighbors, score in pl_module.measured():
             self.points.append(
                 {"tokens": tokens, "neighbors": neighbors, "bits_per_byte": score.compute().bits_per_byte}
@@ -45,6 +67,27 @@ class ValidationCurve(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the points from a checkpoint."""
         self.points = list(state_dict["points"])
+
+
+class TrainingClock(pl.Callback):
+    """Counts the seconds of a training over all its attempts, as far as checkpoints of them are there."""
+
+    def __init__(self) -> None:
+        """Start at the first attempt."""
+        self._before, self._started = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds until now."""
+        return self._before + time.monotonic() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seconds for the checkpoint."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the seconds of a checkpoint."""
+        self._before = state_dict["seconds"]
 
 
 def model_weights(checkpoint: Path) -> Mapping[str, torch.Tensor]:
@@ -89,12 +132,21 @@ def fit(trainer: pl.Trainer, module: RetroModule, data: pl.LightningDataModule, 
         if trainer.interrupted:
             raise KeyboardInterrupt from stop
         raise
-    if (
-        not (curve := _curve(trainer)).points
-        or curve.points[-1]["tokens"] != trainer.global_step * curve.tokens_per_step
-    ):
+    if not _curve(trainer).holds(trainer.global_step):
         trainer.validate(module, datamodule=data, verbose=False)
     trainer.save_checkpoint(folder / CHECKPOINT)
+
+
+def stopped_by(trainer: pl.Trainer) -> str | None:
+    """Name the callback that stopped a training before its last step; None if it went to its end."""
+    if trainer.global_step >= trainer.max_steps:
+        return None
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            return type(callback).__name__
+        if isinstance(callback, Timer) and (callback.time_remaining() or 0) <= 0:
+            return "trainer.max_time"
+    return "a callback"
 
 
 def _curve(trainer: pl.Trainer) -> ValidationCurve:

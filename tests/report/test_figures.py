@@ -1,6 +1,5 @@
 """Figures hold the values of the records."""
 
-import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from retro_lab.report.figures import curve_figure, neighbors_figure, sweep_figure
-from retro_lab.report.records import CurvePoint, ModelRecord, load_run
+from retro_lab.report.records import ModelRecord, load_run
 from retro_lab.report.style import save
 from retro_lab.report.sweeps import load_sweep
 
@@ -44,14 +43,6 @@ def test_labels_never_cover_each_other(run_folder: Path) -> None:
     boxes = sorted((text.get_window_extent() for text in figure.axes[0].texts), key=lambda box: box.y0)
     assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
     assert all(box.x1 <= figure.bbox.x1 for box in boxes)
-
-
-def test_points_of_a_diverged_model_are_left_out(run_folder: Path, baseline: ModelRecord) -> None:
-    curve = (*baseline.curve[:3], CurvePoint(tokens=400_000, neighbors=0, bits_per_byte=math.nan))
-    write_models(run_folder, replace(baseline, curve=curve))
-    figure = curve_figure(load_run(run_folder))
-    assert len(plotted(figure)["Baseline"]) == 3
-    assert save(figure, "svg") if figure else False
 
 
 def test_no_curve_no_figure(run_folder: Path, baseline: ModelRecord, retro: ModelRecord) -> None:

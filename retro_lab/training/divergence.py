@@ -1,0 +1,82 @@
+"""Training that has diverged is stopped, before its weights take the place of good ones."""
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from retro_lab.errors import DivergenceError
+from retro_lab.training.module import RetroModule
+from retro_lab.training.progress import LOSS_INTERVAL
+
+
+class DivergenceGuard(pl.Callback):
+    """Stops at a loss or weights that are not finite; a loss that only jumps is no divergence.
+
+    The first such step is noted on the device, and looked at where the loss is looked at anyway. Weights are looked
+    at before each checkpoint: a gradient that is not finite reaches them at the same step.
+    """
+
+    def __init__(self, advice: str) -> None:
+        """Put `advice`, on what to do, at the end of the sentence."""
+        self.advice = advice
+        self._first: Tensor | None = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note down whether the loss is finite, and look every few steps.
+
+        Raises:
+            DivergenceError: It was not.
+        """
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        step = torch.full((), trainer.global_step, device=loss.device)
+        first = self._first if self._first is not None else torch.full_like(step, -1)
+        self._first = torch.where((first < 0) & ~loss.isfinite(), step, first)
+        if trainer.global_step % LOSS_INTERVAL == 0 or trainer.global_step == trainer.max_steps:
+            self._look(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Look at losses and weights.
+
+        Raises:
+            DivergenceError: Some are not finite.
+        """
+        self._look(trainer)
+        finite = [parameter.isfinite().all() for parameter in pl_module.parameters()]
+        if _on_any_rank(trainer, not bool(torch.stack(finite).all())):
+            self._stop(trainer, f"weights are not finite after step {trainer.global_step:,}")
+
+    def _look(self, trainer: pl.Trainer) -> None:
+        first = -1 if self._first is None else int(self._first)
+        if _on_any_rank(trainer, first >= 0):
+            step = first if first >= 0 else trainer.global_step
+            self._stop(trainer, f"the loss is not finite at step {step:,}")
+
+    def _stop(self, trainer: pl.Trainer, what: str) -> None:
+        raise DivergenceError(f"Training diverged: {what}. {self.advice}")
+
+
+def check_finite(module: RetroModule) -> None:
+    """Refuse scores that are no numbers.
+
+    Raises:
+        DivergenceError: A score is not finite.
+    """
+    for neighbors, score in module.measured():
+        bits_per_byte = score.compute().bits_per_byte
+        if not math.isfinite(bits_per_byte):
+            raise DivergenceError(
+                f"The score with k = {neighbors} is {bits_per_byte}: the training of this model diverged. "
+                "Train it under another name (name=NAME) with a lower optimizer.lr."
+            )
+
+
+def _on_any_rank(trainer: pl.Trainer, bad: bool) -> bool:
+    """Tell all ranks what one has found, or the others would wait for it for ever."""
+    return bool(trainer.strategy.reduce_boolean_decision(bad, all=False)) if trainer.world_size > 1 else bad

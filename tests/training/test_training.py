@@ -1,0 +1,117 @@
+"""What surrounds training: divergence, early stops, and a curve without holes whatever was killed."""
+
+import math
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, Timer
+from tiny_training import Data, Line, trainer
+
+from retro_lab.errors import ConfigurationError, DivergenceError
+from retro_lab.training.checkpoints import CHECKPOINT, read_checkpoint, resumable
+from retro_lab.training.divergence import DivergenceGuard
+from retro_lab.training.limits import INSTEAD, check_trainer_settings
+from retro_lab.training.training import TrainingClock, ValidationCurve, stopped_by
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+@pytest.mark.parametrize("poisoned", [0, 3, 4, 8])
+def test_divergence_stops_before_it_is_saved(tmp_path: Path, poisoned: int, poison: float) -> None:
+    """The step is named, and the last checkpoint is one of before."""
+    with pytest.raises(DivergenceError, match=rf"not finite at step {poisoned + 1}\. Lower it\.") as caught:
+        trainer(tmp_path, 9, [DivergenceGuard("Lower it.")]).fit(Line(poisoned, poison), datamodule=Data())
+    assert caught.value.exit_code == 1
+    last = tmp_path / CHECKPOINT
+    assert last.is_file() == (poisoned >= 2)
+    if last.is_file():
+        content = read_checkpoint(last)
+        assert content["global_step"] == poisoned // 2 * 2
+        assert all(weight.isfinite().all() for weight in content["state_dict"].values())
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """As a gradient leaves them that is not finite though its loss is."""
+    fitting, module = trainer(tmp_path, 3, [DivergenceGuard("Lower it.")]), Line()
+    fitting.fit(module, datamodule=Data())
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with torch.no_grad():
+        module.layer.bias.fill_(math.inf)
+    with pytest.raises(DivergenceError, match="weights are not finite after step 3"):
+        fitting.save_checkpoint(tmp_path / CHECKPOINT)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_a_loss_that_jumps_is_no_divergence(tmp_path: Path) -> None:
+    fitting = trainer(tmp_path, 5, [DivergenceGuard("")])
+    fitting.fit(Line(3, 1e6), datamodule=Data())
+    assert fitting.global_step == 5
+
+
+@pytest.mark.parametrize(("callback", "name"), [(EarlyStopping, "EarlyStopping"), (Timer, "trainer.max_time")])
+def test_what_stops_a_training_early_is_named(tmp_path: Path, callback: type, name: str) -> None:
+    stopper = Timer({"seconds": 0}) if callback is Timer else EarlyStopping("validation", min_delta=100, patience=1)
+    fitting = trainer(tmp_path, 100, [stopper])
+    fitting.fit(Line(), datamodule=Data())
+    assert fitting.global_step < 100
+    assert stopped_by(fitting) == name
+
+
+def test_a_whole_training_was_stopped_by_nothing(tmp_path: Path) -> None:
+    fitting = trainer(tmp_path, 4, [EarlyStopping("validation", patience=50)])
+    fitting.fit(Line(), datamodule=Data())
+    assert stopped_by(fitting) is None
+
+
+@pytest.mark.parametrize("key", sorted(INSTEAD))
+def test_settings_that_would_make_the_record_lie_are_refused(key: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"trainer\.{key}=1"):
+        check_trainer_settings({key: 1})
+    check_trainer_settings({key: None, "overfit_batches": 1, "max_time": "00:01:00:00", "precision": "bf16-mixed"})
+
+
+class Curve(ValidationCurve):
+    """The real curve, of the tiny module's own metric."""
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.holds(trainer.global_step):
+            value = float(pl_module.layer(torch.ones(1, 3)))
+            self.points.append({"tokens": trainer.global_step, "neighbors": 0, "bits_per_byte": value})
+
+
+class Killed(pl.Callback):
+    """Ends the attempt right after a step, before what would follow it."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("killed")
+
+
+def test_the_curve_of_a_killed_run_has_no_holes(tmp_path: Path) -> None:
+    """Killed between the checkpoint of a step and its validation, again and again."""
+    whole = Curve(1)
+    trainer(tmp_path / "whole", 9, [whole]).fit(Line(), datamodule=Data())
+    for step in (2, 4, 4, 8):
+        with pytest.raises(RuntimeError, match="killed"):
+            trainer(tmp_path / "killed", 9, [Curve(1), Killed(step)]).fit(
+                Line(), datamodule=Data(), ckpt_path=resumable(tmp_path / "killed"), weights_only=True
+            )
+    resumed = Curve(1)
+    trainer(tmp_path / "killed", 9, [resumed]).fit(
+        Line(), datamodule=Data(), ckpt_path=resumable(tmp_path / "killed"), weights_only=True
+    )
+    assert [point["tokens"] for point in whole.points] == [2, 4, 6, 8]
+    assert resumed.points == whole.points
+
+
+def test_seconds_add_up_over_attempts(tmp_path: Path) -> None:
+    first = TrainingClock()
+    first._started -= 1000
+    trainer(tmp_path, 2, [first]).fit(Line(), datamodule=Data())
+    second = TrainingClock()
+    trainer(tmp_path, 4, [second]).fit(Line(), datamodule=Data(), ckpt_path=resumable(tmp_path), weights_only=True)
+    assert 1000 < second.seconds < 1100
