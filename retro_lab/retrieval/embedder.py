@@ -6,7 +6,6 @@ The mean is over all of the embedder's tokens, [CLS] and [SEP] among them, as it
 
 import importlib.util
 import os
-import re
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,16 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
-from transformers.utils import cached_file
 
 from retro_lab.artifacts.fingerprint import file_checksum
+from retro_lab.corpus.hub_models import hub_commit
 from retro_lab.corpus.tokenizer import plain_text
 from retro_lab.errors import ConfigurationError
 
 PACKAGE_PREFIX = "package:"
 MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 """What transformers may read of a folder: weights, configuration, and every form of a tokenizer."""
-COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class Embedder:
@@ -88,13 +86,7 @@ class Embedder:
         Raises:
             ConfigurationError: There is no such model, or the hub cannot be reached and nothing was fetched before.
         """
-        if Path(self.location).is_dir():
-            return None
-        if self.revision and COMMIT.fullmatch(self.revision):
-            return self.revision
-        with self._loading():
-            path = cached_file(self.location, "config.json", revision=self.revision)
-        return Path(path).parent.name  # the cache keeps a folder for each commit
+        return None if Path(self.location).is_dir() else hub_commit(self.location, self.revision, "embedder")
 
     @contextmanager
     def _loading(self) -> Iterator[None]:

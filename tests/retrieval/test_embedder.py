@@ -143,7 +143,7 @@ def test_a_model_of_the_hub_is_known_by_its_commit(hub_cache: Path, tiny_bert: P
     (hub_cache / "models--org--bert" / "refs" / "main").write_text(COMMITS[1])
     assert of(None).identity() == of(COMMITS[1]).identity() != newest.identity()
     assert of("c" * 40).identity()["commit"] == "c" * 40  # known without asking anyone
-    with pytest.raises(ConfigurationError, match=r"embedder\.model=org/bert cannot be loaded"):
+    with pytest.raises(ConfigurationError, match=r"cannot be reached for the embedder org/bert"):
         of("nowhere").identity()
 
 

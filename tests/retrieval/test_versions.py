@@ -1,7 +1,8 @@
 """What each stage writes is tied to its version: who changes the one has to raise the other.
 
-`outputs.json` holds, for each stage and method, the version and what it wrote for a small input. With
-`RECORD_OUTPUTS=1` in the environment this file's tests write it anew where a version was raised, or a library changed.
+`outputs.json` holds, for each stage and method, what it wrote for a small input, and the versions of its code, of its
+libraries and of the stages before it, whose output is its input. With `RECORD_OUTPUTS=1` in the environment this file's
+tests write it anew where one of them changed.
 """
 
 import hashlib
@@ -17,11 +18,13 @@ from pipeline import RandomSentences, build_chunks
 
 from retro_lab.artifacts.fingerprint import canonical_json
 from retro_lab.artifacts.stage import Artifact, Stage
+from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
 from retro_lab.corpus.documents import Document
 from retro_lab.corpus.local import LocalSource
-from retro_lab.corpus.stages import DocumentsStage
+from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.retrieval.bm25 import BM25
 from retro_lab.retrieval.config import IndexConfig
+from retro_lab.retrieval.embeddings import EmbeddingsStage
 from retro_lab.retrieval.index import IndexStage, open_index
 from retro_lab.retrieval.neighbors import NeighborsStage, Ranking, SearchStage
 from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher
@@ -35,6 +38,10 @@ DENSE = {
     "graph": {"factory": "HNSW8,Flat", "search": "efSearch=64"},
 }
 METHODS = [*DENSE, "bm25", "hybrid"]
+PIPELINE: list[type[Stage]] = [
+    DocumentsStage, HeldOutStage, DecontaminationStage, TokenizerStage, TokensStage, EmbeddingsStage, IndexStage,
+    SearchStage, NeighborsStage,
+]  # fmt: skip
 STORED = 24
 WIDTH = 8
 
@@ -204,7 +211,9 @@ CASES = [
 def test_a_changed_output_has_another_version(built, case):
     recorded = json.loads(OUTPUTS.read_text(encoding="utf-8")) if OUTPUTS.is_file() else {}
     recipe = built.artifact.manifest.recipe
-    made_by = {"version": recipe["version"], "libraries": recipe["libraries"]}
+    versions = {stage.name: stage.version for stage in PIPELINE}
+    before = dict(list(versions.items())[: list(versions).index(recipe["stage"])])
+    made_by = {"version": recipe["version"], "before": before, "libraries": recipe["libraries"]}
     known = recorded.get(case, {})
     if made_by == {name: known.get(name) for name in made_by}:
         same = built.output == (pytest.approx(known["output"], abs=0.02) if case == "embeddings" else known["output"])
@@ -214,7 +223,9 @@ def test_a_changed_output_has_another_version(built, case):
             json.dumps(recorded | {case: made_by | {"output": built.output}}, indent=1, sort_keys=True) + "\n",
             encoding="utf-8",
         )
-    elif known.get("version") == made_by["version"]:
+    elif (known.get("version"), known.get("before")) == (made_by["version"], before):
         pytest.skip(f"recorded with {known['libraries']}")
     else:
-        pytest.fail(f"{case} has another version than in {OUTPUTS.name}: run these tests with RECORD_OUTPUTS=1")
+        pytest.fail(f"{case} or a stage before it has another version than recorded: run with RECORD_OUTPUTS=1")
+            f"{case} or a stage before it has another version than in {OUTPUTS.name}: run with RECORD_OUTPUTS=1"
+        )
