@@ -227,5 +227,3 @@ def test_a_changed_output_has_another_version(built, case):
         pytest.skip(f"recorded with {known['libraries']}")
     else:
         pytest.fail(f"{case} or a stage before it has another version than recorded: run with RECORD_OUTPUTS=1")
-            f"{case} or a stage before it has another version than in {OUTPUTS.name}: run with RECORD_OUTPUTS=1"
-        )
