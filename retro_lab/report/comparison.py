@@ -33,10 +33,11 @@ class Gain:
 
 
 def gain(evaluation: Evaluation | None, baseline: Evaluation | None) -> Gain | None:
-    """Compare two scores; None where one is missing or they were not measured on the same text."""
+    """Compare two scores; None where one is missing or they were not measured on the same text in the same way."""
     if evaluation is None or baseline is None or not baseline.bits_per_byte > 0:
         return None
-    if (evaluation.bytes, evaluation.documents) != (baseline.bytes, baseline.documents):
+    texts = ((entry.bytes, entry.documents, entry.windows) for entry in (evaluation, baseline))
+    if next(texts) != next(texts):
         return None
     saved = baseline.bits_per_byte - evaluation.bits_per_byte
     return Gain(saved, 100 * saved / baseline.bits_per_byte)

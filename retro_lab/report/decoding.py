@@ -43,7 +43,7 @@ def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
     for field in dataclasses.fields(kind):
         if field.name in value:
             arguments[field.name] = decode(types[field.name], value[field.name], prefix + field.name)
-        elif field.default is dataclasses.MISSING:
+        elif field.default is field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{prefix}{field.name} is missing")
     return kind(**arguments)
 

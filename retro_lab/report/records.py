@@ -9,7 +9,7 @@ Layout of a run folder:
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from retro_lab.errors import ArtifactError
@@ -71,6 +71,10 @@ class Evaluation:
     tokens: int
     bytes: int
     documents: int
+    windows: dict[str, str] = field(default_factory=dict)
+    """The held-out tokens, by their fingerprint, and the length and stride of the windows they were scored in."""
+    retrieved: str | None = None
+    """Fingerprint of the held-out chunks' neighbors; None without neighbors."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from retro_lab.tasks import report
 from retro_lab.tasks.assemble import build_model, build_trainer, sequences, windows
 from retro_lab.tasks.build import Corpus, Database, build_corpus, build_database
 from retro_lab.tasks.checks import check_evaluation
+from retro_lab.tasks.identity import check_scored, identity, scored_windows
 from retro_lab.training.checkpoints import CHECKPOINT
 from retro_lab.training.data import RetroDataModule
 from retro_lab.training.divergence import check_finite
@@ -28,6 +29,7 @@ def run(config: DictConfig) -> None:
 
     Raises:
         ArtifactError: The run folder holds no trained model.
+        ConfigurationError: A model was trained on other data than it would be scored with.
     """
     check_evaluation(config)
     run = run_folder()
@@ -36,6 +38,8 @@ def run(config: DictConfig) -> None:
         raise ArtifactError(f"{run} holds no trained model; train one with the same command and task=compare.")
     corpus = build_corpus(config)
     database = build_database(config, corpus) if any(record.k for record in records.values()) else None
+    for name, record in records.items():
+        check_scored(run / name, identity(config, record.k, corpus, database if record.k else None))
     for name, record in records.items():
         evaluate(config, record, wanted_neighbors(config, record.k), run / name, corpus, database)
     report.run(config)
@@ -46,9 +50,22 @@ def wanted_neighbors(config: DictConfig, k: int) -> list[int]:
     return sorted({k, *config.evaluation.neighbors}) if k else [0]
 
 
-def missing_evaluations(config: DictConfig, record: ModelRecord) -> list[int]:
-    """Return the values of k that are wanted and not in the record."""
-    return [neighbors for neighbors in wanted_neighbors(config, record.k) if record.evaluation(neighbors) is None]
+def missing_evaluations(
+    config: DictConfig, record: ModelRecord, corpus: Corpus, database: Database | None
+) -> list[int]:
+    """Return the values of k that are wanted and not scored yet, or scored on other text, windows or neighbors."""
+    usable = {entry.neighbors for entry in record.evaluations if _measured_so(entry, config, corpus, database)}
+    return [neighbors for neighbors in wanted_neighbors(config, record.k) if neighbors not in usable]
+
+
+def _measured_so(entry: Evaluation, config: DictConfig, corpus: Corpus, database: Database | None) -> bool:
+    """Tell whether a score was measured as it would be now."""
+    retrieved = _retrieved(entry.neighbors, database)
+    return entry.windows == scored_windows(config, corpus) and entry.retrieved == retrieved
+
+
+def _retrieved(neighbors: int, database: Database | None) -> str | None:
+    return database.neighbors["validation"].fingerprint if neighbors and database else None
 
 
 def evaluate(
@@ -89,10 +106,15 @@ def evaluate(
             tokens=int(score.tokens),
             bytes=int(score.bytes),
             documents=int(score.documents),
+            windows=scored_windows(config, corpus),
+            retrieved=_retrieved(k, database),
         )
         for k, score in ((k, metric.compute()) for k, metric in module.measured())
     ]
-    kept = [entry for entry in record.evaluations if entry.neighbors not in neighbors]
+    others = [entry for entry in record.evaluations if entry.neighbors not in neighbors]
+    kept = [entry for entry in others if _measured_so(entry, config, corpus, database)]
+    if dropped := [entry.neighbors for entry in others if entry not in kept]:
+        console.status("evaluating", f"scores with k = {dropped} are dropped: they were measured in another way")
     record = replace(record, evaluations=tuple(sorted([*kept, *scores], key=lambda entry: entry.neighbors)))
     if trainer.is_global_zero:
         write_result(folder / RESULT_NAME, record)

@@ -1,18 +1,13 @@
 """`task=train`: train one model, RETRO or (with `retrieval.k=0`) its baseline, and evaluate it."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from retro_lab import console
-from retro_lab.artifacts.fingerprint import differences, file_checksum
 from retro_lab.artifacts.manifest import write_json
-from retro_lab.config.plain import plain
-from retro_lab.errors import ArtifactError, ConfigurationError
 from retro_lab.launch.provenance import provenance
 from retro_lab.launch.run_folder import run_folder
 from retro_lab.model.retro import RetroModel
@@ -30,6 +25,7 @@ from retro_lab.tasks.assemble import build_model, build_trainer, sequences, wind
 from retro_lab.tasks.build import Corpus, Database, build_corpus, build_database
 from retro_lab.tasks.checks import check_start, check_training
 from retro_lab.tasks.evaluate import evaluate, missing_evaluations
+from retro_lab.tasks.identity import IDENTITY_NAME, check_identity, identity
 from retro_lab.training.checkpoints import CHECKPOINT, resumable
 from retro_lab.training.data import RetroDataModule
 from retro_lab.training.divergence import DivergenceGuard
@@ -37,8 +33,6 @@ from retro_lab.training.loggers import finish_loggers
 from retro_lab.training.module import RetroModule, freeze_all_but_retrieval
 from retro_lab.training.schedule import WarmupCosine
 from retro_lab.training.training import TrainingClock, ValidationCurve, fit, load_baseline_weights, stopped_by
-
-IDENTITY_NAME = "run.json"
 
 
 def run(config: DictConfig) -> None:
@@ -72,7 +66,7 @@ def train_model(config: DictConfig, k: int, run: Path, corpus: Corpus, database:
         console.status(model_name(k), f"reusing {folder}, trained on {record.tokens:,} tokens{end}")
     else:
         record = _train(config, k, folder, corpus, database)
-    missing = missing_evaluations(config, record)
+    missing = missing_evaluations(config, record, corpus, database)
     if missing:
         record = evaluate(config, record, missing, folder, corpus, database)
     return record
@@ -145,47 +139,6 @@ def _train(config: DictConfig, k: int, folder: Path, corpus: Corpus, database: D
     if trainer.is_global_zero:
         write_result(folder / RESULT_NAME, record)
     return record
-
-
-def identity(config: DictConfig, k: int, corpus: Corpus, database: Database | None) -> dict[str, Any]:
-    """All that decides what is trained: a folder is resumed or reused only by a run for which this is the same."""
-    sections = {name: plain(config[name]) for name in ("size", "model", "init", "optimizer", "schedule", "data")}
-    sections["data"].pop("workers")
-    if (path := sections["init"]["checkpoint"]) is not None and Path(path).is_file():
-        sections["init"]["checkpoint"] = file_checksum(Path(path))  # its path may stay while its weights change
-    inputs = {"tokens": corpus.stores["train"].artifact.fingerprint}
-    if database is not None:
-        inputs["neighbors"] = database.neighbors["train"].fingerprint
-        sections["retrieval"] = {"k": k, "value": config.retrieval.value}
-    precision = str(config.trainer.get("precision", "32-true"))
-    return {**sections, "seed": config.seed, "trainer": {"precision": precision}, "inputs": inputs}
-
-
-def check_identity(folder: Path, wanted: dict[str, Any]) -> None:
-    """Compare what a folder holds, if anything, with what is wanted.
-
-    Raises:
-        ConfigurationError: They differ.
-        ArtifactError: What says how the folder was made cannot be read.
-    """
-    path = folder / IDENTITY_NAME
-    if not path.is_file():
-        return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it is no table of settings")
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{path} cannot be read ({error}), so nothing says with which settings {folder} was trained; delete that "
-            "folder to train it again, or give this run a name of its own with name=NAME."
-        ) from error
-    changed = differences(found, wanted)
-    if changed:
-        raise ConfigurationError(
-            f"{folder} holds a model trained with other settings ({'; '.join(changed[:3])}); "
-            "give this run a name of its own with name=NAME, or delete that folder."
-        )
 
 
 def _announce(
