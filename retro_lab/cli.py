@@ -23,7 +23,7 @@ from retro_lab.config.explain import explain_failure
 from retro_lab.config.help import group_help, help_text
 from retro_lab.config.roots import config_root
 from retro_lab.config.session import CONFIG_NAME, register
-from retro_lab.errors import RetroLabError
+from retro_lab.errors import ConfigurationError, RetroLabError, RunInUseError
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -39,6 +39,7 @@ def main() -> None:
     # Hydra would print its own errors and exit with 1; this has it raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        _check_working_directory()
         if any(argument in HELP_FLAGS for argument in sys.argv[1:]):
             _print_help([argument for argument in sys.argv[1:] if not argument.startswith("-")])
             return
@@ -51,6 +52,10 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except RetroLabError as error:
         _fail(str(error), error.exit_code)
+    except OSError as error:  # where Hydra makes the run folder
+        if sentence := explain_failure(error):
+            _fail(sentence)
+        raise
 
 
 @hydra.main(config_path=str(config_root("conf")), config_name=CONFIG_NAME, version_base="1.3")
@@ -74,13 +79,22 @@ def run_task(config: DictConfig) -> None:
         importlib.import_module(f"retro_lab.tasks.{config.task.name}").run(config)
     except Exception as error:
         sentence = explain_failure(error)
-        if sweep:
+        if sweep and isinstance(error, RunInUseError):
+            console.error(str(error))
+        elif sweep:
             write_json(failure, {"error": sentence or traceback.format_exc()})
             console.error(sentence or f"{type(error).__name__}: {error}")
         elif sentence:
             _fail(sentence, error.exit_code if isinstance(error, RetroLabError) else USER_ERROR)
         else:
             raise
+
+
+def _check_working_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigurationError("The working directory was removed; change to one that exists.") from error
 
 
 def _print_help(words: list[str]) -> None:

@@ -1,6 +1,7 @@
 """One sentence, with the nearest valid name, for every way that a configuration can be wrong."""
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from retro_lab.artifacts.disk import no_room
 from retro_lab.config.catalog import FREE_GROUPS, all_settings, default_values, groups, option_settings, options
 from retro_lab.config.naming import override_key
 from retro_lab.config.schema import SCHEMA_SUFFIX
@@ -76,6 +78,8 @@ def explain_failure(error: Exception) -> str | None:
     """Say in one sentence what a user can mend in a run that failed; None for everything else, which is a bug."""
     if isinstance(error, RetroLabError):
         return str(error)
+    if isinstance(error, OSError):
+        return _explain_disk(error)
     if not isinstance(error, InstantiationException):
         return None
     cause = error.__cause__
@@ -85,6 +89,20 @@ def explain_failure(error: Exception) -> str | None:
     if cause is None or isinstance(cause, CONFIGURABLE_CAUSES) or type(cause).__name__ == "MisconfigurationException":
         key = re.search(r"full_key: (?P<key>\S+)", str(error))
         return f"{key['key']}: {_sentence(cause or error)}" if key else _sentence(cause or error)
+    return None
+
+
+def _explain_disk(error: OSError) -> str | None:
+    """Say what is wrong with the place of a file; None for errors of the system that have other causes."""
+    if trouble := no_room(error):
+        return (
+            f"{trouble}{f' at {error.filename}' if error.filename else ''}: make room, then run the same command again."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+        return (
+            f"{error.filename} cannot be read or written ({error.strerror}); change its permissions, or choose another "
+            "folder with paths.outputs or paths.artifacts."
+        )
     return None
 
 

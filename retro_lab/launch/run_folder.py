@@ -1,10 +1,51 @@
 """The folder that a run writes to and resumes from."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
+
+from retro_lab import console
+from retro_lab.errors import RunInUseError
+
+LOCK_NAME = ".lock"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def run_folder() -> Path:
     """Return the folder of the job that Hydra is running: `hydra.run.dir`, or the cell's in a multirun."""
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other commands from writing into a run folder meanwhile; a killed process leaves nothing that blocks.
+
+    Rank 0 holds the lock for all ranks of its command.
+
+    Raises:
+        RunInUseError: Another command is training or evaluating there.
+    """
+    if not console.is_main_process():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_NAME, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise RunInUseError(
+            f"Another command is training or evaluating in {folder} right now; wait until it has ended, or give this "
+            "run a name of its own with name=NAME."
+        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        console.status("lock", f"{folder} has no file locks: see to it that no other command uses it meanwhile")
+    try:
+        yield
+    finally:
+        lock.release()

@@ -14,7 +14,7 @@ from retro_lab.artifacts.manifest import write_json
 from retro_lab.config.plain import plain
 from retro_lab.errors import ArtifactError, ConfigurationError
 from retro_lab.launch.provenance import provenance
-from retro_lab.launch.run_folder import run_folder
+from retro_lab.launch.run_folder import held, run_folder
 from retro_lab.model.retro import RetroModel
 from retro_lab.report.records import (
     RESULT_NAME,
@@ -44,9 +44,10 @@ def run(config: DictConfig) -> None:
     """Train and evaluate the model of `retrieval.k`, then report on the run folder."""
     k = config.retrieval.k
     check_training(config, k)
-    corpus = build_corpus(config)
-    train_model(config, k, run_folder(), corpus, build_database(config, corpus) if k else None)
-    report.run(config)
+    with held(run_folder()):
+        corpus = build_corpus(config)
+        train_model(config, k, run_folder(), corpus, build_database(config, corpus) if k else None)
+        report.run(config)
 
 
 def model_name(k: int) -> str:
