@@ -24,7 +24,7 @@ from retro_lab.config.explain import CONFIGURATION_ERRORS, explain_failure
 from retro_lab.config.help import group_help, help_text
 from retro_lab.config.roots import config_root
 from retro_lab.config.session import CONFIG_NAME, register
-from retro_lab.errors import RetroLabError
+from retro_lab.errors import ConfigurationError, RetroLabError, RunInUseError
 from retro_lab.launch.command import remember_command
 from retro_lab.launch.run_folder import remove_unused
 
@@ -43,6 +43,7 @@ def main() -> None:
     # Hydra would print its own errors and exit with 1; this has it raise them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        _check_working_directory()
         if any(argument in HELP_FLAGS for argument in sys.argv[1:]):
             _print_help([argument for argument in sys.argv[1:] if not argument.startswith("-")])
             sys.stdout.flush()  # what cannot be written is found here, and not at the interpreter's end
@@ -88,7 +89,9 @@ def run_task(config: DictConfig) -> None:
         importlib.import_module(f"retro_lab.tasks.{config.task.name}").run(config)
     except Exception as error:
         sentence = explain_failure(error)
-        if sweep:
+        if sweep and isinstance(error, RunInUseError):
+            console.error(str(error))
+        elif sweep:
             write_json(failure, {"error": sentence or traceback.format_exc()})
             console.error(sentence or f"{type(error).__name__}: {error}")
         elif sentence:
@@ -97,6 +100,13 @@ def run_task(config: DictConfig) -> None:
             _fail(sentence, _exit_code(error))
         else:
             raise
+
+
+def _check_working_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigurationError("The working directory was removed; change to one that exists.") from error
 
 
 def _print_help(words: list[str]) -> None:

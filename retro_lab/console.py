@@ -3,11 +3,16 @@
 Only rank 0 speaks, but for errors. Progress goes to standard error, so that standard output holds results alone.
 """
 
+import io
 import logging
 import os
+import sys
+import time
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Protocol
 
 from rich.console import Console
@@ -39,17 +44,47 @@ CHATTY_LIBRARIES = (
 )  # fmt: skip
 
 
+BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that show what stands around them in another order."""
+LINE_SECONDS = 30.0
+"""Seconds between lines on progress where standard error is no terminal."""
+
+
 def is_main_process() -> bool:
     """Tell whether this process is rank 0, or the only one."""
     return place().rank == 0
 
 
+class Messages(Console):
+    """Standard error, of which nobody need be at the other end any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Say no more, and go on; Rich itself would end the process."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 output = Console(quiet=not is_main_process())
-messages = Console(stderr=True)
+messages = Messages(stderr=True)
+
+
+def visible(text: str) -> str:
+    r"""Return text with characters that are commands to a terminal, and halves of pairs, as escapes such as `\x1b`."""
+    return "".join(
+        ascii(character)[1:-1]
+        if character not in "\n\t" and (unicodedata.category(character) in ("Cc", "Cs") or character in BIDIRECTIONAL)
+        else character
+        for character in text
+    )
 
 
 def quiet() -> None:
-    """Silence what libraries say and a user cannot act on; their errors stay."""
+    """Silence what libraries say and a user cannot act on; their errors stay.
+
+    No character that a result holds may end the run where the terminal's encoding lacks it.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     warnings.filterwarnings("ignore")
     for name in CHATTY_LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -64,13 +99,13 @@ def error(sentence: str) -> None:
     """Print an error, with the rank where several processes may have errors of their own."""
     rank = place().rank
     prefix = f"error on rank {rank}: " if rank else "error: "
-    messages.print(Text.assemble((prefix, "bold red"), sentence), soft_wrap=True)
+    messages.print(Text.assemble((prefix, "bold red"), visible(sentence)), soft_wrap=True)
 
 
 def status(subject: str, message: str) -> None:
     """Print one line of the form `subject  message`."""
     if is_main_process():
-        messages.print(Text.assemble((f"{subject:<11} ", "bold cyan"), message), soft_wrap=True)
+        messages.print(Text.assemble((f"{subject:<11} ", "bold cyan"), visible(message)), soft_wrap=True)
 
 
 class RateColumn(ProgressColumn):
@@ -89,7 +124,13 @@ class RateColumn(ProgressColumn):
 
 @contextmanager
 def progress(subject: str, unit: str, total: int, completed: int = 0) -> Iterator[Advance]:
-    """Show a bar with count, rate and time left; yields the function that advances it by a number of units."""
+    """Show a bar with count, rate and time left; yields the function that advances it by a number of units.
+
+    Where standard error is no terminal (a log file), a line every half minute says the same.
+    """
+    if not messages.is_terminal:
+        yield _lines(subject, unit, total, completed)
+        return
     columns = (
         TextColumn("[bold cyan]{task.description:<12}"), BarColumn(), MofNCompleteColumn(), RateColumn(unit),
         TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
@@ -103,3 +144,24 @@ def progress(subject: str, unit: str, total: int, completed: int = 0) -> Iterato
             bar.advance(task, count)
 
         yield advance
+
+
+def _lines(subject: str, unit: str, total: int, completed: int) -> Advance:
+    """Return a function that prints a line on progress every `LINE_SECONDS`, the first after as long."""
+    begun = said = time.monotonic()
+    done, last_note = completed, ""
+
+    def advance(count: int, note: str | None = None) -> None:
+        nonlocal done, said, last_note
+        done += count
+        last_note = last_note if note is None else note
+        now = time.monotonic()
+        if now - said < LINE_SECONDS:
+            return
+        said = now
+        rate = (done - completed) / (now - begun)
+        left = f"{timedelta(seconds=round((total - done) / rate))} left" if rate else ""
+        parts = [f"{done:,} of {total:,} {unit}", f"{rate:,.0f} {unit}/s", left, last_note]
+        status(subject, ", ".join(part for part in parts if part))
+
+    return advance

@@ -22,6 +22,10 @@ class ArtifactError(RetroLabError):
     """An artifact on disk that is missing, damaged, or cannot be written."""
 
 
+class RunInUseError(RetroLabError):
+    """A run folder that another command is writing to, whose outcome is that command's to note down."""
+
+
 class DivergenceError(RetroLabError, ArithmeticError):
     """A training of which loss, weights or scores are no longer finite: not a wrong command, but a failed run."""
 

@@ -2,7 +2,6 @@
 
 import difflib
 import errno
-import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -26,6 +25,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from retro_lab.artifacts.disk import no_room
 from retro_lab.config.catalog import FREE_GROUPS, all_settings, default_values, groups, option_settings, options
 from retro_lab.config.naming import override_key
 from retro_lab.config.schema import SCHEMA_SUFFIX
@@ -43,8 +43,6 @@ CONFIGURATION_ERRORS = (
 )  # fmt: skip
 """What Hydra and OmegaConf raise for mistakes of a user that show only once a run begins."""
 LITERAL = r" ${ begins a reference to another setting; write \${ where it is part of a text."
-SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
-"""Errors of the system that are none of the code: full disks, limits, permissions."""
 
 
 @contextmanager
@@ -110,8 +108,8 @@ def explain_failure(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, CONFIGURATION_ERRORS):
         return explain(error)
-    if isinstance(error, OSError) and error.errno in SURROUNDINGS:
-        return f"{error.filename or 'The output'} cannot be read or written: {os.strerror(error.errno)}."
+    if isinstance(error, OSError):
+        return _explain_disk(error)
     if not isinstance(error, InstantiationException):
         return None
     cause = error.__cause__
@@ -121,6 +119,20 @@ def explain_failure(error: Exception) -> str | None:
     if cause is None or isinstance(cause, CONFIGURABLE_CAUSES) or type(cause).__name__ == "MisconfigurationException":
         key = re.search(r"full_key: (?P<key>\S+)", str(error))
         return f"{key['key']}: {_sentence(cause or error)}" if key else _sentence(cause or error)
+    return None
+
+
+def _explain_disk(error: OSError) -> str | None:
+    """Say what is wrong with the place of a file; None for errors of the system that have other causes."""
+    if trouble := no_room(error):
+        return (
+            f"{trouble}{f' at {error.filename}' if error.filename else ''}: make room, then run the same command again."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+        return (
+            f"{error.filename} cannot be read or written ({error.strerror}); change its permissions, or choose another "
+            "folder with paths.outputs or paths.artifacts."
+        )
     return None
 
 

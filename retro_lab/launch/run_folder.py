@@ -1,12 +1,22 @@
 """The folder that a run writes to and resumes from."""
 
+import errno
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 
+from retro_lab import console
+from retro_lab.errors import RunInUseError
+
 HYDRA_NOTES = ".hydra"
+LOCK_NAME = ".lock"
+UNUSED = (HYDRA_NOTES, LOCK_NAME)
+"""What lies in a folder that no run has written anything to yet."""
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def run_folder() -> Path:
@@ -15,11 +25,42 @@ def run_folder() -> Path:
 
 
 def remove_unused(folder: Path) -> None:
-    """Remove the folder of a run that was refused if there is nothing in it but Hydra's notes on that run."""
+    """Remove the folder of a run that was refused if there is nothing in it but notes on that run."""
     with suppress(OSError):  # that of the refusal itself is the one to tell
-        if folder.resolve() == Path.cwd() or any(path.name != HYDRA_NOTES for path in folder.iterdir()):
+        if folder.resolve() == Path.cwd() or any(path.name not in UNUSED for path in folder.iterdir()):
             return
         shutil.rmtree(folder)
         parent = folder.parent
         if parent.resolve() != Path.cwd() and not any(parent.iterdir()):
             parent.rmdir()
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other commands from writing into a run folder meanwhile; a killed process leaves nothing that blocks.
+
+    Rank 0 holds the lock for all ranks of its command.
+
+    Raises:
+        RunInUseError: Another command is training or evaluating there.
+    """
+    if not console.is_main_process():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_NAME, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise RunInUseError(
+            f"Another command is training or evaluating in {folder} right now; wait until it has ended, or give this "
+            "run a name of its own with name=NAME."
+        ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        console.status("lock", f"{folder} has no file locks: see to it that no other command uses it meanwhile")
+    try:
+        yield
+    finally:
+        lock.release()

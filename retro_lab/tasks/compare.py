@@ -3,7 +3,7 @@
 from omegaconf import DictConfig
 
 from retro_lab.errors import ConfigurationError
-from retro_lab.launch.run_folder import run_folder
+from retro_lab.launch.run_folder import held, run_folder
 from retro_lab.tasks import report
 from retro_lab.tasks.build import build_corpus, build_database
 from retro_lab.tasks.checks import check_training
@@ -21,9 +21,10 @@ def run(config: DictConfig) -> None:
     if not config.retrieval.k:
         raise ConfigurationError("retrieval.k=0 is the baseline itself; use task=train, or a k of at least 1.")
     check_training(config, config.retrieval.k)
-    corpus = build_corpus(config)
-    database = build_database(config, corpus)
     run = run_folder()
-    train_model(config, 0, run, corpus, None)
-    train_model(config, config.retrieval.k, run, corpus, database)
-    report.run(config)
+    with held(run):
+        corpus = build_corpus(config)
+        database = build_database(config, corpus)
+        train_model(config, 0, run, corpus, None)
+        train_model(config, config.retrieval.k, run, corpus, database)
+        report.run(config)

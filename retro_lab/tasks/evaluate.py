@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from retro_lab import console
 from retro_lab.errors import ArtifactError, ConfigurationError
-from retro_lab.launch.run_folder import run_folder
+from retro_lab.launch.run_folder import held, run_folder
 from retro_lab.report.records import MODELS, RESULT_NAME, Evaluation, ModelRecord, load_result, write_result
 from retro_lab.tasks import report
 from retro_lab.tasks.assemble import build_model, build_trainer, sequences, windows
@@ -33,16 +33,18 @@ def run(config: DictConfig) -> None:
     """
     check_evaluation(config)
     run = run_folder()
-    records = {name: load_result(run / name / RESULT_NAME) for name in MODELS if (run / name / RESULT_NAME).is_file()}
-    if not records:
-        raise ArtifactError(f"{run} holds no trained model; train one with the same command and task=compare.")
-    corpus = build_corpus(config)
-    database = build_database(config, corpus) if any(record.k for record in records.values()) else None
-    for name, record in records.items():
-        check_scored(run / name, identity(config, record.k, corpus, database if record.k else None))
-    for name, record in records.items():
-        evaluate(config, record, wanted_neighbors(config, record.k), run / name, corpus, database)
-    report.run(config)
+    with held(run):
+        found = (name for name in MODELS if (run / name / RESULT_NAME).is_file())
+        records = {name: load_result(run / name / RESULT_NAME) for name in found}
+        if not records:
+            raise ArtifactError(f"{run} holds no trained model; train one with the same command and task=compare.")
+        corpus = build_corpus(config)
+        database = build_database(config, corpus) if any(record.k for record in records.values()) else None
+        for name, record in records.items():
+            check_scored(run / name, identity(config, record.k, corpus, database if record.k else None))
+        for name, record in records.items():
+            evaluate(config, record, wanted_neighbors(config, record.k), run / name, corpus, database)
+        report.run(config)
 
 
 def wanted_neighbors(config: DictConfig, k: int) -> list[int]:

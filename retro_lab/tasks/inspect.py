@@ -47,5 +47,7 @@ def _show(store: TokenStore, chunk: int, title: str, style: str) -> None:
     where = np.array([chunk])
     document = pq.read_table(store.documents_table, columns=["id"])["id"][int(store.document_of(where)[0])].as_py()
     text, whole = store.texts(where)[0], store.texts(where, 2)[0]
-    body = Text.assemble(text, (whole.removeprefix(text), "dim"))
-    console.output.print(Panel(body, title=Text(f"{title}, {document}"), title_align="left", border_style=style))
+    body = Text.assemble(console.visible(text), (console.visible(whole.removeprefix(text)), "dim"))
+    console.output.print(
+        Panel(body, title=Text(console.visible(f"{title}, {document}")), title_align="left", border_style=style)
+    )

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from retro_lab import console
 from retro_lab.artifacts.manifest import write_json
 from retro_lab.launch.provenance import provenance
-from retro_lab.launch.run_folder import run_folder
+from retro_lab.launch.run_folder import held, run_folder
 from retro_lab.model.retro import RetroModel
 from retro_lab.report.records import (
     RESULT_NAME,
@@ -41,9 +41,10 @@ def run(config: DictConfig) -> None:
     check_training(config, k)
     if k:
         check_start(config, run_folder())
-    corpus = build_corpus(config)
-    train_model(config, k, run_folder(), corpus, build_database(config, corpus) if k else None)
-    report.run(config)
+    with held(run_folder()):
+        corpus = build_corpus(config)
+        train_model(config, k, run_folder(), corpus, build_database(config, corpus) if k else None)
+        report.run(config)
 
 
 def model_name(k: int) -> str:

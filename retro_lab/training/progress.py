@@ -38,7 +38,8 @@ class TokenProgress(ProgressBar):
         if steps:
             look = self._step % LOSS_INTERVAL == 0 or self._step == trainer.max_steps
             self._advance(
-                steps * self.tokens_per_step, f"loss {trainer.callback_metrics['train/loss']:.3f}" if look else None
+                steps * self.tokens_per_step,
+                f"step {self._step:,}, loss {trainer.callback_metrics['train/loss']:.3f}" if look else None,
             )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

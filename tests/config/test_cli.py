@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from retro_lab import cli, console
-from retro_lab.errors import CorpusError
+from retro_lab.errors import CorpusError, DivergenceError, RunInUseError
 from retro_lab.launch.command import typed_command
 
 Task = Callable[[DictConfig], None]
@@ -301,3 +302,52 @@ def test_a_launcher_pickles_one_line_and_not_what_it_leads_to() -> None:
     pickled = cloudpickle.dumps(cli._hydra_main.__wrapped__)  # type: ignore[attr-defined]
     assert b"importlib" in pickled
     assert b"explain_failure" not in pickled
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EACCES, errno.EROFS])
+def test_a_disk_that_cannot_be_written_is_a_sentence(
+    number: int, command_line: CommandLine, stub_task: StubTask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub_task("train", Recorder({2: OSError(number, os.strerror(number), "outputs/x/metrics.csv")}))
+    assert command_line("task=train") == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert "outputs/x/metrics.csv" in printed
+    assert printed.count("\n") == 1
+
+
+def test_outputs_that_hydra_cannot_make_are_a_sentence(
+    command_line: CommandLine, stub_task: StubTask, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *arguments: Any, **settings: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    stub_task("train", Recorder())
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert command_line("task=train") == 2
+    assert "Permission denied" in capsys.readouterr().err
+
+
+def test_a_working_directory_that_was_removed_is_a_sentence(
+    command_line: CommandLine, workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = workspace / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert command_line("task=plan") == 2
+    assert "working directory was removed" in capsys.readouterr().err
+
+
+def test_training_that_diverged_has_an_exit_code_of_its_own(command_line: CommandLine, stub_task: StubTask) -> None:
+    stub_task("train", Recorder({2: DivergenceError("Training diverged.")}))
+    assert command_line("task=train") == 1
+
+
+def test_a_cell_that_another_command_runs_is_left_to_it(
+    command_line: CommandLine, stub_task: StubTask, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub_task("train", Recorder({2: RunInUseError("Another command is training there.")}))
+    command_line("-m", "task=train", "retrieval.k=2,4")
+    assert "Another command" in capsys.readouterr().err
+    assert not list(workspace.rglob("failed.json"))
