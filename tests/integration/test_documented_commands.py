@@ -22,6 +22,9 @@ DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"
 BLOCK = re.compile(r"^```(?:bash|sh|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 NOT_RUN = {
+    "srun --nodes 4 --ntasks-per-node 8 python -m retro_lab +experiment=quickstart task=build": "it needs SLURM; "
+    "test_command_line.py shares a build among processes with SLURM's variables",
+    "torchrun --nproc-per-node 8 -m retro_lab +experiment=quickstart task=build": "README.md has it with two ranks",
     "make test": "it runs this test",
     "source .venv/bin/activate": "it changes the shell; these tests already run in the environment",
     "make quickstart": "it installs; the command that it ends with is run by the next test",
