@@ -110,6 +110,7 @@ def _train(config: DictConfig, k: int, folder: Path, corpus: Corpus, database: D
         k=k,
         seed=config.seed,
         workers=config.data.workers,
+        overfit_batches=config.data.overfit_batches,
     )
     _announce(config, k, model, database, trainer, tokens_per_step, schedule, folder)
     folder.mkdir(parents=True, exist_ok=True)
