@@ -29,6 +29,12 @@ def test_every_option_composes_into_plain_values(group: str, option: str) -> Non
     assert plain(config)["paths"]["outputs"] == "outputs"
 
 
+@pytest.mark.parametrize("option", ["gpu", "ddp"])
+def test_a_trainer_that_is_chosen_wins_over_the_experiments(option: str) -> None:
+    trainer = compose(["+experiment=quickstart", f"trainer={option}"]).trainer
+    assert (trainer.accelerator, trainer.precision) == ("gpu", "bf16-mixed")
+
+
 @pytest.mark.parametrize(("group", "option"), shipped("sweep"))
 def test_every_cell_of_every_sweep_composes(group: str, option: str) -> None:
     arguments = complete([f"+{group}={option}"])
