@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 from in_process import REPOSITORY, furnish, run, small
 
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -24,6 +23,7 @@ NOT_RUN = {
 }
 NEEDS_THE_HUB = {"corpus=massivetext_like"}
 """Such a command is composed, and goes no further: tests/corpus reads these corpora from files of the same layout."""
+
 
 @dataclass(frozen=True)
 class Command:

@@ -119,10 +119,23 @@ def test_checkpointed_activations_train_to_the_same_weights(train) -> None:
         for value in (False, True)
     ]
     weights = [
-        torch.load(record.folder / "retro/checkpoints/last.ckpt", weights_only=True)["state_dict"]
-        for record in records
+        torch.load(record.folder / "retro/checkpoints/last.ckpt", weights_only=True)["state_dict"] for record in records
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_retrofit_from_another_baseline_is_not_taken_for_the_same(train, workplace: Path) -> None:
+    """Wherever the baseline's path comes from, its weights are part of the run's identity."""
+    train("fitted", "init=retrofit", "logger=none")
+    own = workplace / "outputs/fitted/baseline/checkpoints/last.ckpt"
+    given = shutil.copy(own, workplace / "baseline.ckpt")
+    train("fitted-given", "init=retrofit", "logger=none", f"init.checkpoint={given}")
+    state = torch.load(own, weights_only=True)
+    next(iter(state["state_dict"].values())).add_(1)
+    for path, name, extra in ((own, "fitted", []), (Path(given), "fitted-given", [f"init.checkpoint={given}"])):
+        torch.save(state, path)
+        with pytest.raises(AssertionError, match=r"other settings \(init\.checkpoint: "):
+            train(name, "init=retrofit", "logger=none", *extra)
 
 
 def _metrics(folder: Path) -> list[dict[str, str]]:
