@@ -26,7 +26,7 @@ from retro_lab.config.roots import config_root
 from retro_lab.config.session import CONFIG_NAME, register
 from retro_lab.errors import ConfigurationError, RetroLabError, RunInUseError
 from retro_lab.launch.command import remember_command
-from retro_lab.launch.run_folder import remove_unused
+from retro_lab.launch.run_folder import HYDRA_NOTES, note_configuration, remove_unused
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -92,6 +92,8 @@ def run_task(config: DictConfig) -> None:
         if sweep and isinstance(error, RunInUseError):
             console.error(str(error))
         elif sweep:
+            if not (failure.parent / HYDRA_NOTES).is_dir():  # by which the sweep's table knows the cell
+                note_configuration(config)
             write_json(failure, {"error": sentence or traceback.format_exc()})
             console.error(sentence or f"{type(error).__name__}: {error}")
         elif sentence:

@@ -26,15 +26,6 @@ def run_dir(*, _root_: DictConfig) -> str:
     return f"{_root_.paths.outputs}/{run_name(_root_=_root_)}"
 
 
-def record_dir(*, _root_: DictConfig) -> str | None:
-    """Resolve `${record_dir:}`: where, in its folder, a run notes its configuration down.
-
-    Commands that only read a run leave the note of how it was trained alone.
-    """
-    reads = _root_.task.name in (*FOLDERLESS_TASKS, "report")
-    return None if reads and _root_.hydra.mode != RunMode.MULTIRUN else ".hydra"
-
-
 def cell_name(*axes: str, _root_: DictConfig) -> str:
     """Resolve `${cell_name:AXIS,...}`: what is special about a cell, on those axes and on the sweep file's own."""
     overrides = _run_overrides(_root_)
@@ -76,11 +67,6 @@ def middle_layer(*, _root_: DictConfig) -> int:
     return max(1, int(_root_.size.layers) // 2)
 
 
-def equal_widths(*, _root_: DictConfig) -> bool:
-    """Resolve `${equal_widths:}`: whether decoder and encoder are of one width, and can share their embeddings."""
-    return bool(_root_.size.width == _root_.size.encoder_width)
-
-
 def tasks_per_node(*, _root_: DictConfig) -> int:
     """Resolve `${tasks_per_node:}`: the processes that SLURM starts on a node, one for each device.
 
@@ -99,8 +85,7 @@ def gpus_per_node(*, _root_: DictConfig) -> int | None:
 
 
 RESOLVERS = (
-    run_name, run_dir, record_dir, cell_name, group_name, tokens_of_steps, layers_from, middle_layer, equal_widths,
-    tasks_per_node, gpus_per_node,
+    run_name, run_dir, cell_name, group_name, tokens_of_steps, layers_from, middle_layer, tasks_per_node, gpus_per_node,
 )  # fmt: skip
 
 

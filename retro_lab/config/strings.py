@@ -18,6 +18,8 @@ from retro_lab.config.catalog import all_settings
 from retro_lab.config.naming import override_key
 
 TEXT_TYPES = ("str", "str | None")
+YAML_NUMBER = re.compile(r"(?<![^\[,\s])[+-]?\.(nan|inf)\b", re.IGNORECASE)
+"""YAML's `.nan` and `.inf`, which Hydra's grammar takes for text and knows as `nan` and `inf`."""
 WITH_COMMAS = ("index.factory", "index.search")
 """Settings whose single values have commas; at others a comma separates several values, which want -m."""
 
@@ -35,6 +37,11 @@ def takes_text(key: str) -> bool:
     return key in all_settings() and all_settings()[key].type in TEXT_TYPES
 
 
+def takes_numbers(key: str) -> bool:
+    """Tell whether the values of a setting are real numbers."""
+    return key in all_settings() and "float" in all_settings()[key].type
+
+
 def shell_override(key: str, value: str) -> str:
     """Write an override for the shell whose value is a text whatever it looks like."""
     override = f"{key}={_quoted(value)}"
@@ -45,11 +52,17 @@ def shell_override(key: str, value: str) -> str:
 def _as_typed(override: str, multirun: bool) -> str:
     start, equals, value = override.partition("=")
     key = override_key(override)
+    if equals and takes_numbers(key):
+        return f"{start}={YAML_NUMBER.sub(_without_dot, value)}"
     if not equals or not takes_text(key):
         return override
     several = multirun and not re.search(r"""['"(]""", value)
     values = value.split(",") if several else [value]
     return f"{start}={','.join(_text(key, one, multirun) for one in values)}"
+
+
+def _without_dot(number: re.Match[str]) -> str:
+    return number[0].replace(".", "")
 
 
 def _text(key: str, value: str, multirun: bool) -> str:

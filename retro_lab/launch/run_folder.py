@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from retro_lab import console
 from retro_lab.errors import RunInUseError
@@ -22,6 +23,21 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 def run_folder() -> Path:
     """Return the folder of the job that Hydra is running: `hydra.run.dir`, or the cell's in a multirun."""
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+def note_configuration(config: DictConfig) -> None:
+    """Note down, in the run's folder, what it is configured by: where Hydra would, but not before it is known to begin.
+
+    A command that is refused, because its settings are not those of the run in its folder, leaves that run's notes.
+    """
+    if not console.is_main_process():
+        return
+    hydra = HydraConfig.get()
+    notes = {"config": config, "overrides": hydra.overrides.task, "hydra": OmegaConf.create({"hydra": hydra})}
+    folder = run_folder() / HYDRA_NOTES
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, note in notes.items():
+        OmegaConf.save(note, folder / f"{name}.yaml")
 
 
 def remove_unused(folder: Path) -> None:

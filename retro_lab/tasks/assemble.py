@@ -51,11 +51,8 @@ def build_trainer(
     interval = max(1, round(steps / max(1, config.evaluation.curve_points)))
     configured = [instantiate(node) for node in _in_folder(config.callbacks, folder)]
     loggers = build_loggers(_in_folder(config.logger, folder), folder) if logging else []
-    # An evaluation, which logs nothing, is of all held-out documents even where training is of one batch.
-    whole = {} if logging else {"overfit_batches": 0.0}
     trainer: pl.Trainer = instantiate(
         config.trainer,
-        **whole,
         max_steps=steps,
         val_check_interval=interval * batches_per_step,
         check_val_every_n_epoch=None,

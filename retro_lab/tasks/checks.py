@@ -10,9 +10,9 @@ from omegaconf import DictConfig, ListConfig
 
 from retro_lab.errors import ConfigurationError
 from retro_lab.tasks.assemble import model_settings
+from retro_lab.tasks.identity import start_checkpoint
 from retro_lab.tasks.memory import check_memory
 from retro_lab.tasks.ranges import check_values
-from retro_lab.training.checkpoints import CHECKPOINT
 from retro_lab.training.compiled import check_compiler
 from retro_lab.training.limits import check_trainer_settings
 from retro_lab.training.precision import checked_precision, on_processor
@@ -105,8 +105,8 @@ def check_start(config: DictConfig, run: Path) -> None:
     Raises:
         ConfigurationError: There is no such file.
     """
-    checkpoint = Path(config.init.checkpoint or run / "baseline" / CHECKPOINT)
-    if config.init.name == "retrofit" and not checkpoint.is_file():
+    checkpoint = start_checkpoint(config, run)
+    if checkpoint is not None and not checkpoint.is_file():
         raise ConfigurationError(
             f"init=retrofit starts from a trained baseline, and there is no {checkpoint}; set init.checkpoint to the "
             "baseline's, or train both with task=compare."

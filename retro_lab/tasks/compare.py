@@ -7,7 +7,7 @@ from retro_lab.launch.run_folder import held, run_folder
 from retro_lab.tasks import report
 from retro_lab.tasks.build import build_corpus, build_database
 from retro_lab.tasks.checks import check_training
-from retro_lab.tasks.train import train_model
+from retro_lab.tasks.train import begin, train_model
 
 
 def run(config: DictConfig) -> None:
@@ -25,6 +25,7 @@ def run(config: DictConfig) -> None:
     with held(run):
         corpus = build_corpus(config)
         database = build_database(config, corpus)
+        begin(config, [0, config.retrieval.k], run, corpus, database)
         train_model(config, 0, run, corpus, None)
         train_model(config, config.retrieval.k, run, corpus, database)
         report.run(config)

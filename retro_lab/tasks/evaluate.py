@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from retro_lab import console
 from retro_lab.errors import ArtifactError, ConfigurationError
-from retro_lab.launch.run_folder import held, run_folder
+from retro_lab.launch.run_folder import held, note_configuration, run_folder
 from retro_lab.report.records import MODELS, RESULT_NAME, Evaluation, ModelRecord, load_result, write_result
 from retro_lab.tasks import report
 from retro_lab.tasks.assemble import build_model, build_trainer, sequences, windows
@@ -42,6 +42,7 @@ def run(config: DictConfig) -> None:
         database = build_database(config, corpus) if any(record.k for record in records.values()) else None
         for name, record in records.items():
             check_scored(run / name, identity(config, record.k, corpus, database if record.k else None))
+        note_configuration(config)
         for name, record in records.items():
             evaluate(config, record, wanted_neighbors(config, record.k), run / name, corpus, database)
         report.run(config)

@@ -9,7 +9,9 @@ from omegaconf import DictConfig
 from retro_lab.artifacts.fingerprint import differences, file_checksum
 from retro_lab.config.plain import plain
 from retro_lab.errors import ArtifactError, ConfigurationError
+from retro_lab.launch.run_folder import run_folder
 from retro_lab.tasks.build import Corpus, Database
+from retro_lab.training.checkpoints import CHECKPOINT
 
 IDENTITY_NAME = "run.json"
 OWN_NAME = "give this run a name of its own with name=NAME, or delete that folder"
@@ -21,14 +23,20 @@ def identity(config: DictConfig, k: int, corpus: Corpus, database: Database | No
     """All that decides what is trained: a folder is resumed or reused only by a run for which this is the same."""
     sections = {name: plain(config[name]) for name in ("size", "model", "init", "optimizer", "schedule", "data")}
     sections["data"].pop("workers")
-    if (path := sections["init"]["checkpoint"]) is not None and Path(path).is_file():
-        sections["init"]["checkpoint"] = file_checksum(Path(path))  # its path may stay while its weights change
+    start = start_checkpoint(config, run_folder()) if k else None
+    if start is not None and start.is_file():
+        sections["init"]["checkpoint"] = file_checksum(start)  # its path may stay while its weights change
     inputs = {"tokens": corpus.stores["train"].artifact.fingerprint}
     if database is not None:
         inputs["neighbors"] = database.neighbors["train"].fingerprint
         sections["retrieval"] = {"k": k, "value": config.retrieval.value}
     precision = str(config.trainer.get("precision", "32-true"))
     return {**sections, "seed": config.seed, "trainer": {"precision": precision}, "inputs": inputs}
+
+
+def start_checkpoint(config: DictConfig, run: Path) -> Path | None:
+    """Return the checkpoint of the baseline that a RETRO in a run folder starts from; None for random weights."""
+    return Path(config.init.checkpoint or run / "baseline" / CHECKPOINT) if config.init.name == "retrofit" else None
 
 
 def check_identity(folder: Path, wanted: dict[str, Any], advice: str = OWN_NAME) -> None:

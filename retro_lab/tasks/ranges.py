@@ -22,6 +22,7 @@ DECAY: Rule = (lambda value: 0 <= value < 1, "is a rate of decay, at least 0 and
 RANGES: dict[str, Rule] = {
     "data.sequence_length": POSITIVE,
     "data.batch_size": POSITIVE,
+    "data.overfit_batches": POSITIVE,
     "data.workers": NOT_NEGATIVE,
     "optimizer.lr": POSITIVE,
     "optimizer.betas": DECAY,

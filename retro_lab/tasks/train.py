@@ -1,5 +1,6 @@
 """`task=train`: train one model, RETRO or (with `retrieval.k=0`) its baseline, and evaluate it."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -9,7 +10,7 @@ from omegaconf import DictConfig
 from retro_lab import console
 from retro_lab.artifacts.manifest import write_json
 from retro_lab.launch.provenance import provenance
-from retro_lab.launch.run_folder import held, run_folder
+from retro_lab.launch.run_folder import held, note_configuration, run_folder
 from retro_lab.model.retro import RetroModel
 from retro_lab.report.records import (
     RESULT_NAME,
@@ -25,7 +26,7 @@ from retro_lab.tasks.assemble import build_model, build_trainer, sequences, wind
 from retro_lab.tasks.build import Corpus, Database, build_corpus, build_database
 from retro_lab.tasks.checks import check_start, check_training
 from retro_lab.tasks.evaluate import evaluate, missing_evaluations
-from retro_lab.tasks.identity import IDENTITY_NAME, check_identity, identity
+from retro_lab.tasks.identity import IDENTITY_NAME, check_identity, identity, start_checkpoint
 from retro_lab.training.checkpoints import CHECKPOINT, resumable
 from retro_lab.training.data import RetroDataModule
 from retro_lab.training.divergence import DivergenceGuard
@@ -43,7 +44,9 @@ def run(config: DictConfig) -> None:
         check_start(config, run_folder())
     with held(run_folder()):
         corpus = build_corpus(config)
-        train_model(config, k, run_folder(), corpus, build_database(config, corpus) if k else None)
+        database = build_database(config, corpus) if k else None
+        begin(config, [k], run_folder(), corpus, database)
+        train_model(config, k, run_folder(), corpus, database)
         report.run(config)
 
 
@@ -52,14 +55,23 @@ def model_name(k: int) -> str:
     return "retro" if k else "baseline"
 
 
+def begin(config: DictConfig, ks: Iterable[int], run: Path, corpus: Corpus, database: Database | None) -> None:
+    """Check the models that are there already, before any is trained, and note the configuration down.
+
+    Raises:
+        ConfigurationError: A folder holds a model that was trained with other settings or on other data.
+    """
+    for k in ks:
+        check_identity(run / model_name(k), identity(config, k, corpus, database if k else None))
+    note_configuration(config)
+
+
 def train_model(config: DictConfig, k: int, run: Path, corpus: Corpus, database: Database | None) -> ModelRecord:
     """Train and evaluate the model with `k` neighbors in its folder below `run`; do only what is not done yet.
 
-    Raises:
-        ConfigurationError: The folder holds a model that was trained with other settings or on other data.
+    What is there already is taken for the model wanted: `begin` has checked it.
     """
     folder = run / model_name(k)
-    check_identity(folder, identity(config, k, corpus, database))
     result = folder / RESULT_NAME
     if result.is_file():
         record = load_result(result)
@@ -77,8 +89,9 @@ def _train(config: DictConfig, k: int, folder: Path, corpus: Corpus, database: D
     pl.seed_everything(config.seed, verbose=False)
     model = build_model(config, k, corpus)
     model.checkpoint_activations(config.compute.checkpoint_activations)
-    if config.init.name == "retrofit" and k:
-        load_baseline_weights(model, Path(config.init.checkpoint or folder.parent / "baseline" / CHECKPOINT))
+    start = start_checkpoint(config, folder.parent) if k else None
+    if start is not None:
+        load_baseline_weights(model, start)
         freeze_all_but_retrieval(model)
     tokens_per_step = config.data.sequence_length * config.data.batch_size
     steps = max(1, round(config.schedule.tokens / tokens_per_step))
@@ -110,6 +123,7 @@ def _train(config: DictConfig, k: int, folder: Path, corpus: Corpus, database: D
         k=k,
         seed=config.seed,
         workers=config.data.workers,
+        overfit_batches=config.data.overfit_batches,
     )
     _announce(config, k, model, database, trainer, tokens_per_step, schedule, folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -47,14 +47,16 @@ class TrainingBatches(IterableDataset[TrainingBatch]):
         accumulated: int = 1,
         rank: int = 0,
         world: int = 1,
+        repeated: int | None = None,
     ) -> None:
-        """Give rank `rank` of `world` pieces of `piece_size` sequences.
+        """Give rank `rank` of `world` pieces of `piece_size` sequences; the first `repeated` batches again and again.
 
         Raises:
             CorpusError: The corpus is shorter than one sequence.
         """
         self.sequences, self.piece_size, self.k, self.seed = sequences, piece_size, k, seed
         self.start_step, self.accumulated, self.rank, self.world = start_step, accumulated, rank, world
+        self.repeated = repeated
         self.sequence_count = sequences.store.chunks // sequences.chunks_per_sequence
         if self.sequence_count == 0:
             raise CorpusError(
@@ -64,6 +66,8 @@ class TrainingBatches(IterableDataset[TrainingBatch]):
 
     def global_batches(self, steps: np.ndarray) -> np.ndarray:
         """Return the first chunks of all sequences of steps, [steps, accumulated, world, piece_size]."""
+        if self.repeated is not None:
+            steps = steps % self.repeated
         shape = (self.accumulated, self.world, self.piece_size)
         places = steps[:, None] * np.prod(shape) + np.arange(np.prod(shape))
         epochs, places = np.divmod(places, self.sequence_count)

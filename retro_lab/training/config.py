@@ -13,6 +13,8 @@ class DataConfig:
     """Tokens in a training sequence: the paper's n, a multiple of `model.chunk_length`."""
     batch_size: int = 256
     """Sequences in one optimiser step, over all devices and accumulated batches."""
+    overfit_batches: int | None = None
+    """Train on the first so many batches again and again, as `debug=overfit` does on one; null takes all the text."""
     workers: int = 0
     """Processes that assemble batches; 0 assembles them in the training process."""
 

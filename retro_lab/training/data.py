@@ -15,12 +15,24 @@ class RetroDataModule(pl.LightningDataModule):
     """Batches of one split to train on, and windows of another to score."""
 
     def __init__(
-        self, train: Sequences, validation: Windows, *, batch_size: int, k: int, seed: int, workers: int
+        self,
+        train: Sequences,
+        validation: Windows,
+        *,
+        batch_size: int,
+        k: int,
+        seed: int,
+        workers: int,
+        overfit_batches: int | None = None,
     ) -> None:
-        """Train on global batches of `batch_size` sequences of `train` with k neighbors; validate on `validation`."""
+        """Train on global batches of `batch_size` sequences of `train` with k neighbors; validate on `validation`.
+
+        With `overfit_batches`, training comes back to the first after so many.
+        """
         super().__init__()
         self.train, self.validation = train, validation
         self.batch_size, self.k, self.seed, self.workers = batch_size, k, seed, workers
+        self.overfit_batches = overfit_batches
 
     def train_dataloader(self) -> DataLoader[TrainingBatch]:
         """Start at the batch that the trainer, which may have resumed, comes to next.
@@ -45,6 +57,7 @@ class RetroDataModule(pl.LightningDataModule):
             accumulated=accumulated,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
+            repeated=self.overfit_batches,
         )
         return DataLoader(
             batches,

@@ -14,6 +14,7 @@ INSTEAD = {
     "min_steps": TOKENS,
     "min_epochs": TOKENS,
     "limit_train_batches": TOKENS,
+    "overfit_batches": "data.overfit_batches trains on the first so many batches again and again",
     "limit_val_batches": CURVE,
     "val_check_interval": CURVE,
     "check_val_every_n_epoch": CURVE,

@@ -61,6 +61,21 @@ def test_a_changed_setting_builds_anew_and_says_why(store, capsys):
     assert "because note: 'a' -> 'b'" in " ".join(capsys.readouterr().err.split())
 
 
+def test_another_version_of_a_library_builds_anew_and_says_so(store, monkeypatch, capsys):
+    class Counted(Squares):
+        def libraries(self):
+            return {"faiss": 2}
+
+    monkeypatch.setattr(faiss, "__version__", "1.8.0")
+    first = store.build(Counted())
+    monkeypatch.setattr(faiss, "__version__", "1.9.1")
+    assert ArtifactStore(store.root).build(Counted()).folder != first.folder
+    assert "because faiss: '1.8' -> '1.9'" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr(faiss, "__version__", "1.9.2")  # no part of the version that counts
+    ArtifactStore(store.root).build(Counted())
+    assert "building" not in capsys.readouterr().err
+
+
 def test_artifacts_side_by_side_are_no_reason_for_each_other(store, capsys):
     store.build(Squares())
     store.build(Squares(version_note="b"))

@@ -91,12 +91,6 @@ def test_tasks_of_a_run_share_its_folder(task: str) -> None:
 def test_tasks_that_write_no_run_make_no_folder(task: str) -> None:
     config = composed(QUICKSTART, f"task={task}")
     assert config.hydra.run.dir == "."
-    assert config.hydra.output_subdir is None
-
-
-def test_reading_a_run_leaves_the_note_of_its_configuration_alone() -> None:
-    assert composed("task=report").hydra.output_subdir is None
-    assert composed("task=train").hydra.output_subdir == ".hydra"
 
 
 def test_a_name_takes_the_place_of_the_overrides() -> None:

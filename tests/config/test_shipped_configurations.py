@@ -7,7 +7,6 @@ from retro_lab.config import catalog
 from retro_lab.config.arguments import complete
 from retro_lab.config.compose import compose
 from retro_lab.config.plain import plain
-from retro_lab.tasks.assemble import model_settings
 
 GIVEN = {"local": ["corpus.path=text.jsonl"], "pretrained": ["tokenizer.name=gpt2"], "every_3_from_6": ["size=172m"]}
 """What some options leave to the user, or need."""
@@ -28,6 +27,12 @@ def shipped(*groups: str) -> list[tuple[str, str]]:
 def test_every_option_composes_into_plain_values(group: str, option: str) -> None:
     config = compose([f"{group}={option}", *GIVEN.get(option, [])])
     assert plain(config)["paths"]["outputs"] == "outputs"
+
+
+@pytest.mark.parametrize("option", ["gpu", "ddp"])
+def test_a_trainer_that_is_chosen_wins_over_the_experiments(option: str) -> None:
+    trainer = compose(["+experiment=quickstart", f"trainer={option}"]).trainer
+    assert (trainer.accelerator, trainer.precision) == ("gpu", "bf16-mixed")
 
 
 @pytest.mark.parametrize(("group", "option"), shipped("sweep"))
@@ -76,13 +81,6 @@ def test_the_user_wins_over_a_debug_preset() -> None:
 def test_a_tokenizer_that_is_chosen_wins_over_the_experiment(experiment: str, option: str) -> None:
     chosen = compose([f"+experiment={experiment}", f"tokenizer={option}", *GIVEN.get(option, [])]).tokenizer
     assert chosen == compose([f"tokenizer={option}", *GIVEN.get(option, [])]).tokenizer
-
-
-@pytest.mark.parametrize("size", catalog.options("size"))
-def test_every_size_makes_a_model_of_the_quickstart(size: str) -> None:
-    chosen, model = model_settings(compose(["+experiment=quickstart", f"size={size}"]), 2)
-    assert model.shared_embeddings == (chosen.width == chosen.encoder_width)
-    assert compose(["+experiment=quickstart"]).model.shared_embeddings is True
 
 
 def test_the_experiments_vocabularies_are_theirs_and_can_be_overridden() -> None:

@@ -99,7 +99,10 @@ def test_the_second_run_reuses_everything_and_says_so(workplace, compared, embed
 
 
 def test_other_settings_under_the_same_name_are_refused(workplace, compared, embedder):
+    notes = {path: path.read_bytes() for path in (workplace / "outputs" / "whole" / ".hydra").iterdir()}
+    assert {path.name for path in notes} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
     refused = run(workplace, embedder, "name=whole", "optimizer.lr=0.5", check=2)
+    assert {path: path.read_bytes() for path in notes} == notes
     assert "optimizer.lr" in refused.stderr
     assert "name=" in refused.stderr
 
@@ -212,6 +215,7 @@ def test_ranks_of_torchrun_share_a_build_and_one_of_them_speaks(workplace, compa
     assert done.returncode == 0, done.stderr
     assert checksums(workplace / "by_torchrun") == checksums(workplace / "artifacts")
     assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["train", "validation", "index"]
+    assert done.stdout.splitlines()[-1].endswith("recall@10 1.0")
     begun = [line.split()[0] for line in done.stderr.splitlines() if "building" in line or "reusing" in line]
     assert len(begun) == len(list(workplace.glob("artifacts/*/*/manifest.json")))
 

@@ -189,6 +189,8 @@ def test_building_twice_gives_the_same_bytes(build, factory, tmp_path):
     ("settings", "sentence"),
     [
         ({"factory": "Flatt"}, r"index\.factory=Flatt is not a FAISS factory string.*width 32"),
+        ({"factory": "IVF16,PQ48x4fs,Refine(SQ8)"}, r"into 48 pieces, which .* width 32 .*such as PQ32 for PQ48"),
+        ({"factory": "IVF16,PQ12"}, r"into 12 pieces, which .* width 32 .*such as PQ8 for PQ12"),
         ({"factory": "Flat", "metric": "l3"}, r"index\.metric=l3 is not one of l2, inner_product, cosine"),
         ({"factory": "Flat", "recall": 95}, r"index\.recall=95 is not above 0 and at most 1"),
         ({"factory": "IVF16,Flat", "search": "nprobes=3"}, r"index\.search=nprobes=3 cannot be set"),

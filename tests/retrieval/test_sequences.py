@@ -189,6 +189,16 @@ def test_resuming_gives_the_same_next_batches_with_any_number_of_workers(sequenc
         assert all(torch.equal(piece["batch"][name], expected["batch"][name]) for name in expected["batch"])
 
 
+@given(st.integers(1, 3), st.integers(0, 9), st.integers(1, 3))
+def test_the_first_batches_are_repeated_wherever_a_run_resumes(sequences, repeated, start_step, accumulated):
+    shape = {"accumulated": accumulated, "world": 2, "rank": 1}
+    first = list(islice(TrainingBatches(sequences, 2, 0, 3, **shape), repeated * accumulated))
+    resumed = TrainingBatches(sequences, 2, 0, 3, start_step=start_step, repeated=repeated, **shape)
+    for number, piece in enumerate(islice(resumed, 7), start_step * accumulated):
+        expected = first[number % len(first)]["batch"]
+        assert torch.equal(piece["batch"]["tokens"], expected["tokens"])
+
+
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
 def test_each_piece_knows_the_text_tokens_of_its_global_batch(sequences, accumulated, world, piece_size):
     shape = {"accumulated": accumulated, "world": world}

@@ -28,6 +28,9 @@ def test_no_setting_takes_what_is_no_number_of_its_kind(key: str, value: float) 
     ("overrides", "sentence"),
     [
         ("optimizer.lr=nan", r"optimizer\.lr must be a finite number, not nan"),
+        ("optimizer.lr=.nan", r"optimizer\.lr must be a finite number, not nan"),
+        ("schedule.tokens=-.inf", r"schedule\.tokens must be a finite number, not -inf"),
+        ("optimizer.betas=[0.9,.NaN]", r"optimizer\.betas must be a finite number, not nan"),
         ("optimizer.betas=[0.9,1.0]", r"optimizer\.betas is a rate of decay, at least 0 and below 1, not 1\.0"),
         ("schedule.tokens=0", r"schedule\.tokens must be positive, not 0\.0"),
         ("schedule.final_ratio=2", r"schedule\.final_ratio is a share, from 0 to 1, not 2\.0"),

@@ -1,0 +1,61 @@
+"""Commands of the real command line in the process of the tests, made small, on a corpus that is made in a moment."""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+
+from retro_lab import cli
+
+REPOSITORY = Path(__file__).parents[2]
+CORPUS = "my.jsonl"
+EMBEDDER = "embedder"
+SMALL = {
+    "corpus.max_bytes": "4e4",
+    "corpus.validation_fraction": "0.4",
+    "tokenizer.vocabulary_size": "300",
+    "data.sequence_length": "64",
+    "evaluation.stride": "32",
+    "evaluation.curve_points": "1",
+    "evaluation.curve_tokens": "200",
+    "size.width": "16",
+    "size.ffw_width": "32",
+    "size.layers": "1",
+    "size.cca_layers": "[1]",
+    "size.encoder_layers": "1",
+    "size.encoder_width": "16",
+    "size.encoder_ffw_width": "32",
+    "schedule.tokens": "512",
+    "schedule.warmup_steps": "2",
+}
+
+
+def furnish(folder: Path, tiny_bert: Path) -> Path:
+    """Put a corpus of the user's own and a small embedder into a folder to work in."""
+    sources = sorted((REPOSITORY / "retro_lab").rglob("*.py"))[:40]
+    rows = [{"text": path.read_text(encoding="utf-8")[:2000]} for path in sources if path.stat().st_size]
+    (folder / CORPUS).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (folder / EMBEDDER).symlink_to(tiny_bert)
+    return folder
+
+
+def small(arguments: Iterable[str]) -> list[str]:
+    """Return the overrides that make a command small, but for those that it gives itself."""
+    given = {argument.partition("=")[0].lstrip("+~") for argument in arguments}
+    settings = {key: value for key, value in SMALL.items() if key not in given}
+    return [*(f"{key}={value}" for key, value in settings.items()), f"embedder.model={EMBEDDER}"]
+
+
+def run(arguments: Iterable[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run the command line in this process, which has torch loaded, and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["retro-lab", *arguments])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        HydraConfig.instance().cfg = None
+    return 0
