@@ -101,7 +101,7 @@ class DecontaminationStage(Stage):
     """
 
     name = "decontamination"
-    version = 2
+    version = 3
     unit = "documents"
 
     def __init__(self, documents: Artifact, held_out: Artifact, similarity: float) -> None:

@@ -13,6 +13,7 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from retro_lab.artifacts.fingerprint import file_checksum
+from retro_lab.corpus.compression import use_whole_streams
 from retro_lab.corpus.documents import valid_unicode
 from retro_lab.corpus.local_rows import PARQUET_ROWS
 from retro_lab.errors import CorpusError
@@ -93,6 +94,7 @@ class HubDataset:
 
     @cached_property
     def _builder(self) -> datasets.DatasetBuilder:
+        use_whole_streams()
         revision = None if self.folder else self._info.sha
         try:
             builder = datasets.load_dataset_builder(

@@ -3,7 +3,7 @@
 Parquet and Arrow go through `datasets`. JSON and text do not: its JSON reader ends the file at one bad line, one byte
 that is not UTF-8 or one lone surrogate, turns text that looks like a date into a date, and forces the first file's
 columns on all others; its text reader decodes compressed files strictly, whatever `encoding_errors` says. What is used
-instead is what lies below it: fsspec's decompression and the standard JSON parser, one line at a time.
+instead is what lies below it: decompression and the standard JSON parser, one line at a time.
 """
 
 import codecs
@@ -14,8 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO, TypeVar
 
-import fsspec.compression
-
+from retro_lab.corpus.compression import DECOMPRESSORS, WholeStreams
 from retro_lab.corpus.documents import TOO_LONG, UNREADABLE
 from retro_lab.corpus.local_files import LocalFile
 from retro_lab.errors import CorpusError
@@ -165,8 +164,5 @@ def _decoded(content: bytes) -> str:
 @contextmanager
 def _opened(file: LocalFile) -> Iterator[io.BufferedReader]:
     """Open a file for reading its decompressed bytes."""
-    if file.compression not in fsspec.compression.compr:
-        raise CorpusError(f"{file.name}: {file.compression} cannot be read here; run `pip install zstandard`.")
-    with file.path.open("rb") as raw, fsspec.compression.compr[file.compression](raw, mode="rb") as stream:
-        # zstandard's reader has no lines of its own.
-        yield io.BufferedReader(stream) if file.compression else stream
+    with file.path.open("rb") as raw:
+        yield io.BufferedReader(WholeStreams(raw, DECOMPRESSORS[file.compression])) if file.compression else raw

@@ -44,6 +44,8 @@ class DocumentsWriter:
             self._flush()
 
     def _flush(self) -> None:
+        if not self._rows:  # the last document filled its group; a group without any would be a piece of no work
+            return
         self._writer.write_table(pa.Table.from_pylist(self._rows, schema=DOCUMENT_COLUMNS))
         self._rows, self._bytes = [], 0
 

@@ -41,6 +41,7 @@ class DocumentsStage(Stage):
     """Read a source once: drop what cannot be used, count it, and write each split's documents as Parquet."""
 
     name = "documents"
+    version = 2
     unit = "parts"
 
     def __init__(self, source: DocumentSource) -> None:
