@@ -258,11 +258,15 @@ def test_an_empty_corpus_is_refused(workplace, embedder):
     assert "empty.jsonl" in run(workplace, embedder, "corpus.path=empty.jsonl", "name=bad", check=2).stderr
 
 
-def test_a_corpus_shorter_than_a_chunk_is_refused(workplace, embedder):
+def test_documents_shorter_than_a_chunk_are_built_and_less_than_a_sequence_is_refused(workplace, embedder):
     rows = [json.dumps({"text": f"a {number}"}) for number in range(30)]
     (workplace / "short.jsonl").write_text("\n".join(rows))
-    refused = run(workplace, embedder, "corpus.path=short.jsonl", "name=bad", check=2)
-    assert "chunk" in refused.stderr.splitlines()[-1]
+    settings = [embedder, "corpus.path=short.jsonl", "decontamination=none", "retrieval.method=bm25"]
+    built = run(workplace, *settings, "task=build").stdout.splitlines()
+    assert built[0].startswith("train: 2")
+    assert built[1].startswith("validation: ")
+    refused = run(workplace, *settings, "data.sequence_length=512", "name=bad", check=2)
+    assert "less than one sequence of data.sequence_length=512" in refused.stderr.splitlines()[-1]
 
 
 def test_what_is_too_long_or_too_like_a_held_out_document_is_not_trained_on(tmp_path, workplace, embedder):
