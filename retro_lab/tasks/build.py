@@ -93,7 +93,7 @@ def build_corpus(config: DictConfig) -> Corpus:
     tokenizer = store.build(TokenizerStage(instantiate(config.tokenizer), documents))
     stores: dict[Split, TokenStore] = {}
     for split in SPLITS:
-        stage = TokensStage(documents, tokenizer, split, config.model.chunk_length, config.seed)
+        stage = TokensStage(documents, tokenizer, split, config.model.chunk_length, config.database.seed)
         stores[split] = TokenStore(store.build(stage), tokenizer)
     return Corpus(config.corpus._target_.rpartition(".")[2], documents, stores)
 
@@ -124,7 +124,8 @@ def build_database(config: DictConfig, corpus: Corpus) -> Database:
     for start, stop in zip([0, *cuts], cuts, strict=False):
         if embeddings:
             index = IndexConfig(**plain(config.index))
-            stage = IndexStage(embeddings["train"], start, stop, index, embeddings["validation"], stored, config.seed)
+            seed = config.database.seed
+            stage = IndexStage(embeddings["train"], start, stop, index, embeddings["validation"], stored, seed)
             indexes.append(store.build(stage))
         for split, tokens in corpus.stores.items():
             searcher = (

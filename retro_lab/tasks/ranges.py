@@ -50,6 +50,7 @@ RANGES: dict[str, Rule] = {
     "database.fraction": SHARE,
     "database.fractions": SHARE,
     "database.tokens": POSITIVE,
+    "database.seed": SEED,
     "embedder.max_length": POSITIVE,
     "embedder.batch_size": POSITIVE,
     "embedder.shard_size": POSITIVE,

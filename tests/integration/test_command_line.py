@@ -98,6 +98,12 @@ def test_the_second_run_reuses_everything_and_says_so(workplace, compared, embed
     assert records(workplace, "whole") == before
 
 
+def test_another_seed_of_the_models_builds_nothing(workplace, compared, embedder):
+    built = run(workplace, embedder, "task=build", "seed=1").stderr
+    assert "building" not in built
+    assert built.count("reusing") >= 8
+
+
 def test_other_settings_under_the_same_name_are_refused(workplace, compared, embedder):
     refused = run(workplace, embedder, "name=whole", "optimizer.lr=0.5", check=2)
     assert "optimizer.lr" in refused.stderr
