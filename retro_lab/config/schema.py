@@ -66,7 +66,7 @@ class RunConfig:
     logger: dict[str, Any] = field(default_factory=dict)
     """Lightning's loggers, each a class to make under a name of its own."""
     seed: int = 0
-    """Of weights, batch order and samples."""
+    """Of weights, dropout and batch order; `database.seed` orders documents, so that models of all seeds share them."""
     name: str | None = None
     """Name of the run folder, or of the sweep's; null makes it from the experiment and the overrides."""
 

@@ -17,6 +17,7 @@ Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
 UNREADABLE = "unreadable record"
+DANGLING = "link to nothing"
 TOO_LONG = "longer than corpus.max_document_bytes"
 MAX_DOCUMENT_BYTES = 8e6
 """Default of `corpus.max_document_bytes`: encoding takes about 125 bytes of memory for each byte of a document."""

@@ -1,5 +1,6 @@
 """The user's own files as a corpus."""
 
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Unpack
@@ -96,7 +97,7 @@ class LocalSource(DocumentSource):
     def _documents(self, files: list[LocalFile]) -> Iterator[Document]:
         for file in files:
             fields = RecordFields("text") if file.format == "text" else self.fields
-            for row, record in read_rows(file, int(RECORD_BYTES * self.max_document_bytes)):
+            for row, record in read_rows(file, int(RECORD_BYTES * self.max_document_bytes), fields):
                 yield fields.document(record, f"{file.name}:{row}", SOURCE_NAME)
 
     def _limits(self) -> list[float | None]:
@@ -120,9 +121,9 @@ class LocalSource(DocumentSource):
         held = []
         if self.validation_path:
             held = find_files(self.validation_path, self.format, "corpus.validation_path")
-        held_paths = {file.path.resolve() for file in held}
+        held_paths = {os.path.realpath(file.path) for file in held}
         files = find_files(self.path, self.format, "corpus.path")
-        train = [file for file in files if file.path.resolve() not in held_paths]
+        train = [file for file in files if os.path.realpath(file.path) not in held_paths]
         if not train:
             raise CorpusError(f"corpus.validation_path names every file of corpus.path={self.path}; leave some.")
         if self.fields.id and any(file.format == "text" for file in train + held):

@@ -1,8 +1,13 @@
 """Finding the user's files: what a path, a folder or a glob pattern means, and what format each file has."""
 
 import difflib
+import errno
+import fnmatch
 import glob
-from collections.abc import Iterator
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +25,8 @@ FORMATS = {
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 """Compression by suffix, named as in fsspec. Archives are none: fsspec reads the first file of a zip only."""
+MISSING = "missing"
+"""In place of the format of a link that leads to nothing."""
 COMPRESSED_FORMATS = ("json", "text")
 """Formats read through a compression; Parquet and Arrow compress inside."""
 
@@ -35,8 +42,15 @@ class LocalFile:
     size: int
 
     def facts(self) -> dict[str, str | int]:
-        """Size and SHA-256, which identify the content."""
-        return {"size": self.size, "sha256": file_checksum(self.path)}
+        """Size and SHA-256, which identify the content.
+
+        Raises:
+            CorpusError: The file cannot be read.
+        """
+        if self.format == MISSING:
+            return {"size": 0, "sha256": ""}
+        with readable(self.name):
+            return {"size": self.size, "sha256": file_checksum(self.path)}
 
 
 def checked_format(name: str | None) -> str | None:
@@ -56,21 +70,49 @@ def checked_format(name: str | None) -> str | None:
 def find_files(where: str, format_name: str | None, option: str) -> list[LocalFile]:
     """Return the files that `where` names, by name: a file, all files of a folder at any depth, or those of a glob.
 
-    Of a folder, hidden files and files of unknown suffix are left out, and with `format_name` those of other formats.
-    `option` is the name of the setting, for messages.
+    Links are followed, and each file is there once, under the name that has the fewest links in it. Of a folder,
+    hidden files and files of unknown suffix are left out, and with `format_name` those of other formats. A link to
+    nothing is there as a file of the format `MISSING`. `option` is the name of the setting, for messages.
 
     Raises:
-        CorpusError: There is nothing there, it is empty, or the format cannot be told or is not one.
+        CorpusError: There is nothing there, it is empty, a part of it cannot be read, or the format cannot be told or
+            is not one.
     """
-    root, found = _expand(where, option)
+    with readable(f"{option}={where}"):
+        root, found = _expand(where, option)
+        return _described(root, found, where, format_name, option)
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Say what cannot be read, by the system's own name of it or by `name`.
+
+    Raises:
+        CorpusError: The system raised an error.
+    """
+    try:
+        yield
+    except OSError as error:
+        # A name with a path in it: only the whole path tells which of several folders it is.
+        which = valid_unicode(str(error.filename or name))
+        raise CorpusError(
+            f"{which} cannot be read ({error.strerror or error}); make it readable, or leave it out of the corpus."
+        ) from error
+
+
+def _described(root: Path, found: list[Path], where: str, format_name: str | None, option: str) -> list[LocalFile]:
+    """Make files of the paths `found` below `root`, by name."""
+    missing = [path for path in found if not path.exists()]
+    present = [path for path in found if path.exists()]
     if Path(where).expanduser().is_dir():
-        found = [path for path in found if _suffix_format(path) in ({format_name} if format_name else FORMATS.values())]
-        if not found:
+        wanted_formats = {format_name} if format_name else set(FORMATS.values())
+        present = [path for path in present if _suffix_format(path) in wanted_formats]
+        if not present:
             wanted = ", ".join(suffix for suffix, known in FORMATS.items() if format_name in (None, known))
             raise CorpusError(f"The folder {option}={where} holds no {wanted} file; name others by a glob pattern.")
-    files = []
-    for path in found:
-        name = valid_unicode(path.relative_to(root).as_posix())
+    files = [LocalFile(_name(path, root), path, MISSING, None, 0) for path in missing]
+    for path in present:
+        name = _name(path, root)
         known = format_name or _suffix_format(path)
         if known is None:
             raise CorpusError(f"The name {name} does not tell its format; set corpus.format to json, text or another.")
@@ -78,12 +120,16 @@ def find_files(where: str, format_name: str | None, option: str) -> list[LocalFi
         if compression and known not in COMPRESSED_FORMATS:
             raise CorpusError(f"{name} is a compressed {known} file, which cannot be read; decompress it first.")
         files.append(LocalFile(name, path, known, compression, path.stat().st_size))
-    formats = sorted({file.format for file in files})
+    formats = sorted({file.format for file in files} - {MISSING})
     if len(formats) > 1:
         raise CorpusError(f"{option}={where} holds files of several formats ({', '.join(formats)}); set corpus.format.")
     if not any(file.size for file in files):
         raise CorpusError(f"{option}={where} holds nothing but empty files; name files with text in them.")
     return sorted(files, key=lambda file: file.name)
+
+
+def _name(path: Path, root: Path) -> str:
+    return valid_unicode(path.relative_to(root).as_posix())
 
 
 def _expand(where: str, option: str) -> tuple[Path, list[Path]]:
@@ -94,25 +140,73 @@ def _expand(where: str, option: str) -> tuple[Path, list[Path]]:
     if path.is_file():
         return path.parent, [path]
     if path.is_dir():
-        return path, list(_visible_files(path))
+        return path, _once(_matching(path, ["**"]), path)
     if not glob.has_magic(str(path)):
         raise CorpusError(f"{option}={where} does not exist; give a file, a folder or a glob pattern.")
-    found = [Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file()]
+    first = next(place for place, piece in enumerate(path.parts) if glob.has_magic(piece))
+    root = Path(*path.parts[:first])
+    found = _once(_matching(root, path.parts[first:]), root) if root.is_dir() else []
     if not found:
         raise CorpusError(f"No file matches {option}={where}; check the pattern and the folder it starts from.")
-    fixed = []
-    for piece in path.parts:
-        if glob.has_magic(piece):
-            break
-        fixed.append(piece)
-    return Path(*fixed), found
+    return root, found
 
 
-def _visible_files(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        hidden = any(piece.startswith(".") for piece in path.relative_to(folder).parts)
-        if not hidden and path.is_file():
+def _matching(folder: Path, pattern: Sequence[str], above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """Yield the files, and the links to nothing, below `folder` whose path matches the pieces of a glob pattern.
+
+    `glob` would pass over folders that cannot be read and links to nothing, and go around a link to a folder that it
+    is in, `above`, up to forty times.
+    """
+    own = folder.stat()
+    here = above | {(own.st_dev, own.st_ino)}
+    piece, *rest = pattern
+    if piece == "**" and rest:
+        yield from _matching(folder, rest, above)
+    elif piece == "**":
+        rest = ["**"]
+        yield from _matching(folder, ["*"], above)
+    with os.scandir(folder) as entries:
+        paths = sorted(Path(entry.path) for entry in entries)
+    for path in paths:
+        if path.name.startswith(".") and not piece.startswith("."):
+            continue
+        if not fnmatch.fnmatch(path.name, "*" if piece == "**" else piece):
+            continue
+        state = _state(path)
+        if state is None:
+            if not rest:
+                yield path
+        elif stat.S_ISDIR(state.st_mode):
+            if rest and (state.st_dev, state.st_ino) not in here:
+                yield from _matching(path, pattern if piece == "**" else rest, here)
+        elif stat.S_ISREG(state.st_mode) and not rest:
             yield path
+
+
+def _state(path: Path) -> os.stat_result | None:
+    """What is at `path`, behind links; None for a link to nothing or to itself."""
+    try:
+        return path.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP) and path.is_symlink():
+            return None
+        raise
+
+
+def _once(paths: Iterable[Path], root: Path) -> list[Path]:
+    """Leave out links to files that are among `paths` under a name with fewer links in it."""
+
+    def links(path: Path) -> int:
+        below = len(path.parts) - len(root.parts)
+        return sum(place.is_symlink() for place in (path, *path.parents[: below - 1]))
+
+    kept: dict[tuple[int, int] | Path, Path] = {}
+    for count, path in sorted((links(path), path) for path in set(paths)):
+        state = _state(path)
+        identity = (state.st_dev, state.st_ino) if state else path
+        if count == 0 or identity not in kept:  # files without a link in their names are files of their own
+            kept[identity if identity not in kept else path] = path
+    return list(kept.values())
 
 
 def _suffix_format(path: Path) -> str | None:

@@ -1,22 +1,28 @@
 """Reading one file row by row.
 
-Parquet and Arrow go through `datasets`. JSON and text do not: its JSON reader ends the file at one bad line, one byte
-that is not UTF-8 or one lone surrogate, turns text that looks like a date into a date, and forces the first file's
-columns on all others; its text reader decodes compressed files strictly, whatever `encoding_errors` says. What is used
-instead is what lies below it: decompression and the standard JSON parser, one line at a time.
+Not through `datasets`: its JSON reader ends the file at one bad line, one byte that is not UTF-8 or one lone surrogate,
+turns text that looks like a date into a date, and forces the first file's columns on all others; its text reader
+decodes compressed files strictly, whatever `encoding_errors` says; its readers of Parquet and Arrow convert every
+column, needed or not, and take a truncated Arrow stream for a whole one. What is used instead is what lies below it:
+decompression and the standard JSON parser, one line at a time, and pyarrow.
 """
 
 import codecs
-import glob
 import io
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO, TypeVar
 
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
 from retro_lab.corpus.compression import DECOMPRESSORS, WholeStreams
-from retro_lab.corpus.documents import TOO_LONG, UNREADABLE
-from retro_lab.corpus.local_files import LocalFile
+from retro_lab.corpus.documents import DANGLING, TOO_LONG, UNREADABLE
+from retro_lab.corpus.local_files import MISSING, LocalFile, readable
+from retro_lab.corpus.records import RecordFields
 from retro_lab.errors import CorpusError
 
 Row = Mapping[str, Any] | str
@@ -24,13 +30,16 @@ Row = Mapping[str, Any] | str
 LONGEST_ARRAY = 256 * 2**20
 """Bytes of the longest JSON array that is read, which happens at once; lines have no such limit."""
 PIECE = 2**20
+ARROW_FILE_MAGIC = b"ARROW1"
 PARQUET_ROWS = 256
 """Rows decoded at a time; the reader's own choice is a whole row group."""
 Item = TypeVar("Item")
 
 
-def read_rows(file: LocalFile, longest: int) -> Iterator[tuple[int, Row]]:
+def read_rows(file: LocalFile, longest: int, fields: RecordFields) -> Iterator[tuple[int, Row]]:
     """Yield the records of a file with their row, counted from 1 (for JSON lines, the line).
+
+    Of Parquet and Arrow, records have what `fields` needs alone, or all names without values where that is not there.
 
     A text file is one record, whose text is in the field `text`. Of JSON and text, records of more than `longest`
     bytes are passed over a piece at a time. Parquet and Arrow are decoded by the page or the batch, whatever is in it.
@@ -38,9 +47,11 @@ def read_rows(file: LocalFile, longest: int) -> Iterator[tuple[int, Row]]:
     Raises:
         CorpusError: The file is damaged, or is not what its format says.
     """
+    if file.format == MISSING:
+        return iter([(1, DANGLING)])
     if file.format == "json":
         return _json_rows(file, longest)
-    return _text_rows(file, longest) if file.format == "text" else _table_rows(file)
+    return _text_rows(file, longest) if file.format == "text" else _table_rows(file, fields)
 
 
 def numbered(items: Iterable[Item], name: str) -> Iterator[tuple[int, Item]]:
@@ -143,17 +154,52 @@ def _describe(value: Any) -> str:
     return f"not JSON ({value})" if isinstance(value, Exception) else f"a {type(value).__name__}, not an object"
 
 
-def _table_rows(file: LocalFile) -> Iterator[tuple[int, Row]]:
-    options = {"batch_size": PARQUET_ROWS} if file.format == "parquet" else {}
-    # A name with * or [ in it is a name here, not a pattern.
-    data_files = {"train": [glob.escape(str(file.path.absolute()))]}
+def _table_rows(file: LocalFile, fields: RecordFields) -> Iterator[tuple[int, Row]]:
+    read = _parquet_rows if file.format == "parquet" else _arrow_rows
+    with readable(file.name), file.path.open("rb") as raw:
+        yield from numbered(read(raw, fields), file.name)
 
-    import datasets  # takes seconds, and only these formats need it
 
-    def rows() -> Iterator[Mapping[str, Any]]:
-        yield from datasets.load_dataset(file.format, data_files=data_files, split="train", streaming=True, **options)
+def _parquet_rows(raw: BinaryIO, fields: RecordFields) -> Iterator[Row]:
+    with pq.ParquetFile(raw) as table:
+        record = _empty_record(table.schema_arrow)
+        if not fields.are_in(record):
+            yield from itertools.repeat(record, table.metadata.num_rows)
+            return
+        for batch in table.iter_batches(PARQUET_ROWS, columns=fields.names):
+            yield from batch.to_pylist()
 
-    return numbered(rows(), file.name)
+
+def _arrow_rows(raw: BinaryIO, fields: RecordFields) -> Iterator[Row]:
+    """Yield the rows of an Arrow file or stream.
+
+    Raises:
+        EOFError: The stream does not end as its writer ends one; pyarrow takes the end of the file for that.
+    """
+    is_file = raw.read(len(ARROW_FILE_MAGIC)) == ARROW_FILE_MAGIC
+    open_table = pa.ipc.open_file if is_file else pa.ipc.open_stream
+    raw.seek(0)
+    schema = open_table(raw).schema
+    record = _empty_record(schema)
+    known = fields.are_in(record)
+    tops = {name if name in record else name.partition(".")[0] for name in fields.names}
+    columns = [place for place, column in enumerate(schema.names) if column in tops]
+    raw.seek(0)
+    reader = open_table(raw, options=pa.ipc.IpcReadOptions(included_fields=columns if known else [0]))
+    batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
+    while True:
+        before = raw.tell()
+        batch = next(batches, None)
+        if batch is None:
+            break
+        yield from batch.to_pylist() if known else itertools.repeat(record, batch.num_rows)
+    if not is_file and raw.tell() == before:
+        raise EOFError("its end is missing")
+
+
+def _empty_record(fields: Iterable[pa.Field]) -> dict[str, Any]:
+    """Return names without values, those within structures too."""
+    return {field.name: _empty_record(field.type) if pa.types.is_struct(field.type) else None for field in fields}
 
 
 def _decoded(content: bytes) -> str:
@@ -164,5 +210,5 @@ def _decoded(content: bytes) -> str:
 @contextmanager
 def _opened(file: LocalFile) -> Iterator[io.BufferedReader]:
     """Open a file for reading its decompressed bytes."""
-    with file.path.open("rb") as raw:
+    with readable(file.name), file.path.open("rb") as raw:
         yield io.BufferedReader(WholeStreams(raw, DECOMPRESSORS[file.compression])) if file.compression else raw

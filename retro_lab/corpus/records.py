@@ -1,7 +1,7 @@
 """From a record of a file or a dataset to a document."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,15 @@ from retro_lab.corpus.documents import Document, valid_unicode
 from retro_lab.errors import CorpusError
 
 NAMED_FIELDS = 20
+
+
+class MissingFieldError(CorpusError):
+    """A record that lacks the field `field`."""
+
+    def __init__(self, message: str, field: str) -> None:
+        """Say `message` of `field`."""
+        super().__init__(message)
+        self.field = field
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +28,18 @@ class RecordFields:
     id: str | None = None
     option: str = "text_field"
     """Name of the setting that names the text's field, for messages."""
+
+    @property
+    def names(self) -> list[str]:
+        """All names of fields."""
+        return [self.text] if self.id is None else [self.text, self.id]
+
+    def are_in(self, record: Mapping[str, Any]) -> bool:
+        """Whether `record` has every one of the fields."""
+        try:
+            return all(_value(record, name) or True for name in self.names)
+        except KeyError:
+            return False
 
     def document(self, record: Mapping[str, Any] | str, place: str, source: str) -> Document:
         """Make a document of `record`; a string in its place says why there is none.
@@ -49,12 +70,38 @@ class RecordFields:
         return Document(valid_unicode(str(identifier)), source, text)
 
 
+def _value(record: Mapping[str, Any], name: str) -> Any:
+    """Value of a field or, with dots in its name, of a field within a field.
+
+    Raises:
+        KeyError: There is none.
+    """
+    if name in record:
+        return record[name]
+    value: Any = record
+    for piece in name.split("."):
+        if value is not None:  # a field that is null has nothing within it
+            if not isinstance(value, Mapping):
+                raise KeyError(name)
+            value = value[piece]
+    return value
+
+
+def _names(record: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the names of a record's fields, each followed by those within it."""
+    for key, value in record.items():
+        yield valid_unicode(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            yield from _names(value, f"{prefix}{key}.")
+
+
 def _field(record: Mapping[str, Any], name: str, option: str, place: str) -> Any:
     try:
-        return record[name]
+        return _value(record, name)
     except KeyError:
-        fields = [valid_unicode(str(field)) for field in record]
+        fields = list(_names(record))
         close = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
         listed = ", ".join(fields[:NAMED_FIELDS]) + (", ..." if len(fields) > NAMED_FIELDS else "")
         hint = f"did you mean {close[0]!r}?" if close else f"set corpus.{option} to one of them."
-        raise CorpusError(f"{place} has no field {name!r} but {listed or 'no field at all'}; {hint}") from None
+        message = f"{place} has no field {name!r} but {listed or 'no field at all'}; {hint}"
+        raise MissingFieldError(message, name) from None

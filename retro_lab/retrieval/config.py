@@ -36,6 +36,8 @@ class DatabaseConfig:
     """Size of the database in tokens; takes the place of `fraction` where given."""
     fractions: list[float] = field(default_factory=lambda: [1.0])
     """Shares that will be asked for: the database is cut into shards there, so that each needs no new search."""
+    seed: int = 0
+    """Of the order of documents, which decides what a smaller database holds, and of the index's samples."""
 
 
 @dataclass(kw_only=True)

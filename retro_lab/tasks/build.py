@@ -98,7 +98,8 @@ def build_corpus(config: DictConfig) -> Corpus:
     recipe = instantiate(config.tokenizer)
     tokenizer = store.build(TokenizerStage(recipe, documents))
     stages = {
-        split: TokensStage(documents, tokenizer, split, config.model.chunk_length, config.seed) for split in SPLITS
+        split: TokensStage(documents, tokenizer, split, config.model.chunk_length, config.database.seed)
+        for split in SPLITS
     }
     # The held-out documents come first: they tell whether the tokenizer can be used.
     validation = TokenStore(store.build(stages["validation"]), tokenizer)
@@ -136,7 +137,8 @@ def build_database(config: DictConfig, corpus: Corpus) -> Database:
     for start, stop in zip([0, *cuts], cuts, strict=False):
         if embeddings:
             index = IndexConfig(**plain(config.index))
-            stage = IndexStage(embeddings["train"], start, stop, index, embeddings["validation"], stored, config.seed)
+            seed = config.database.seed
+            stage = IndexStage(embeddings["train"], start, stop, index, embeddings["validation"], stored, seed)
             indexes.append(store.build(stage))
         for split, tokens in corpus.stores.items():
             searcher = (

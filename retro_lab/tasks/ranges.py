@@ -19,6 +19,7 @@ NOT_NEGATIVE: Rule = (lambda value: value >= 0, "must be 0 or more")
 SHARE: Rule = (lambda value: 0 < value <= 1, "is a share, above 0 and up to 1")
 RATIO: Rule = (lambda value: 0 <= value <= 1, "is a share, from 0 to 1")
 DECAY: Rule = (lambda value: 0 <= value < 1, "is a rate of decay, at least 0 and below 1")
+SEED: Rule = (lambda value: 0 <= value < 2**32, "must be from 0 to 4,294,967,295")
 RANGES: dict[str, Rule] = {
     "data.sequence_length": POSITIVE,
     "data.batch_size": POSITIVE,
@@ -46,6 +47,7 @@ RANGES: dict[str, Rule] = {
     "database.fraction": SHARE,
     "database.fractions": SHARE,
     "database.tokens": POSITIVE,
+    "database.seed": SEED,
     "embedder.max_length": POSITIVE,
     "embedder.batch_size": POSITIVE,
     "embedder.shard_size": POSITIVE,

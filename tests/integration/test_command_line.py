@@ -98,6 +98,12 @@ def test_the_second_run_reuses_everything_and_says_so(workplace, compared, embed
     assert records(workplace, "whole") == before
 
 
+def test_another_seed_of_the_models_builds_nothing(workplace, compared, embedder):
+    built = run(workplace, embedder, "task=build", "seed=1").stderr
+    assert "building" not in built
+    assert built.count("reusing") >= 8
+
+
 def test_other_settings_under_the_same_name_are_refused(workplace, compared, embedder):
     notes = {path: path.read_bytes() for path in (workplace / "outputs" / "whole" / ".hydra").iterdir()}
     assert {path.name for path in notes} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
@@ -283,11 +289,15 @@ def test_an_empty_corpus_is_refused(workplace, embedder):
     assert "empty.jsonl" in run(workplace, embedder, "corpus.path=empty.jsonl", "name=bad", check=2).stderr
 
 
-def test_a_corpus_shorter_than_a_chunk_is_refused(workplace, embedder):
+def test_documents_shorter_than_a_chunk_are_built_and_less_than_a_sequence_is_refused(workplace, embedder):
     rows = [json.dumps({"text": f"a {number}"}) for number in range(30)]
     (workplace / "short.jsonl").write_text("\n".join(rows))
-    refused = run(workplace, embedder, "corpus.path=short.jsonl", "name=bad", check=2)
-    assert "chunk" in refused.stderr.splitlines()[-1]
+    settings = [embedder, "corpus.path=short.jsonl", "decontamination=none", "retrieval.method=bm25"]
+    built = run(workplace, *settings, "task=build").stdout.splitlines()
+    assert built[0].startswith("train: 2")
+    assert built[1].startswith("validation: ")
+    refused = run(workplace, *settings, "data.sequence_length=512", "name=bad", check=2)
+    assert "less than one sequence of data.sequence_length=512" in refused.stderr.splitlines()[-1]
 
 
 def test_what_is_too_long_or_too_like_a_held_out_document_is_not_trained_on(tmp_path, workplace, embedder):

@@ -77,14 +77,14 @@ def test_documented_commands(
         pytest.skip(NOT_RUN[command.text])
     words = shlex.split(command.text)
     monkeypatch.chdir(workplace)
-    if words[0] == "torchrun":
-        arguments = words[words.index("retro_lab") + 1 :]
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:]]
-        done = subprocess.run([*launcher, *small_if_it_builds(arguments)], capture_output=True, text=True)
+    arguments = words[words.index("retro_lab") + 1 :] if "retro_lab" in words else []
+    if words[0] == "torchrun" or "trainer=ddp" in words:
+        launcher = ["-m", "torch.distributed.run", "--standalone"] if words[0] == "torchrun" else []
+        whole = [sys.executable, *launcher, *words[1:], *small_if_it_builds(arguments)]
+        done = subprocess.run(whole, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return
     assert words[:3] == ["python", "-m", "retro_lab"], f"{command} is not run by any test; say why in NOT_RUN"
-    arguments = words[3:]
     if NEEDS_THE_HUB & set(arguments):
         arguments += ["--cfg", "job"]
     assert run(arguments + small_if_it_builds(arguments), monkeypatch) == 0, capfd.readouterr().err
