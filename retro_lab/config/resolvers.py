@@ -67,6 +67,11 @@ def middle_layer(*, _root_: DictConfig) -> int:
     return max(1, int(_root_.size.layers) // 2)
 
 
+def equal_widths(*, _root_: DictConfig) -> bool:
+    """Resolve `${equal_widths:}`: whether decoder and encoder are of one width, and can share their embeddings."""
+    return bool(_root_.size.width == _root_.size.encoder_width)
+
+
 def tasks_per_node(*, _root_: DictConfig) -> int:
     """Resolve `${tasks_per_node:}`: the processes that SLURM starts on a node, one for each device.
 
@@ -85,7 +90,7 @@ def gpus_per_node(*, _root_: DictConfig) -> int | None:
 
 
 RESOLVERS = (
-    run_name, run_dir, cell_name, group_name, tokens_of_steps, layers_from, middle_layer, tasks_per_node, gpus_per_node,
+    run_name, run_dir, cell_name, group_name, tokens_of_steps, layers_from, middle_layer, equal_widths, tasks_per_node, gpus_per_node,
 )  # fmt: skip
 
 

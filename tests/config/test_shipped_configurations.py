@@ -7,6 +7,7 @@ from retro_lab.config import catalog
 from retro_lab.config.arguments import complete
 from retro_lab.config.compose import compose
 from retro_lab.config.plain import plain
+from retro_lab.tasks.assemble import model_settings
 
 GIVEN = {"local": ["corpus.path=text.jsonl"], "pretrained": ["tokenizer.name=gpt2"], "every_3_from_6": ["size=172m"]}
 """What some options leave to the user, or need."""
@@ -81,6 +82,13 @@ def test_the_user_wins_over_a_debug_preset() -> None:
 def test_a_tokenizer_that_is_chosen_wins_over_the_experiment(experiment: str, option: str) -> None:
     chosen = compose([f"+experiment={experiment}", f"tokenizer={option}", *GIVEN.get(option, [])]).tokenizer
     assert chosen == compose([f"tokenizer={option}", *GIVEN.get(option, [])]).tokenizer
+
+
+@pytest.mark.parametrize("size", catalog.options("size"))
+def test_every_size_makes_a_model_of_the_quickstart(size: str) -> None:
+    chosen, model = model_settings(compose(["+experiment=quickstart", f"size={size}"]), 2)
+    assert model.shared_embeddings == (chosen.width == chosen.encoder_width)
+    assert compose(["+experiment=quickstart"]).model.shared_embeddings is True
 
 
 def test_the_experiments_vocabularies_are_theirs_and_can_be_overridden() -> None:

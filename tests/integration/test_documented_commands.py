@@ -21,6 +21,7 @@ NOT_RUN = {
     "srun --nodes 4 --ntasks-per-node 8 python -m retro_lab +experiment=quickstart task=build": "it needs SLURM; "
     "test_command_line.py shares a build among processes with SLURM's variables",
     "torchrun --nproc-per-node 8 -m retro_lab +experiment=quickstart task=build": "README.md has it with two ranks",
+    "source .venv/bin/activate": "it changes the shell; these tests already run in the environment",
     "make test": "it runs this test",
     "make quickstart": "it installs; the command that it ends with is run by the next test",
 }
