@@ -90,7 +90,8 @@ def gpus_per_node(*, _root_: DictConfig) -> int | None:
 
 
 RESOLVERS = (
-    run_name, run_dir, cell_name, group_name, tokens_of_steps, layers_from, middle_layer, equal_widths, tasks_per_node, gpus_per_node,
+    run_name, run_dir, cell_name, group_name, tokens_of_steps, layers_from, middle_layer, equal_widths,
+    tasks_per_node, gpus_per_node,
 )  # fmt: skip
 
 
