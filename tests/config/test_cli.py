@@ -264,25 +264,6 @@ def test_a_refused_run_leaves_no_folder_and_a_started_one_is_kept(
     assert result.is_file()
 
 
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), "The output cannot be read or written: No space left"),
-        (PermissionError(errno.EACCES, "no", "text.txt"), "text.txt cannot be read or written: Permission denied"),
-    ],
-)
-def test_a_full_disk_or_a_forbidden_file_is_an_error_of_the_user(
-    error: OSError,
-    sentence: str,
-    command_line: CommandLine,
-    stub_task: StubTask,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    stub_task("train", Recorder({2: error}))
-    assert command_line("task=train", "+experiment=quickstart") == 2
-    assert sentence in capsys.readouterr().err
-
-
 def test_the_version_is_the_laboratorys(command_line: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line("--version") == 0
     assert capsys.readouterr().out == f"retro_lab {version('retro_lab')}\n"
@@ -308,7 +289,7 @@ def test_a_disk_that_cannot_be_written_is_a_sentence(
     number: int, command_line: CommandLine, stub_task: StubTask, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stub_task("train", Recorder({2: OSError(number, os.strerror(number), "outputs/x/metrics.csv")}))
-    assert command_line("task=train") == 2
+    assert command_line("task=train", "+experiment=quickstart") == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
     assert "outputs/x/metrics.csv" in printed
@@ -323,7 +304,7 @@ def test_outputs_that_hydra_cannot_make_are_a_sentence(
 
     stub_task("train", Recorder())
     monkeypatch.setattr(Path, "mkdir", refuse)
-    assert command_line("task=train") == 2
+    assert command_line("task=train", "+experiment=quickstart") == 2
     assert "Permission denied" in capsys.readouterr().err
 
 
@@ -340,13 +321,13 @@ def test_a_working_directory_that_was_removed_is_a_sentence(
 
 def test_training_that_diverged_has_an_exit_code_of_its_own(command_line: CommandLine, stub_task: StubTask) -> None:
     stub_task("train", Recorder({2: DivergenceError("Training diverged.")}))
-    assert command_line("task=train") == 1
+    assert command_line("task=train", "+experiment=quickstart") == 1
 
 
 def test_a_cell_that_another_command_runs_is_left_to_it(
     command_line: CommandLine, stub_task: StubTask, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stub_task("train", Recorder({2: RunInUseError("Another command is training there.")}))
-    command_line("-m", "task=train", "retrieval.k=2,4")
+    command_line("-m", "+experiment=quickstart", "task=train", "retrieval.k=2,4")
     assert "Another command" in capsys.readouterr().err
     assert not list(workspace.rglob("failed.json"))
