@@ -49,7 +49,7 @@ class LocalConfig(CorpusConfig):
     format: str | None = None
     """`json` (and jsonl), `parquet`, `text` or `arrow`; null tells it from the file names."""
     text_field: str = "text"
-    """Name of the field that holds a document's text."""
+    """Name of the field that holds a document's text; `meta.text` is the field `text` within `meta`."""
     id_field: str | None = None
     """Name of the field that identifies a document; null numbers them by file and row."""
 
@@ -72,7 +72,7 @@ class HubConfig(CorpusConfig):
     validation_split: str | None = None
     """Name of the held-out split; null holds out `validation_fraction` of the training split instead."""
     text_field: str = "text"
-    """Name of the field that holds a document's text."""
+    """Name of the field that holds a document's text; `meta.text` is the field `text` within `meta`."""
     id_field: str | None = None
     """Name of the field that identifies a document; null numbers them by split and row."""
 

@@ -17,6 +17,7 @@ Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
 UNREADABLE = "unreadable record"
+NO_TEXT_FIELD = "no text field"
 DANGLING = "link to nothing"
 TOO_LONG = "longer than corpus.max_document_bytes"
 MAX_DOCUMENT_BYTES = 8e6

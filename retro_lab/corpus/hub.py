@@ -107,7 +107,8 @@ class HubSource(DocumentSource):
         """Yield the documents of one part.
 
         Raises:
-            CorpusError: A shard is damaged, lacks a field, or holds something else than text in it.
+            CorpusError: A shard is damaged, has the text's field in no record, lacks an id, or holds something else
+                than text.
         """
         chosen = self._parts()[part]
         for document in take_bytes(self._documents(chosen.records(), chosen.split), chosen.limit):
@@ -115,8 +116,7 @@ class HubSource(DocumentSource):
 
     def _documents(self, records: Iterable[tuple[str, Mapping[str, Any]]], split: Split) -> Iterator[Document]:
         """Make documents of the records of one part, each with its place."""
-        for place, record in records:
-            yield self.fields.document(record, place, self._source_name)
+        yield from self.fields.documents(records, self._source_name)
 
     @property
     def _source_name(self) -> str:

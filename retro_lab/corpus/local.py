@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 from typing import Any, Unpack
 
 from retro_lab.corpus.documents import (
@@ -16,8 +17,8 @@ from retro_lab.corpus.documents import (
     take_bytes,
 )
 from retro_lab.corpus.local_files import LocalFile, checked_format, find_files
-from retro_lab.corpus.local_rows import read_rows
-from retro_lab.corpus.records import RecordFields
+from retro_lab.corpus.local_rows import Row, read_rows
+from retro_lab.corpus.records import ROWS_WITHOUT, RecordFields
 from retro_lab.errors import ConfigurationError, CorpusError
 
 SOURCE_NAME = "local"
@@ -88,17 +89,32 @@ class LocalSource(DocumentSource):
         """Yield the documents of one group of files.
 
         Raises:
-            CorpusError: A file is damaged, lacks a field, or holds something else than text in it.
+            CorpusError: A file is damaged, has the text's field in no record, lacks an id, or holds something else
+                than text.
         """
         split, files = self._groups[part]
         for document in take_bytes(self._documents(files), self._limits()[part]):
             yield split if self.validation_path else self._split(document), document
 
     def _documents(self, files: list[LocalFile]) -> Iterator[Document]:
+        fields = RecordFields("text") if any(file.format == "text" for file in files) else self.fields
+        yield from fields.documents(self._records(files, fields), SOURCE_NAME, lambda: self._text_is_somewhere)
+
+    def _records(self, files: list[LocalFile], fields: RecordFields) -> Iterator[tuple[str, Row]]:
+        """Yield the records of some files, each with its place."""
         for file in files:
-            fields = RecordFields("text") if file.format == "text" else self.fields
             for row, record in read_rows(file, int(RECORD_BYTES * self.max_document_bytes), fields):
-                yield fields.document(record, f"{file.name}:{row}", SOURCE_NAME)
+                yield f"{file.name}:{row}", record
+
+    @cached_property
+    def _text_is_somewhere(self) -> bool:
+        """Whether the text's field is in one of the first records of a part."""
+        fields = RecordFields(self.fields.text)
+        return any(
+            not isinstance(record, str) and fields.are_in(record)
+            for _, files in self._groups
+            for _, record in islice(self._records(files, fields), ROWS_WITHOUT)
+        )
 
     def _limits(self) -> list[float | None]:
         """Bytes of text to take from each part."""

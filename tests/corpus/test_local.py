@@ -54,6 +54,17 @@ def test_parquet_arrow_and_a_json_array_give_the_same_documents(tmp_path):
         assert [document.id for document in read(path)] == [f"{path.name}:{row}" for row in (1, 2, 3)]
 
 
+def test_the_text_may_be_in_a_field_within_a_field(tmp_path):
+    meta = [{"text": "one", "n": 1}, None, {"text": "three", "n": 3}]
+    paths = [
+        write_lines(tmp_path / "a.jsonl", *({"meta": value} for value in meta)),
+        write_parquet(tmp_path / "a.parquet", meta=meta, text=[{"n": 0}] * 3),
+        write_arrow(tmp_path / "a.arrow", meta=meta),
+    ]
+    for path in paths:
+        assert texts(LocalSource(str(path), text_field="meta.text")) == ["one", "", "three"]
+
+
 def test_text_that_looks_like_a_date_or_a_number_stays_text(tmp_path):
     values = ["2020-01-01", "1e5", "2020-01-01T00:00:00Z"]
     assert texts(LocalSource(str(write_lines(tmp_path / "a.jsonl", *({"text": v} for v in values))))) == values
