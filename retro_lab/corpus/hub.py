@@ -95,6 +95,11 @@ class HubSource(DocumentSource):
             "max_bytes": self.max_bytes,
         }
 
+    @property
+    def has_validation_split(self) -> bool:
+        """Whether a held-out split is named."""
+        return "validation" in self.splits
+
     def parts(self) -> int:
         """Return the number of shards to read.
 
@@ -112,7 +117,7 @@ class HubSource(DocumentSource):
         """
         chosen = self._parts()[part]
         for document in take_bytes(self._documents(chosen.records(), chosen.split), chosen.limit):
-            yield chosen.split if "validation" in self.splits else self._split(document), document
+            yield chosen.split if self.has_validation_split else self._split(document), document
 
     def _documents(self, records: Iterable[tuple[str, Mapping[str, Any]]], split: Split) -> Iterator[Document]:
         """Make documents of the records of one part, each with its place."""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, Unpack
@@ -29,7 +30,9 @@ BYTES_IN_PART = 64 * 2**20
 class LocalSource(DocumentSource):
     """Files in JSON, JSON lines, Parquet, Arrow or plain text; JSON and text may be gz, zst, bz2 or xz compressed.
 
-    A document is one record, or one whole text file. Its id is the id field or `file name:row`, rows counted from 1.
+    A document is one record, or one whole text file. Where `path` is a single text file, it is cut at blank lines into
+    documents of about 8 kB, some to train on and some held out; several text files stay one document each. A
+    document's id is the id field or `file name:row`, rows (of a text that is cut, its documents) counted from 1.
     """
 
     def __init__(
@@ -76,6 +79,11 @@ class LocalSource(DocumentSource):
     def _facts(self) -> dict[Split, dict[str, dict[str, str | int]]]:
         """Size and checksum of the files of each split; computed once, as it reads every byte."""
         return {split: {file.name: file.facts() for file in files} for split, files in self._files.items()}
+
+    @property
+    def has_validation_split(self) -> bool:
+        """Whether held-out files are named."""
+        return bool(self.validation_path)
 
     def parts(self) -> int:
         """Return the number of groups of files: up to 256 files or 64 MiB each.
@@ -139,6 +147,8 @@ class LocalSource(DocumentSource):
             held = find_files(self.validation_path, self.format, "corpus.validation_path")
         held_paths = {os.path.realpath(file.path) for file in held}
         files = find_files(self.path, self.format, "corpus.path")
+        if len(files) == 1 and files[0].format == "text":
+            files = [replace(files[0], cut=True)]
         train = [file for file in files if os.path.realpath(file.path) not in held_paths]
         if not train:
             raise CorpusError(f"corpus.validation_path names every file of corpus.path={self.path}; leave some.")
