@@ -15,7 +15,8 @@ class CorpusConfig:
     _target_: str = MISSING
     """Class of the document source."""
     validation_fraction: float = 0.05
-    """Share of the documents held out, chosen by a hash of their ids, where the source has no validation split."""
+    """Share of the documents held out, chosen by a hash of their ids, where the source has no validation split; at
+    least one of several documents, unless this is 0."""
     max_bytes: float | None = None
     """UTF-8 bytes of text to take, whole documents, train and validation together; all of it when null."""
     max_document_bytes: float = MAX_DOCUMENT_BYTES
@@ -43,13 +44,13 @@ class LocalConfig(CorpusConfig):
 
     _target_: str = "retro_lab.corpus.local.LocalSource"
     path: str = MISSING
-    """A file, a folder or a glob pattern."""
+    """A file, a folder or a glob pattern; a single text file is cut into documents, several are one document each."""
     validation_path: str | None = None
     """File, folder or glob pattern of the held-out documents; null holds out `validation_fraction` instead."""
     format: str | None = None
     """`json` (and jsonl), `parquet`, `text` or `arrow`; null tells it from the file names."""
     text_field: str = "text"
-    """Name of the field that holds a document's text."""
+    """Name of the field that holds a document's text; `meta.text` is the field `text` within `meta`."""
     id_field: str | None = None
     """Name of the field that identifies a document; null numbers them by file and row."""
 
@@ -72,7 +73,7 @@ class HubConfig(CorpusConfig):
     validation_split: str | None = None
     """Name of the held-out split; null holds out `validation_fraction` of the training split instead."""
     text_field: str = "text"
-    """Name of the field that holds a document's text."""
+    """Name of the field that holds a document's text; `meta.text` is the field `text` within `meta`."""
     id_field: str | None = None
     """Name of the field that identifies a document; null numbers them by split and row."""
 

@@ -17,6 +17,7 @@ Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
 UNREADABLE = "unreadable record"
+NO_TEXT_FIELD = "no text field"
 DANGLING = "link to nothing"
 TOO_LONG = "longer than corpus.max_document_bytes"
 MAX_DOCUMENT_BYTES = 8e6
@@ -90,6 +91,11 @@ class DocumentSource(ABC):
         `max_document_bytes` need not be among them: the stage that drops longer documents adds it.
         """
 
+    @property
+    def has_validation_split(self) -> bool:
+        """Whether it is said which documents are held out, rather than left to a hash of their ids."""
+        return False
+
     @abstractmethod
     def parts(self) -> int:
         """Return the number of independent units of work (groups of files, shards of a dataset); at least 1."""
@@ -124,15 +130,15 @@ def held_out(document_id: str, fraction: float) -> bool:
 
     A larger fraction holds out all that a smaller one does.
     """
-    return _number(document_id) < fraction * 2**64
+    return id_hash(document_id) < fraction * 2**64
 
 
 def sampled(document_id: str, fraction: float) -> bool:
     """Whether a document is in a sample of its source; has nothing to do with whether it is held out."""
-    return _number(document_id, b"sample") < fraction * 2**64
+    return id_hash(document_id, b"sample") < fraction * 2**64
 
 
-def _number(document_id: str, purpose: bytes = b"") -> int:
+def id_hash(document_id: str, purpose: bytes = b"") -> int:
     """Return a number below 2^64: a hash of the id, another one for each purpose."""
     digest = hashlib.blake2b(document_id.encode("utf-8", "surrogatepass"), digest_size=8, person=purpose).digest()
     return int.from_bytes(digest, "big")

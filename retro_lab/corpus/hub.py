@@ -95,6 +95,11 @@ class HubSource(DocumentSource):
             "max_bytes": self.max_bytes,
         }
 
+    @property
+    def has_validation_split(self) -> bool:
+        """Whether a held-out split is named."""
+        return "validation" in self.splits
+
     def parts(self) -> int:
         """Return the number of shards to read.
 
@@ -107,16 +112,16 @@ class HubSource(DocumentSource):
         """Yield the documents of one part.
 
         Raises:
-            CorpusError: A shard is damaged, lacks a field, or holds something else than text in it.
+            CorpusError: A shard is damaged, has the text's field in no record, lacks an id, or holds something else
+                than text.
         """
         chosen = self._parts()[part]
         for document in take_bytes(self._documents(chosen.records(), chosen.split), chosen.limit):
-            yield chosen.split if "validation" in self.splits else self._split(document), document
+            yield chosen.split if self.has_validation_split else self._split(document), document
 
     def _documents(self, records: Iterable[tuple[str, Mapping[str, Any]]], split: Split) -> Iterator[Document]:
         """Make documents of the records of one part, each with its place."""
-        for place, record in records:
-            yield self.fields.document(record, place, self._source_name)
+        yield from self.fields.documents(records, self._source_name)
 
     @property
     def _source_name(self) -> str:

@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from typing import Any, Unpack
 
 from retro_lab.corpus.documents import (
@@ -16,8 +18,8 @@ from retro_lab.corpus.documents import (
     take_bytes,
 )
 from retro_lab.corpus.local_files import LocalFile, checked_format, find_files
-from retro_lab.corpus.local_rows import read_rows
-from retro_lab.corpus.records import RecordFields
+from retro_lab.corpus.local_rows import Row, read_rows
+from retro_lab.corpus.records import ROWS_WITHOUT, RecordFields
 from retro_lab.errors import ConfigurationError, CorpusError
 
 SOURCE_NAME = "local"
@@ -28,7 +30,9 @@ BYTES_IN_PART = 64 * 2**20
 class LocalSource(DocumentSource):
     """Files in JSON, JSON lines, Parquet, Arrow or plain text; JSON and text may be gz, zst, bz2 or xz compressed.
 
-    A document is one record, or one whole text file. Its id is the id field or `file name:row`, rows counted from 1.
+    A document is one record, or one whole text file. Where `path` is a single text file, it is cut at blank lines into
+    documents of about 8 kB, some to train on and some held out; several text files stay one document each. A
+    document's id is the id field or `file name:row`, rows (of a text that is cut, its documents) counted from 1.
     """
 
     def __init__(
@@ -76,6 +80,11 @@ class LocalSource(DocumentSource):
         """Size and checksum of the files of each split; computed once, as it reads every byte."""
         return {split: {file.name: file.facts() for file in files} for split, files in self._files.items()}
 
+    @property
+    def has_validation_split(self) -> bool:
+        """Whether held-out files are named."""
+        return bool(self.validation_path)
+
     def parts(self) -> int:
         """Return the number of groups of files: up to 256 files or 64 MiB each.
 
@@ -88,17 +97,32 @@ class LocalSource(DocumentSource):
         """Yield the documents of one group of files.
 
         Raises:
-            CorpusError: A file is damaged, lacks a field, or holds something else than text in it.
+            CorpusError: A file is damaged, has the text's field in no record, lacks an id, or holds something else
+                than text.
         """
         split, files = self._groups[part]
         for document in take_bytes(self._documents(files), self._limits()[part]):
             yield split if self.validation_path else self._split(document), document
 
     def _documents(self, files: list[LocalFile]) -> Iterator[Document]:
+        fields = RecordFields("text") if any(file.format == "text" for file in files) else self.fields
+        yield from fields.documents(self._records(files, fields), SOURCE_NAME, lambda: self._text_is_somewhere)
+
+    def _records(self, files: list[LocalFile], fields: RecordFields) -> Iterator[tuple[str, Row]]:
+        """Yield the records of some files, each with its place."""
         for file in files:
-            fields = RecordFields("text") if file.format == "text" else self.fields
             for row, record in read_rows(file, int(RECORD_BYTES * self.max_document_bytes), fields):
-                yield fields.document(record, f"{file.name}:{row}", SOURCE_NAME)
+                yield f"{file.name}:{row}", record
+
+    @cached_property
+    def _text_is_somewhere(self) -> bool:
+        """Whether the text's field is in one of the first records of a part."""
+        fields = RecordFields(self.fields.text)
+        return any(
+            not isinstance(record, str) and fields.are_in(record)
+            for _, files in self._groups
+            for _, record in islice(self._records(files, fields), ROWS_WITHOUT)
+        )
 
     def _limits(self) -> list[float | None]:
         """Bytes of text to take from each part."""
@@ -123,6 +147,8 @@ class LocalSource(DocumentSource):
             held = find_files(self.validation_path, self.format, "corpus.validation_path")
         held_paths = {os.path.realpath(file.path) for file in held}
         files = find_files(self.path, self.format, "corpus.path")
+        if len(files) == 1 and files[0].format == "text":
+            files = [replace(files[0], cut=True)]
         train = [file for file in files if os.path.realpath(file.path) not in held_paths]
         if not train:
             raise CorpusError(f"corpus.validation_path names every file of corpus.path={self.path}; leave some.")

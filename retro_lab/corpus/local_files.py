@@ -21,8 +21,12 @@ FORMATS = {
     ".ndjson": "json",
     ".parquet": "parquet",
     ".txt": "text",
+    ".md": "text",
+    ".rst": "text",
     ".arrow": "arrow",
 }
+ABOUT = (".md", ".rst")
+"""Suffixes of text that is about the data where it lies in a folder with files of another format."""
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 """Compression by suffix, named as in fsspec. Archives are none: fsspec reads the first file of a zip only."""
 MISSING = "missing"
@@ -40,6 +44,8 @@ class LocalFile:
     format: str
     compression: str | None
     size: int
+    cut: bool = False
+    """Whether a text file is many documents, cut at blank lines, instead of one."""
 
     def facts(self) -> dict[str, str | int]:
         """Size and SHA-256, which identify the content.
@@ -50,7 +56,8 @@ class LocalFile:
         if self.format == MISSING:
             return {"size": 0, "sha256": ""}
         with readable(self.name):
-            return {"size": self.size, "sha256": file_checksum(self.path)}
+            facts: dict[str, str | int] = {"size": self.size, "sha256": file_checksum(self.path)}
+        return facts | ({"cut": self.cut} if self.cut else {})
 
 
 def checked_format(name: str | None) -> str | None:
@@ -71,8 +78,9 @@ def find_files(where: str, format_name: str | None, option: str) -> list[LocalFi
     """Return the files that `where` names, by name: a file, all files of a folder at any depth, or those of a glob.
 
     Links are followed, and each file is there once, under the name that has the fewest links in it. Of a folder,
-    hidden files and files of unknown suffix are left out, and with `format_name` those of other formats. A link to
-    nothing is there as a file of the format `MISSING`. `option` is the name of the setting, for messages.
+    hidden files and files of unknown suffix are left out, with `format_name` those of other formats, and without it
+    Markdown and reStructuredText beside files of another format than text. A link to nothing is there as a file of the
+    format `MISSING`. `option` is the name of the setting, for messages.
 
     Raises:
         CorpusError: There is nothing there, it is empty, a part of it cannot be read, or the format cannot be told or
@@ -107,6 +115,9 @@ def _described(root: Path, found: list[Path], where: str, format_name: str | Non
     if Path(where).expanduser().is_dir():
         wanted_formats = {format_name} if format_name else set(FORMATS.values())
         present = [path for path in present if _suffix_format(path) in wanted_formats]
+        data = [path for path in present if _suffix(path) not in ABOUT]
+        if {_suffix_format(path) for path in data} - {"text"} and format_name is None:
+            present = data
         if not present:
             wanted = ", ".join(suffix for suffix, known in FORMATS.items() if format_name in (None, known))
             raise CorpusError(f"The folder {option}={where} holds no {wanted} file; name others by a glob pattern.")
@@ -210,8 +221,13 @@ def _once(paths: Iterable[Path], root: Path) -> list[Path]:
 
 
 def _suffix_format(path: Path) -> str | None:
-    """Format that a file's suffix tells, behind the suffix of a compression."""
+    """Format that a file's suffix tells."""
+    return FORMATS.get(_suffix(path))
+
+
+def _suffix(path: Path) -> str:
+    """Last suffix of a file's name in lower case, but for that of a compression; empty where there is none."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
-    return FORMATS.get(suffixes[-1]) if suffixes else None
+    return suffixes[-1] if suffixes else ""

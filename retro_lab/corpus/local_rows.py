@@ -30,6 +30,10 @@ Row = Mapping[str, Any] | str
 LONGEST_ARRAY = 256 * 2**20
 """Bytes of the longest JSON array that is read, which happens at once; lines have no such limit."""
 PIECE = 2**20
+PASSAGE_BYTES = 2**13
+"""Bytes of a text file that is cut, from which on a document ends before the next paragraph, ..."""
+LONGEST_PASSAGE = 2**16
+"""... or at the next line, from which on a paragraph does not matter."""
 ARROW_FILE_MAGIC = b"ARROW1"
 PARQUET_ROWS = 256
 """Rows decoded at a time; the reader's own choice is a whole row group."""
@@ -41,8 +45,9 @@ def read_rows(file: LocalFile, longest: int, fields: RecordFields) -> Iterator[t
 
     Of Parquet and Arrow, records have what `fields` needs alone, or all names without values where that is not there.
 
-    A text file is one record, whose text is in the field `text`. Of JSON and text, records of more than `longest`
-    bytes are passed over a piece at a time. Parquet and Arrow are decoded by the page or the batch, whatever is in it.
+    A text file is one record, or several where it is `cut`, with the text in the field `text`. Of JSON and text,
+    records of more than `longest` bytes are passed over a piece at a time. Parquet and Arrow are decoded by the
+    page or the batch, whatever is in it.
 
     Raises:
         CorpusError: The file is damaged, or is not what its format says.
@@ -76,7 +81,8 @@ def numbered(items: Iterable[Item], name: str) -> Iterator[tuple[int, Item]]:
 
 def _text_rows(file: LocalFile, longest: int) -> Iterator[tuple[int, Row]]:
     with _opened(file) as stream:
-        for number, content in numbered(_whole(stream, longest), file.name):
+        contents = _passages(stream, longest) if file.cut else _whole(stream, longest)
+        for number, content in numbered(contents, file.name):
             text = TOO_LONG if content is None else {"text": _decoded(content.removeprefix(codecs.BOM_UTF8))}
             yield number, text
 
@@ -85,6 +91,29 @@ def _whole(stream: BinaryIO, longest: int) -> Iterator[bytes | None]:
     """Yield all that is left to read; None if it is more than `longest` bytes."""
     content = stream.read(longest + 1)
     yield content if len(content) <= longest else None
+
+
+def _passages(stream: BinaryIO, longest: int) -> Iterator[bytes | None]:
+    """Cut all that is left to read before a line that follows a blank one, or where there is none, at a line's end.
+
+    None stands for a line of more than `longest` bytes.
+    """
+    lines: list[bytes] = []
+    size, after_blank = 0, False
+    for line in _lines(stream, longest):
+        blank = line is not None and not line.strip()
+        starts = size >= PASSAGE_BYTES and after_blank and not blank
+        if lines and (line is None or starts or size >= LONGEST_PASSAGE):
+            yield b"".join(lines)
+            lines, size = [], 0
+        if line is None:
+            yield None
+        else:
+            lines.append(line)
+            size += len(line)
+        after_blank = blank
+    if lines:
+        yield b"".join(lines)
 
 
 def _lines(stream: BinaryIO, longest: int) -> Iterator[bytes | None]:

@@ -83,6 +83,11 @@ class MixtureSource(DocumentSource):
             "fractions": self.fractions,
         }
 
+    @property
+    def has_validation_split(self) -> bool:
+        """Whether a source has one."""
+        return any(source.has_validation_split for source in self._limited.values())
+
     def parts(self) -> int:
         """Return the number of parts of all sources together."""
         return sum(source.parts() for source in self._limited.values())

@@ -1,14 +1,16 @@
 """From a record of a file or a dataset to a document."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from retro_lab.corpus.documents import Document, valid_unicode
+from retro_lab.corpus.documents import NO_TEXT_FIELD, Document, valid_unicode
 from retro_lab.errors import CorpusError
 
 NAMED_FIELDS = 20
+ROWS_WITHOUT = 1000
+"""Records without the text's field, from the first on, after which no more of them are read."""
 
 
 class MissingFieldError(CorpusError):
@@ -40,6 +42,37 @@ class RecordFields:
             return all(_value(record, name) or True for name in self.names)
         except KeyError:
             return False
+
+    def documents(
+        self,
+        records: Iterable[tuple[str, Mapping[str, Any] | str]],
+        source: str,
+        elsewhere: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Document]:
+        """Make a document of each of the `records` of one part; they come with their places, as `document` takes them.
+
+        A record without the text's field becomes a document that cannot be used, unless it is the field's name that is
+        wrong: unless no record of the part has the field. `elsewhere` says whether records of other parts have it.
+
+        Raises:
+            CorpusError: As `document` does; no record has the text's field, or none of the first 1,000.
+        """
+        without: MissingFieldError | None = None
+        known, count = False, 0
+        for place, record in records:
+            try:
+                document = self.document(record, place, source)
+                known = known or not isinstance(record, str)
+            except MissingFieldError as error:
+                if error.field != self.text:
+                    raise
+                without, count = without or error, count + 1
+                if not known and count == ROWS_WITHOUT:
+                    raise without from None
+                document = Document(place, source, "", problem=NO_TEXT_FIELD)
+            yield document
+        if without and not known and not elsewhere():
+            raise without
 
     def document(self, record: Mapping[str, Any] | str, place: str, source: str) -> Document:
         """Make a document of `record`; a string in its place says why there is none.

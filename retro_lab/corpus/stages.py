@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
-from retro_lab.corpus.documents import SPLITS, DocumentSource, Split, rejection, text_bytes
+from retro_lab.corpus.documents import SPLITS, Document, DocumentSource, Split, id_hash, rejection, text_bytes
 from retro_lab.corpus.layout import TokenLayout
 from retro_lab.corpus.parquet import (
     DOCUMENT_COLUMNS,
@@ -57,15 +57,40 @@ class DocumentsStage(Stage):
         """One shard for each part."""
         return [1] * self.source.parts()
 
+    def _problem(self, document: Document) -> str | None:
+        """Why a document cannot be used; None where it can."""
+        return document.problem or rejection(document.text, self.source.max_document_bytes)
+
+    @cached_property
+    def _held_out_anyway(self) -> str | None:
+        """Id of the document that is held out although its hash does not say so: that of the smallest hash.
+
+        There is none where another document is held out, as in all but small corpora: reading ends at the first.
+        """
+        if self.source.has_validation_split or not self.source.validation_fraction:
+            return None
+        smallest, different = None, False
+        for part in range(self.source.parts()):
+            for split, document in self.source.read(part):
+                if self._problem(document):
+                    continue
+                if split == "validation":
+                    return None
+                different = different or smallest not in (None, document.id)
+                smallest = document.id if smallest is None else min(smallest, document.id, key=id_hash)
+        return smallest if different else None
+
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
         """Write `train.parquet` and `validation.parquet` of one part."""
+        anyway = self._held_out_anyway
         kept = {split: Counter[str]() for split in SPLITS}
         rejected: Counter[str] = Counter()
         examples: list[str] = []
         with ExitStack() as stack:
             writers = {split: stack.enter_context(DocumentsWriter(folder / documents_name(split))) for split in SPLITS}
-            for split, document in self.source.read(shard):
-                reason = document.problem or rejection(document.text, self.source.max_document_bytes)
+            for given, document in self.source.read(shard):
+                split: Split = "validation" if document.id == anyway else given
+                reason = self._problem(document)
                 if reason is None:
                     size = text_bytes(document.text)
                     writers[split].add(
@@ -91,14 +116,39 @@ class DocumentsStage(Stage):
         rejected = sum((Counter(fact["rejected"]) for fact in facts), Counter[str]())
         examples = [example for fact in facts for example in fact["examples"]][:MAX_REJECTED_EXAMPLES]
         skipped = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common()) or "none skipped"
-        if totals["train"]["documents"] == 0:
-            raise CorpusError(f"The corpus has no document to train on ({skipped}); check corpus and its path.")
-        if totals["validation"]["documents"] == 0:
-            raise CorpusError(
-                f"The corpus has {totals['train']['documents']} documents but none is held out for validation; "
-                "raise corpus.validation_fraction or name held-out documents."
-            )
+        if not all(totals[split]["documents"] for split in SPLITS):
+            raise CorpusError(self._unsplit(shards, totals, skipped))
         return {**totals, "rejected": dict(rejected), "rejected_examples": examples}
+
+    def _unsplit(self, shards: Sequence[Path], totals: Mapping[str, Any], skipped: str) -> str:
+        """Say why a split has no documents, and what to do."""
+        counts = {split: totals[split]["documents"] for split in SPLITS}
+        count, fraction = sum(counts.values()), self.source.validation_fraction
+        if count == 0 or (self.source.has_validation_split and counts["train"] == 0):
+            return f"The corpus has no document to train on ({skipped}); check corpus and its path."
+        if self.source.has_validation_split:
+            return f"No document that corpus names as held out can be used ({skipped}); name others."
+        name = "name held-out documents by corpus.validation_path or corpus.validation_split"
+        if fraction == 0:
+            return f"corpus.validation_fraction=0 holds out none of the {count} documents; raise it, or {name}."
+        if count == 1:
+            return (
+                f"The corpus is one document ({skipped}), and so none is left to train on once it is held out; give "
+                f"more documents, or {name}."
+            )
+        ids = {
+            identifier
+            for split in SPLITS
+            for shard in shards
+            for batch in read_documents(shard / documents_name(split), ["id"])
+            for identifier in batch["id"].to_pylist()
+        }
+        if len(ids) == 1:
+            return (
+                f"All {count} documents have the id {ids.pop()!r}, and the ids decide what is held out; set "
+                "corpus.id_field to a field that differs between documents, or to null."
+            )
+        return f"corpus.validation_fraction={fraction:g} holds out all {count} documents; lower it."
 
 
 def iterate_texts(documents: Artifact, split: Split, max_bytes: float) -> Iterator[str]:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from itertools import tee
 from typing import Any
 
 from retro_lab.corpus.documents import Document, DocumentSource, Split
@@ -31,8 +32,8 @@ class WikipediaSource(HubSource):
         return super().identity() | {"title_field": self.titles.text, "without": without}
 
     def _documents(self, records: Iterable[tuple[str, Mapping[str, Any]]], split: Split) -> Iterator[Document]:
-        for place, record in records:
-            document = self.fields.document(record, place, self._source_name)
+        records, again = tee(records)
+        for (place, record), document in zip(again, self.fields.documents(records, self._source_name), strict=True):
             if self.without and plain_title(self.titles.document(record, place, "").text) in self._left_out:
                 document = replace(document, text="", problem=HELD_OUT)
             yield document

@@ -1,11 +1,14 @@
+import io
 import json
 import tracemalloc
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from written_files import COMPRESS, read_all, texts, write_arrow, write_bytes, write_lines, write_parquet
 
-from retro_lab.corpus import local
+from retro_lab.corpus import local, local_rows
 from retro_lab.corpus.documents import rejection
 from retro_lab.corpus.local import LocalSource
 from retro_lab.errors import CorpusError
@@ -54,6 +57,17 @@ def test_parquet_arrow_and_a_json_array_give_the_same_documents(tmp_path):
         assert [document.id for document in read(path)] == [f"{path.name}:{row}" for row in (1, 2, 3)]
 
 
+def test_the_text_may_be_in_a_field_within_a_field(tmp_path):
+    meta = [{"text": "one", "n": 1}, None, {"text": "three", "n": 3}]
+    paths = [
+        write_lines(tmp_path / "a.jsonl", *({"meta": value} for value in meta)),
+        write_parquet(tmp_path / "a.parquet", meta=meta, text=[{"n": 0}] * 3),
+        write_arrow(tmp_path / "a.arrow", meta=meta),
+    ]
+    for path in paths:
+        assert texts(LocalSource(str(path), text_field="meta.text")) == ["one", "", "three"]
+
+
 def test_text_that_looks_like_a_date_or_a_number_stays_text(tmp_path):
     values = ["2020-01-01", "1e5", "2020-01-01T00:00:00Z"]
     assert texts(LocalSource(str(write_lines(tmp_path / "a.jsonl", *({"text": v} for v in values))))) == values
@@ -98,6 +112,44 @@ def test_a_folder_is_read_at_any_depth_without_hidden_and_foreign_files(tmp_path
         ("a/z.jsonl.gz:1", "z"),
         ("b.jsonl:1", "b"),
     ]
+
+
+def test_markdown_is_text_unless_it_is_about_data_beside_it(tmp_path):
+    for name in ("a.md", "b/c.rst.gz", "d.txt"):
+        write_bytes(tmp_path / name, name.encode())
+    assert texts(LocalSource(str(tmp_path))) == ["a.md", "b/c.rst.gz", "d.txt"]
+    (tmp_path / "d.txt").unlink()
+    write_lines(tmp_path / "e.jsonl", {"text": "e"})
+    assert texts(LocalSource(str(tmp_path))) == ["e"]
+    assert texts(LocalSource(str(tmp_path), format="text")) == ["a.md", "b/c.rst.gz"]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_single_text_file_is_cut_before_paragraphs(tmp_path, suffix):
+    paragraphs = [f"paragraph {number} {'word ' * (number % 300)}\r\n\r\n \n" for number in range(200)]
+    path = write_bytes(tmp_path / f"book.txt{suffix}", "".join(paragraphs).encode())
+    documents = read(path)
+    assert [document.id for document in documents] == [f"{path.name}:{row + 1}" for row in range(len(documents))]
+    assert "".join(document.text for document in documents) == "".join(paragraphs)
+    assert all(document.text.startswith("paragraph ") for document in documents)
+    assert all(2**13 <= len(document.text) < 2**13 + 2000 for document in documents[:-1])
+    before = LocalSource(str(path)).identity()
+    write_bytes(tmp_path / "other.txt", b"other")
+    assert [document.text for document in read(tmp_path)] == ["".join(paragraphs), "other"]
+    assert LocalSource(str(tmp_path)).identity()["train"][path.name] != before["train"][path.name]
+
+
+@given(st.lists(st.sampled_from([b"a\n", b"\n", b"a\r\n", b"bc" * 4 + b"\n", b" \n", b"d"]), max_size=60))
+def test_cutting_loses_nothing_and_reads_a_bounded_number_of_bytes(lines):
+    content = b"".join(lines)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_rows, "PASSAGE_BYTES", 10)
+        patch.setattr(local_rows, "LONGEST_PASSAGE", 30)
+        found = list(local_rows._passages(io.BytesIO(content), 1000))
+    assert b"".join(found) == content
+    longest = max(map(len, content.splitlines(keepends=True)), default=0)
+    assert all(10 <= len(passage) < 30 + longest for passage in found[:-1])
+    assert all(passage.endswith(b"\n") for passage in found[:-1])
 
 
 def test_a_glob_takes_what_it_matches_whatever_the_suffix_if_the_format_is_set(tmp_path):

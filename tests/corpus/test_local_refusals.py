@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from written_files import COMPRESS, read_all, write_bytes, write_lines
 
-from retro_lab.corpus import local_rows
-from retro_lab.corpus.documents import TOO_LONG, rejection
+from retro_lab.corpus import local, local_rows
+from retro_lab.corpus.documents import NO_TEXT_FIELD, TOO_LONG, rejection
 from retro_lab.corpus.local import LocalSource
 from retro_lab.errors import ConfigurationError, CorpusError
 
@@ -144,3 +144,22 @@ def test_an_array_too_long_to_be_read_at_once_is_refused(tmp_path, monkeypatch):
     path = write_bytes(tmp_path / "a.json", b'[{"text": "abc"}]')
     with pytest.raises(CorpusError, match=r"a\.json is one JSON array longer than .*jq"):
         read_all(LocalSource(str(path)))
+
+
+@pytest.mark.parametrize("where", [0, 1, 2])
+@pytest.mark.parametrize("files_in_part", [1, 256])
+def test_records_without_the_text_are_skipped_where_others_have_it(tmp_path, monkeypatch, where, files_in_part):
+    monkeypatch.setattr(local, "FILES_IN_PART", files_in_part)
+    for number in range(3):
+        lines = [{"title": "no text"}] if number == where else [{"text": "one"}, {"meta": {"text": "x"}}]
+        write_lines(tmp_path / f"{number}.jsonl", *lines)
+    found = [(document.text, document.problem) for _, document in read_all(LocalSource(str(tmp_path)))]
+    assert sorted(found) == [("", NO_TEXT_FIELD)] * 3 + [("one", None)] * 2
+
+
+def test_a_field_that_many_records_lack_is_refused_before_all_are_read(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", *[{"body": "a"}] * 1000, {"body": 1}, {"text": "late"})
+    with pytest.raises(CorpusError, match=r"a\.jsonl:1 has no field 'text' but body"):
+        read_all(LocalSource(str(path)))
+    write_lines(path, *[{"body": "a"}] * 999, {"text": "late"})
+    assert [document.text for _, document in read_all(LocalSource(str(path)))] == [""] * 999 + ["late"]
