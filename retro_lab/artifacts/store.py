@@ -36,6 +36,8 @@ RECORD_NAME = "shard.json"
 LEFTOVER = re.compile(r"\d{5,}|\..*\.tmp")
 """What a build keeps beside the files of the artifact: shards, temporary folders and files."""
 POLL_SECONDS = 0.5
+FEW_CHANGES = 3
+"""Differences that two artifacts of one stage may have for one to count as the other's predecessor."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -193,16 +195,17 @@ class ArtifactStore:
                 _remove_leftovers(artifact.folder, artifact.manifest)
 
     def _reason(self, stage: Stage) -> str:
-        """Say why the stage has to be built, from the finished artifact of the same stage most like it."""
+        """Say why the stage has to be built, from the finished artifact of the same stage most like it.
+
+        One that differs in more than `FEW_CHANGES` ways, of another corpus say, is no predecessor and explains nothing.
+        """
         others = []
         for path in self._folder(stage).parent.glob(f"*/{MANIFEST_NAME}"):
             if path.parent not in self._served:  # what this command uses too, another split say, is no predecessor
                 with suppress(ArtifactError, OSError):  # a damaged neighbor is no obstacle
                     others.append(_changes(Manifest.read(path.parent).recipe, stage.recipe))
         reasons = min(others, key=len, default=[])
-        if not reasons:
-            return "building"
-        return f"building, because {'; '.join(reasons[:3])}{'; ...' if len(reasons) > 3 else ''}"
+        return f"building, because {'; '.join(reasons)}" if 0 < len(reasons) <= FEW_CHANGES else "building"
 
     @contextmanager
     def _write_errors(self, stage: Stage) -> Iterator[None]:

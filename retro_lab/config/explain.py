@@ -28,7 +28,6 @@ from omegaconf.errors import (
 from retro_lab.artifacts.disk import no_room
 from retro_lab.config.catalog import FREE_GROUPS, all_settings, default_values, groups, option_settings, options
 from retro_lab.config.naming import override_key
-from retro_lab.config.schema import SCHEMA_SUFFIX
 from retro_lab.config.strings import shell_override, takes_text
 from retro_lab.errors import ConfigurationError, RetroLabError
 
@@ -176,7 +175,7 @@ def _likeness(name: str, candidate: str) -> float:
 def _no_option(group: str, option: str, offered: Iterable[str] | None = None) -> str:
     if option.startswith(LAUNCHER_EXTRA):
         return "hydra/launcher=slurm wants the package hydra-submitit-launcher: pip install 'retro_lab[slurm]'."
-    known = sorted(name for name in offered or options(group) if not name.endswith(SCHEMA_SUFFIX))
+    known = sorted(offered or options(group))
     near = nearest(option, known)
     guess = f"; did you mean {near}?" if near else "."
     return f"There is no {group}={option}{guess} The options are {', '.join(known)}."

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
 from retro_lab.config.roots import GROUP_FOLDERS, config_files, group_folders
+from retro_lab.config.schema import Schemas
 from retro_lab.errors import ConfigurationError
 
 HEADER_CHARACTERS = 512
@@ -100,10 +101,11 @@ class MountedFolder(ConfigSource):
 
 
 class RetroLabSearchPath(SearchPathPlugin):
-    """Adds the mounted groups to every composition."""
+    """Adds the mounted groups and the schemas to every composition."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Append the user's own folders, then the shipped ones."""
+        """Append the user's own folders, then the shipped ones, and the schemas that files name."""
+        search_path.append("retro_lab", "schema://")
         for group in GROUP_FOLDERS:
             for folder in group_folders(group):
                 search_path.append("retro_lab", f"mount://{group}={folder}")
@@ -112,6 +114,6 @@ class RetroLabSearchPath(SearchPathPlugin):
 def register() -> None:
     """Make the mounts known to Hydra; may be called again."""
     plugins = Plugins.instance()
-    for plugin in (MountedFolder, RetroLabSearchPath):
+    for plugin in (MountedFolder, Schemas, RetroLabSearchPath):
         if plugin not in plugins.discover():
             plugins.register(plugin)

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from omegaconf import MISSING, OmegaConf
 
 from retro_lab.corpus.config import (
     ByteBPEConfig,
@@ -85,10 +86,50 @@ KINDS: dict[str, dict[str, type]] = {
 """Schemas of the groups whose options have fields of their own; a group's files name theirs as `KIND_schema`."""
 
 
-def register() -> None:
-    """Store all schemas where configuration files find them; may be called again."""
-    store = ConfigStore.instance()
-    store.store(name=f"run{SCHEMA_SUFFIX}", node=RunConfig)
-    for group, kinds in KINDS.items():
-        for kind, node in kinds.items():
-            store.store(group=group, name=f"{kind}{SCHEMA_SUFFIX}", node=node)
+class Schemas(ConfigSource):
+    """The schemas as configurations that files can name and that nobody is offered as an option.
+
+    Hydra's own store of such classes would list them where it completes options, expands `GROUP=glob(*)` and tells
+    which options there are.
+    """
+
+    @staticmethod
+    def scheme() -> str:
+        """Return the scheme of the addresses that this class answers."""
+        return "schema"
+
+    def available(self) -> bool:
+        """Tell that the schemas are there."""
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        """Tell whether a path is a group of options: schemas are none."""
+        return False
+
+    def is_config(self, config_path: str) -> bool:
+        """Tell whether a path names a schema."""
+        return _schema(config_path) is not None
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """List nothing."""
+        return []
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Return a schema with its values by default.
+
+        Raises:
+            ConfigLoadError: There is no such schema.
+        """
+        node = _schema(config_path)
+        if node is None:
+            raise ConfigLoadError(f"There is no schema {config_path}.")
+        header: dict[str, str | None] = {"package": None}
+        config = OmegaConf.structured(node)
+        return ConfigResult(provider=self.provider, path=f"schema://{config_path}", config=config, header=header)
+
+
+def _schema(config_path: str) -> type | None:
+    """Return the schema of a path such as `corpus/local_schema`."""
+    group, _, name = config_path.removesuffix(".yaml").rpartition("/")
+    kinds = KINDS.get(group, {}) if group else {"run": RunConfig}
+    return kinds.get(name.removesuffix(SCHEMA_SUFFIX)) if name.endswith(SCHEMA_SUFFIX) else None

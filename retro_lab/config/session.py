@@ -8,7 +8,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from retro_lab.config import mount, resolvers, schema
+from retro_lab.config import mount, resolvers
 from retro_lab.config.roots import config_root
 
 CONFIG_NAME = "config"
@@ -18,7 +18,6 @@ Assemble = Callable[[Sequence[str]], DictConfig]
 
 def register() -> None:
     """Make schemas, mounted groups and resolvers known; needed once before anything is composed."""
-    schema.register()
     mount.register()
     resolvers.register()
 

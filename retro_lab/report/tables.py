@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from retro_lab.console import visible
 from retro_lab.report.formats import NO_VALUE
 
 Value = str | int | float | None
@@ -51,11 +52,11 @@ class Table:
         ]
 
     def to_rich(self) -> RichTable:
-        """Return the table for a Rich console."""
+        """Return the table for a Rich console, with characters that command a terminal made visible."""
         # Text and escape, because Rich would take the [On] of "RETRO[On]" for a style.
         table = RichTable(
-            title=escape(self.title),
-            caption=escape("\n".join(self.notes)) or None,
+            title=escape(visible(self.title)),
+            caption=escape(visible("\n".join(self.notes))) or None,
             title_justify="left",
             caption_justify="left",
             box=SIMPLE_HEAD,
@@ -68,10 +69,13 @@ class Table:
             title = re.sub(r" |(?=\[)", "\n", column.title) if column.numeric else column.title
             align: Literal["left", "right"] = "right" if column.numeric else "left"
             whole = column.numeric or bool(column.colors)
-            table.add_column(Text(title), justify=align, overflow="fold", no_wrap=whole)
+            table.add_column(Text(visible(title)), justify=align, overflow="fold", no_wrap=whole)
         for row in self.texts():
             table.add_row(
-                *(Text(text, style=column.colors.get(text, "")) for column, text in zip(self.columns, row, strict=True))
+                *(
+                    Text(visible(text), style=column.colors.get(text, ""))
+                    for column, text in zip(self.columns, row, strict=True)
+                )
             )
         return table
 

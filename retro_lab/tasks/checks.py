@@ -13,6 +13,7 @@ from retro_lab.tasks.assemble import model_settings
 from retro_lab.tasks.identity import start_checkpoint
 from retro_lab.tasks.memory import check_memory
 from retro_lab.tasks.ranges import check_values
+from retro_lab.training.checkpoints import CHECKPOINT
 from retro_lab.training.compiled import check_compiler
 from retro_lab.training.limits import check_trainer_settings
 from retro_lab.training.precision import checked_precision, on_processor
@@ -99,18 +100,27 @@ def check_batch(config: DictConfig, devices: int) -> int:
     return int(config.data.batch_size) // pieces
 
 
-def check_start(config: DictConfig, run: Path) -> None:
-    """Check that the baseline that RETROfit starts from is there, for a task that does not train it.
+def check_start(config: DictConfig, run: Path, trains_baseline: bool = False) -> None:
+    """Check that the baseline that RETROfit starts from is there.
+
+    Args:
+        config: Of the command.
+        run: The run folder.
+        trains_baseline: Whether the command trains the run's own baseline, which need not be there yet.
 
     Raises:
         ConfigurationError: There is no such file.
     """
     checkpoint = start_checkpoint(config, run)
-    if checkpoint is not None and not checkpoint.is_file():
-        raise ConfigurationError(
-            f"init=retrofit starts from a trained baseline, and there is no {checkpoint}; set init.checkpoint to the "
-            "baseline's, or train both with task=compare."
-        )
+    if checkpoint is None or checkpoint.is_file():
+        return
+    if trains_baseline and checkpoint.absolute() == (run / "baseline" / CHECKPOINT).absolute():
+        return
+    advice = "or leave it out to start from this run's own" if trains_baseline else "or train both with task=compare"
+    raise ConfigurationError(
+        f"init=retrofit starts from a trained baseline, and there is no {checkpoint}; set init.checkpoint to the "
+        f"baseline's, {advice}."
+    )
 
 
 def device_count(trainer: DictConfig) -> int | None:

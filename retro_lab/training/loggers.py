@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from retro_lab import console
@@ -18,32 +18,62 @@ WANDB_ID_NAME = "wandb_id.txt"
 def build_loggers(nodes: Iterable[DictConfig], folder: Path) -> list[Logger]:
     """Make the loggers that `nodes` configure, of the model that is trained in `folder`.
 
+    A W&B that cannot be reached or that refuses the upload costs no training: a line says so, and the curves are kept
+    offline, for `wandb sync` to upload later. W&B never asks for a key.
+
     Raises:
-        ConfigurationError: W&B is to upload and has no key.
+        ConfigurationError: W&B cannot log even offline, with a project's name that it does not allow, say.
     """
-    return [_build(node, folder) for node in nodes]
+    nodes = list(nodes)
+    if any(_is_wandb(node) for node in nodes):
+        import wandb
+
+        if wandb.run is not None:  # that of a job of this multirun that failed, and this one would go on in it
+            wandb.finish(exit_code=1)
+    return [_build_wandb(node, folder) if _is_wandb(node) else instantiate(node) for node in nodes]
 
 
-def _build(node: DictConfig, folder: Path) -> Logger:
-    if node._target_.endswith(WandbLogger.__name__):
-        return _build_wandb(node, folder)
-    logger: Logger = instantiate(node)
-    return logger
+def _is_wandb(node: DictConfig) -> bool:
+    return bool(node._target_.endswith(WandbLogger.__name__))
 
 
 def _build_wandb(node: DictConfig, folder: Path) -> Logger:
-    """Make W&B's logger: the models of one run have names of their own, and a resumed one goes on in its W&B run."""
+    """Make W&B's logger, offline if that is wanted or nothing else works."""
     import wandb
 
+    if not node.get("offline"):
+        try:
+            return _start_wandb(node, folder, offline=False)
+        except wandb.errors.Error as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            console.status("W&B", f"cannot upload ({reason}); going on offline, `wandb sync` uploads later")
     try:
-        # Lightning hands W&B a setting that W&B warns of, before W&B has read that it should be silent.
-        wandb.setup(settings=wandb.Settings(silent=True, mode="offline" if node.offline else "online"))
-        name = "/".join(filter(None, [node.get("name"), folder.name]))
-        logger: Logger = instantiate(OmegaConf.merge(node, {"name": name}), version=_wandb_id(folder))
-    except wandb.errors.UsageError as error:
+        return _start_wandb(node, folder, offline=True)
+    except wandb.errors.Error as error:
         raise ConfigurationError(
-            f"W&B cannot upload ({error}); log in with `wandb login`, or set logger.wandb.offline=true."
+            f"W&B cannot log ({error}); mend logger.wandb, or leave it out with logger=csv."
         ) from error
+
+
+def _start_wandb(node: DictConfig, folder: Path, offline: bool) -> Logger:
+    """Make W&B's logger and, on rank 0, its W&B run now: later, an error would end the training in its middle.
+
+    The models of one run have names of their own, and a resumed one goes on in its W&B run.
+
+    Raises:
+        wandb.errors.Error: W&B has no key, cannot be reached, or refuses.
+    """
+    import wandb
+
+    # Lightning hands W&B a setting that W&B warns of, before W&B has read that it should be silent.
+    wandb.setup(settings=wandb.Settings(silent=True, mode="offline" if offline else "online"))
+    changes = {"offline": True, "log_model": False} if offline else {}  # Lightning refuses to keep models offline
+    name = "/".join(filter(None, [node.get("name"), folder.name]))
+    logger: WandbLogger = instantiate(node, name=name, version=_wandb_id(folder), **changes)
+    if console.is_main_process():
+        if not offline and not wandb.login(prompt=False, verify=True):
+            raise wandb.errors.UsageError("there is no key; `wandb login` asks for one")
+        logger.experiment  # noqa: B018
     return logger
 
 

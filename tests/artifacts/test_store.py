@@ -76,6 +76,18 @@ def test_another_version_of_a_library_builds_anew_and_says_so(store, monkeypatch
     assert "building" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("changes", [1, 3, 4])
+def test_an_unrelated_artifact_is_no_reason(store, capsys, monkeypatch, changes):
+    settings = Squares.settings
+    for value in (1, 2):
+        changed = dict.fromkeys("abcd"[:changes], value)
+        monkeypatch.setattr(Squares, "settings", lambda self, changed=changed: settings(self) | changed)
+        ArtifactStore(store.root).build(Squares())
+    said = capsys.readouterr().err
+    assert ("because a: 1 -> 2" in said) == (changes <= 3)
+    assert said.count(": 1 -> 2") == (changes if changes <= 3 else 0)
+
+
 def test_artifacts_side_by_side_are_no_reason_for_each_other(store, capsys):
     store.build(Squares())
     store.build(Squares(version_note="b"))

@@ -5,10 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig
 
 from retro_lab.config.catalog import all_settings, groups, options
 from retro_lab.config.help import group_help, help_text
+from retro_lab.config.session import session
 from retro_lab.errors import ConfigurationError
 
 CommandLine = Callable[..., int]
@@ -68,3 +71,11 @@ def test_help_for_a_group_that_is_not_there(command_line: CommandLine, capsys: p
         group_help("retreival")
     assert command_line("--help", "retreival") == 2
     assert "did you mean retrieval?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("group", groups())
+def test_hydra_offers_the_options_and_no_schema(group: str) -> None:
+    with session():
+        loader = GlobalHydra.instance().config_loader()
+        offered = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
+    assert offered == sorted(options(group))

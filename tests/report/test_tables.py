@@ -57,6 +57,13 @@ def test_brackets_are_text_in_the_terminal() -> None:
     assert "1.5M" in text
 
 
+def test_terminal_commands_are_shown_and_not_obeyed() -> None:
+    command = "\x1b]0;title\x07"
+    text = printed(Table(command, (Column("name", command, numeric=False),), ((command,),), (command,)), 120)
+    assert text.count("\\x1b]0;title\\x07") == 4
+    assert "\x1b" not in text
+
+
 def test_a_narrow_terminal_keeps_numbers_whole() -> None:
     text = printed(TABLE, 40)
     assert "1.5M" in text

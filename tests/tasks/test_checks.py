@@ -7,7 +7,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from retro_lab.config.compose import compose
 from retro_lab.errors import ConfigurationError
-from retro_lab.tasks import memory
+from retro_lab.tasks import compare, memory
 from retro_lab.tasks.checks import check_start, check_training, device_count
 from retro_lab.tasks.ranges import RANGES, check_values
 
@@ -80,6 +80,18 @@ def test_retrofit_without_a_baseline_is_refused_where_none_is_trained(tmp_path: 
     checkpoint.touch()
     check_start(compose([QUICKSTART, "init=retrofit"]), tmp_path)
     check_start(compose([QUICKSTART]), tmp_path / "other")
+
+
+def test_comparing_needs_no_baseline_but_the_one_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "run_folder", lambda: tmp_path)
+    monkeypatch.setattr(compare, "build_corpus", lambda config: pytest.fail("it builds"))
+    retrofit = [QUICKSTART, "task=compare", "init=retrofit"]
+    with pytest.raises(ConfigurationError, match=r"there is no gone\.ckpt; set init\.checkpoint .*, or leave it out"):
+        compare.run(compose([*retrofit, "init.checkpoint=gone.ckpt"]))
+    own = tmp_path / "baseline" / "checkpoints" / "last.ckpt"
+    for overrides in ([], [f"init.checkpoint={own}"]):
+        with pytest.raises(pytest.fail.Exception, match="it builds"):
+            compare.run(compose([*retrofit, *overrides]))
 
 
 def test_a_step_that_the_memory_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

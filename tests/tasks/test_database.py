@@ -4,11 +4,13 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from retro_lab.config.compose import compose
 from retro_lab.retrieval.neighbors import MISSING
+from retro_lab.tasks import build, inspect
 from retro_lab.tasks.build import build_corpus, build_database
 
 FRACTIONS = [0.003, 0.03, 0.3, 1]
@@ -123,3 +125,31 @@ def test_hybrid_is_one_override(built):
     assert made.database.method == "Flat, ranked by BM25"
     hybrid, dense = (build.database.neighbors["validation"].array("ids.npy") for build in (made, built()))
     assert (hybrid != dense).any()
+
+
+def test_building_states_the_recall_of_the_neighbors_stored(built, capsys):
+    made = built("retrieval.stored=100", "evaluation.neighbors=[1,100]", "index.factory=IVF4,Flat")
+    build.run(made.config)
+    [index] = made.database.indexes
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("index: ")]
+    assert line.startswith(f"index: IVF4,Flat, {made.database.chunks:,} vectors, ")
+    assert line.endswith(f"recall@10 {index.facts['recall@10']}, recall@100 {index.facts['recall@100']}")
+
+
+def test_inspecting_shows_terminal_commands_and_does_not_obey_them(built, capsys, monkeypatch):
+    made = built("task=inspect", "task.chunk=0")
+    command = "\x1b]0;title\x07"
+    real = pq.read_table
+
+    def read_table(path, columns):
+        names = real(path, columns=columns)["id"].to_pylist()
+        return pa.table({"id": [command + name for name in names]})
+
+    monkeypatch.setattr(inspect.pq, "read_table", read_table)
+    monkeypatch.setattr(inspect.TokenStore, "texts", lambda self, where, count=1: [command * count])
+    inspect.run(made.config)
+    shown = capsys.readouterr().out
+    assert "validation chunk 0" in shown
+    assert "neighbor 1" in shown
+    assert shown.count("\\x1b]0;title\\x07") == 6  # two panels: the title, the chunk, and what follows it
+    assert not {"\x1b", "\x07"} & set(shown)
