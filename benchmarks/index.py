@@ -34,6 +34,7 @@ from retro_lab.retrieval.factory import choose_factory  # noqa: E402
 from retro_lab.retrieval.vectors import VectorIndex  # noqa: E402
 
 BATCHES = (64, 128, 256)
+COARSE_LISTS, COARSE_SAMPLE, COARSE_ITERATIONS, COARSE_PROBES = 1024, 65_536, 10, 16
 SCANN_PYTHON = Path(__file__).parent / ".venv-scann" / "bin" / "python"
 INVERTED, CHOSEN, FINER, PEER = "IVF,Flat", "auto", "auto, index.recall=0.99", "ScaNN"
 
@@ -69,7 +70,7 @@ def main() -> None:
         exact.add(vectors)
         task.write(vectors, queries, exact.search(queries, NEIGHBORS)[1])
         table, rows = compare(task, arguments, *vectors.shape)
-    rows[-1:-1] = small_batches(vectors, queries, arguments.rounds)
+    rows[-1:-1] = [*small_batches(vectors, queries, arguments.rounds), coarse_lists(vectors, task, arguments.rounds)]
     sections += [table, "## Ratios\n\n" + markdown(rows)]
     print("\n\n".join(sections))
     if arguments.out:
@@ -215,6 +216,36 @@ def small_batches(vectors: np.ndarray, queries: np.ndarray, rounds: int) -> list
     seconds = Clock(torch.device("cpu")).in_turns(work, rounds)
     ratio = {batch: seconds[batch, FAISS_THRESHOLD] / seconds[batch, ours] for batch in BATCHES}
     return [Row("T6", f"Flat, batches of {batch}", "FAISS's default", ratio[batch], 5, 8) for batch in BATCHES]
+
+
+def coarse_lists(vectors: np.ndarray, task: Task, rounds: int) -> Row:
+    """Train the centroids of inverted lists by FAISS's k-means, as the index does, and by its SuperKMeans."""
+    sample = vectors[np.random.default_rng(0).choice(len(vectors), min(COARSE_SAMPLE, len(vectors)), replace=False)]
+    width = sample.shape[1]
+
+    def train(kind: type) -> np.ndarray:
+        clustering = kind(width, COARSE_LISTS)
+        clustering.cp.niter, clustering.cp.seed = COARSE_ITERATIONS, 0
+        flat = [faiss.IndexFlatL2(width)] if kind is faiss.Clustering else []
+        clustering.train(len(sample), faiss.swig_ptr(sample), *flat)
+        return faiss.vector_to_array(clustering.centroids).reshape(COARSE_LISTS, width)
+
+    def recall(centroids: np.ndarray) -> float:
+        quantizer = faiss.IndexFlatL2(width)
+        quantizer.add(centroids)
+        index = faiss.IndexIVFFlat(quantizer, width, COARSE_LISTS)
+        index.add(vectors)
+        index.nprobe = COARSE_PROBES
+        return task.recall(index.search(task.queries, NEIGHBORS)[1], vectors, task.queries)
+
+    kinds = (faiss.Clustering, faiss.SuperKMeans)
+    recalls = [recall(train(kind)) for kind in kinds]
+    seconds = Clock(torch.device("cpu")).in_turns({kind: partial(train, kind) for kind in kinds}, min(rounds, 2))
+    what = (
+        f"training {COARSE_LISTS:,} lists, SuperKMeans: recall {recalls[1]:.3f} against {recalls[0]:.3f} "
+        f"with {COARSE_PROBES} probes"
+    )
+    return Row("T20", what, "FAISS's k-means", seconds[faiss.Clustering] / seconds[faiss.SuperKMeans], 1.4, 2)
 
 
 if __name__ == "__main__":
