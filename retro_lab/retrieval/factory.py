@@ -102,18 +102,23 @@ def index_bytes(factory: str, vectors: int, width: int) -> float:
         whole = faiss.index_factory(width, factory)
         each, fixed = _vector_bytes(whole)
     except RuntimeError as error:
-        pieces = [int(count) for count in re.findall(r"PQ(\d+)", factory)]
-        if odd := next((count for count in pieces if count and width % count), None):
-            largest = next(count for count in range(min(odd, width), 0, -1) if width % count == 0)
-            raise ConfigurationError(
-                f"index.factory={factory} cuts vectors into {odd} pieces, which embeddings of width {width} cannot be; "
-                f"set index.factory to one with a divisor of {width}, such as PQ{largest} for PQ{odd}, or to auto."
-            ) from error
-        raise ConfigurationError(
-            f"index.factory={factory} is not a FAISS factory string whose size is known for vectors of width {width}; "
-            "use auto, Flat, or one such as IVF256,Flat."
-        ) from error
+        raise unknown_factory(factory, width) from error
     return vectors * each + fixed
+
+
+def unknown_factory(factory: str, width: int) -> ConfigurationError:
+    """Return the error for a string of which FAISS makes no index for vectors of this width, with the reason."""
+    pieces = [int(count) for count in re.findall(r"PQ(\d+)", factory)]
+    if odd := next((count for count in pieces if count and width % count), None):
+        largest = next(count for count in range(min(odd, width), 0, -1) if width % count == 0)
+        return ConfigurationError(
+            f"index.factory={factory} cuts vectors into {odd} pieces, which embeddings of width {width} cannot be; "
+            f"set index.factory to one with a divisor of {width}, such as PQ{largest} for PQ{odd}, or to auto."
+        )
+    return ConfigurationError(
+        f"index.factory={factory} is not a FAISS factory string for vectors of width {width}; use auto, Flat, or one "
+        "such as IVF256,Flat."
+    )
 
 
 def _vector_bytes(index: faiss.Index) -> tuple[float, float]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from retro_lab import console
 from retro_lab.errors import ConfigurationError
+from retro_lab.retrieval.factory import unknown_factory
 
 # Below this number of (queries x width) FAISS leaves matrix products for a loop that is up to 8 times slower; its own
 # default is 128,000, which is 333 queries at width 384.
@@ -64,10 +65,7 @@ class VectorIndex:
         try:
             return cls(faiss.index_factory(width, factory, kind), metric)
         except RuntimeError as error:
-            raise ConfigurationError(
-                f"index.factory={factory} is not a FAISS factory string for vectors of width {width}; use auto, Flat, "
-                "or one such as IVF256,Flat."
-            ) from error
+            raise unknown_factory(factory, width) from error
 
     @classmethod
     def read(cls, path: Path, metric: str) -> "VectorIndex":

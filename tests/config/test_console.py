@@ -45,7 +45,7 @@ def test_terminal_commands_are_shown_and_not_obeyed(capsys: pytest.CaptureFixtur
 
 def test_a_log_file_gets_a_line_every_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     log, now = io.StringIO(), 0.0
-    monkeypatch.setattr(console.messages, "file", log)
+    monkeypatch.setattr(console, "messages", console.Messages(file=log))
     monkeypatch.setattr(console.time, "monotonic", lambda: now)
     with console.progress("training", "tokens", 10_000, 1_000) as advance:
         for _ in range(59):
@@ -57,7 +57,7 @@ def test_a_log_file_gets_a_line_every_half_minute(monkeypatch: pytest.MonkeyPatc
 
 def test_a_short_stage_leaves_no_line_in_a_log_file(monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
-    monkeypatch.setattr(console.messages, "file", log)
+    monkeypatch.setattr(console, "messages", console.Messages(file=log))
     with console.progress("tokens", "documents", 3) as advance:
         advance(3)
     assert log.getvalue() == ""

@@ -8,7 +8,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from written_files import read_all, write_lines, write_parquet
 
-from retro_lab.config.schema import register
+from retro_lab.config.session import register
 from retro_lab.corpus.wikipedia import HELD_OUT
 
 CONF = Path(__file__).parents[2] / "conf"

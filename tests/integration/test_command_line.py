@@ -119,27 +119,6 @@ def test_evaluate_with_more_neighbors_adds_them_to_the_result(workplace, compare
     assert [entry["neighbors"] for entry in entries] == [0, 1, 2, 4]
 
 
-@pytest.mark.parametrize("override", ["corpus.validation_fraction=0.6", "database.fraction=0.5"])
-def test_a_model_is_not_scored_on_other_data_than_it_was_trained_beside(workplace, compared, embedder, override):
-    before = records(workplace, "whole")
-    refused = run(workplace, embedder, "name=whole", "task=evaluate", *override.split(), check=2)
-    assert "inputs." in refused.stderr.splitlines()[-1]
-    assert records(workplace, "whole") == before
-
-
-def test_scores_of_other_windows_are_not_reused(workplace, compared, embedder):
-    before = records(workplace, "whole")
-    run(workplace, embedder, "name=whole", "evaluation.stride=8")
-    after = records(workplace, "whole")
-    for model, record in after.items():
-        for entry, old in zip(record["evaluations"], before[model]["evaluations"], strict=True):
-            assert entry["windows"]["evaluation.stride"] == "8"
-            assert entry["bits_per_byte"] < old["bits_per_byte"]  # more text before each token
-            assert entry["tokens"] == old["tokens"]
-    run(workplace, embedder, "name=whole")
-    assert records(workplace, "whole") == before
-
-
 def test_inspect_shows_chunks_and_neighbors(workplace, compared, embedder):
     shown = run(workplace, embedder, "name=whole", "task=inspect", "task.chunk=1").stdout
     assert "validation chunk 1" in shown
@@ -318,3 +297,30 @@ def test_what_is_too_long_or_too_like_a_held_out_document_is_not_trained_on(tmp_
         json.loads(path.read_text())["facts"] for path in tmp_path.glob("artifacts/decontamination/*/manifest.json")
     ]
     assert [found["decontamination"]["dropped"]["documents"] for found in facts] == [1]
+
+
+@pytest.mark.parametrize("override", ["corpus.validation_fraction=0.6", "database.fraction=0.5"])
+def test_a_model_is_not_scored_on_other_data_than_it_was_trained_beside(workplace, compared, embedder, override):
+    before = records(workplace, "whole")
+    refused = run(workplace, embedder, "name=whole", "task=evaluate", *override.split(), check=2)
+    assert "inputs." in refused.stderr.splitlines()[-1]
+    assert records(workplace, "whole") == before
+
+
+def test_scores_of_other_windows_are_not_reused(workplace, compared, embedder):
+    before = records(workplace, "whole")
+    run(workplace, embedder, "name=whole", "evaluation.stride=8")
+    after = records(workplace, "whole")
+    for model, record in after.items():
+        scores = {entry["neighbors"]: entry for entry in before[model]["evaluations"]}
+        for entry in record["evaluations"]:
+            old = scores[entry["neighbors"]]
+            assert entry["windows"]["evaluation.stride"] == "8"
+            assert entry["bits_per_byte"] < old["bits_per_byte"]  # more text before each token
+            assert entry["tokens"] == old["tokens"]
+    run(workplace, embedder, "name=whole")
+    assert all(
+        entry in before[model]["evaluations"]
+        for model, record in records(workplace, "whole").items()
+        for entry in record["evaluations"]
+    )

@@ -24,7 +24,7 @@ PAPER = {"sequence_length": 2_048, "k": 2, "neighbor_length": 128}
 
 def paper_size(name: str) -> SizeConfig:
     """A row of Table 2, from the shipped file."""
-    return SizeConfig(**OmegaConf.to_container(OmegaConf.load(SIZES / f"{name}.yaml")))
+    return SizeConfig(**OmegaConf.to_container(OmegaConf.load(SIZES / f"{name}.yaml").size))
 
 
 def batched_product(left: Sequence[int], right: Sequence[int]) -> int:
