@@ -248,7 +248,7 @@ def test_the_vocabulary_and_where_it_is_known_from(planned) -> None:
         ("task.utilisation=40", r"task\.utilisation is a share, above 0 and up to 1, not 40"),
         ("task.index_memory=100", r"task\.index_memory=100 bytes do not hold an index of even one chunk"),
         ("task.tokens_per_document=0", r"task\.tokens_per_document must be positive, not 0"),
-        ("index.factory=nonsense", r"index\.factory=nonsense is not a FAISS factory string whose size is known"),
+        ("index.factory=nonsense", r"index\.factory=nonsense is not a FAISS factory string for vectors"),
         ("task.peak_tflops=0", r"task\.peak_tflops must be positive"),
         ("trainer.devices=0", r"trainer\.devices=0 leaves nothing to train on"),
         ("trainer.devices=3", r"data\.batch_size=256 cannot be divided over 3 devices .* a multiple of 3"),
