@@ -29,6 +29,19 @@ class WindowBatch(TypedDict):
     """int64 []: how many such documents there are."""
 
 
+def check_stride(stride: int, chunk_length: int, length: int) -> None:
+    """Check that windows of `length` tokens, `stride` tokens apart, start on chunks and leave no gaps.
+
+    Raises:
+        ConfigurationError: They do not.
+    """
+    if stride % chunk_length or not 0 < stride <= length:
+        raise ConfigurationError(
+            f"evaluation.stride={stride} must be a multiple of model.chunk_length={chunk_length} and at most "
+            f"data.sequence_length={length}."
+        )
+
+
 class Windows(Dataset[WindowBatch]):
     """Every window of a set of documents, in batches; item i is the i-th batch."""
 
@@ -46,11 +59,7 @@ class Windows(Dataset[WindowBatch]):
             ConfigurationError: The stride is not a multiple of the chunk length, or longer than a window.
         """
         store, length = sequences.store, sequences.length
-        if stride % store.chunk_length or not 0 < stride <= length:
-            raise ConfigurationError(
-                f"evaluation.stride={stride} must be a multiple of model.chunk_length={store.chunk_length} and at most "
-                f"data.sequence_length={length}."
-            )
+        check_stride(stride, store.chunk_length, length)
         self.sequences, self.stride, self.batch_size, self.k = sequences, stride, batch_size, k
         covered = np.cumsum(store.document_length)
         self.documents = max(1, int(np.searchsorted(covered, max_tokens, side="right")))

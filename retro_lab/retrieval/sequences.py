@@ -120,10 +120,7 @@ class Sequences:
         Raises:
             ConfigurationError: `length` is not a multiple of the chunk length.
         """
-        if length % store.chunk_length or length <= 0:
-            raise ConfigurationError(
-                f"data.sequence_length={length} is not a multiple of model.chunk_length={store.chunk_length}."
-            )
+        check_length(length, store.chunk_length)
         self.store = store
         self.retrieved = retrieved
         self.length = length
@@ -165,6 +162,18 @@ class Sequences:
         text = places < self.store.real_tokens(chunks).astype(small)[..., None]
         text[..., 0] &= ~self.store.starts_document(chunks)  # the document marker
         return text.reshape(len(chunks), -1)[:, 1 : self.length + 1]
+
+
+def check_length(length: int, chunk_length: int) -> None:
+    """Check that sequences of `length` tokens are whole chunks.
+
+    Raises:
+        ConfigurationError: They are not, or there is nothing in them.
+    """
+    if length % chunk_length or length <= 0:
+        raise ConfigurationError(
+            f"data.sequence_length={length} is not a multiple of model.chunk_length={chunk_length}."
+        )
 
 
 def widened(batch: Batch) -> Batch:

@@ -9,10 +9,12 @@ import torch
 from omegaconf import DictConfig, ListConfig
 
 from retro_lab.errors import ConfigurationError
+from retro_lab.evaluation.windows import check_stride
 from retro_lab.tasks.assemble import model_settings
 from retro_lab.tasks.identity import start_checkpoint
 from retro_lab.tasks.memory import check_memory
 from retro_lab.tasks.ranges import check_values
+from retro_lab.training.batches import piece_size
 from retro_lab.training.checkpoints import CHECKPOINT
 from retro_lab.training.compiled import check_compiler
 from retro_lab.training.limits import check_trainer_settings
@@ -25,12 +27,7 @@ def check_windows(config: DictConfig) -> None:
     Raises:
         ConfigurationError: They would leave gaps, or start within a chunk.
     """
-    length, chunk_length, stride = config.data.sequence_length, config.model.chunk_length, config.evaluation.stride
-    if stride % chunk_length or stride > length:
-        raise ConfigurationError(
-            f"evaluation.stride={stride} must be a multiple of model.chunk_length={chunk_length} and at most "
-            f"data.sequence_length={length}."
-        )
+    check_stride(config.evaluation.stride, config.model.chunk_length, config.data.sequence_length)
 
 
 def check_training(config: DictConfig, k: int) -> None:
@@ -90,14 +87,7 @@ def check_batch(config: DictConfig, devices: int) -> int:
     Raises:
         ConfigurationError: The batch cannot be divided.
     """
-    accumulated = config.trainer.get("accumulate_grad_batches") or 1
-    pieces = devices * accumulated
-    if config.data.batch_size % pieces:
-        raise ConfigurationError(
-            f"data.batch_size={config.data.batch_size} cannot be divided over {devices} devices x {accumulated} "
-            f"accumulated batches; make it a multiple of {pieces}."
-        )
-    return int(config.data.batch_size) // pieces
+    return piece_size(config.data.batch_size, devices, config.trainer.get("accumulate_grad_batches") or 1)
 
 
 def check_start(config: DictConfig, run: Path, trains_baseline: bool = False) -> None:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval.searchers import METHODS
-from retro_lab.retrieval.sequences import VALUES
+from retro_lab.retrieval.sequences import VALUES, check_length
 
 Rule = tuple[Callable[[float], bool], str]
 POSITIVE: Rule = (lambda value: value > 0, "must be positive")
@@ -86,10 +86,7 @@ def check_values(config: DictConfig) -> None:
     length, chunk_length = config.data.sequence_length, config.model.chunk_length
     if chunk_length < 1:
         raise ConfigurationError(f"model.chunk_length must be a positive whole number, not {chunk_length}.")
-    if length % chunk_length:
-        raise ConfigurationError(
-            f"data.sequence_length={length} is not a multiple of model.chunk_length={chunk_length}."
-        )
+    check_length(length, chunk_length)
 
 
 def _numbers(config: DictConfig, key: str) -> Iterator[float]:

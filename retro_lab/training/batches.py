@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from retro_lab.errors import CorpusError
+from retro_lab.errors import ConfigurationError, CorpusError
 from retro_lab.retrieval.sequences import Batch, Sequences
 from retro_lab.training.permutation import permuted
 
@@ -27,6 +27,21 @@ class TrainingBatch(TypedDict):
     batch: Batch
     text_tokens: Tensor
     """int64 []: text tokens of the whole global batch, which the loss is the mean over."""
+
+
+def piece_size(batch_size: int, world: int, accumulated: int) -> int:
+    """Return how many of `batch_size` sequences one of `world` devices has at a time.
+
+    Raises:
+        ConfigurationError: The global batch cannot be divided over devices and accumulated batches.
+    """
+    pieces = world * accumulated
+    if batch_size % pieces:
+        raise ConfigurationError(
+            f"data.batch_size={batch_size} cannot be divided over {world} devices x {accumulated} accumulated batches; "
+            f"make it a multiple of {pieces}."
+        )
+    return batch_size // pieces
 
 
 class TrainingBatches(IterableDataset[TrainingBatch]):

@@ -5,10 +5,9 @@ from typing import Any
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.windows import RankWindows, WindowBatch, Windows
 from retro_lab.retrieval.sequences import Sequences
-from retro_lab.training.batches import TrainingBatch, TrainingBatches
+from retro_lab.training.batches import TrainingBatch, TrainingBatches, piece_size
 
 
 class RetroDataModule(pl.LightningDataModule):
@@ -42,15 +41,9 @@ class RetroDataModule(pl.LightningDataModule):
         """
         assert self.trainer is not None
         accumulated = self.trainer.accumulate_grad_batches
-        pieces = self.trainer.world_size * accumulated
-        if self.batch_size % pieces:
-            raise ConfigurationError(
-                f"data.batch_size={self.batch_size} cannot be divided over {self.trainer.world_size} devices x "
-                f"{accumulated} accumulated batches; make it a multiple of {pieces}."
-            )
         batches = TrainingBatches(
             self.train,
-            self.batch_size // pieces,
+            piece_size(self.batch_size, self.trainer.world_size, accumulated),
             self.k,
             self.seed,
             start_step=self.trainer.global_step,
