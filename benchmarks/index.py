@@ -219,16 +219,14 @@ def small_batches(vectors: np.ndarray, queries: np.ndarray, rounds: int) -> list
 
 
 def coarse_lists(vectors: np.ndarray, task: Task, rounds: int) -> Row:
-    """Train the centroids of inverted lists by FAISS's k-means, as the index does, and by its SuperKMeans."""
+    """Train the centroids of inverted lists by FAISS's k-means, as the index does, and by its SuperKmeans."""
     sample = vectors[np.random.default_rng(0).choice(len(vectors), min(COARSE_SAMPLE, len(vectors)), replace=False)]
     width = sample.shape[1]
 
     def train(kind: type) -> np.ndarray:
-        clustering = kind(width, COARSE_LISTS)
-        clustering.cp.niter, clustering.cp.seed = COARSE_ITERATIONS, 0
-        flat = [faiss.IndexFlatL2(width)] if kind is faiss.Clustering else []
-        clustering.train(len(sample), faiss.swig_ptr(sample), *flat)
-        return faiss.vector_to_array(clustering.centroids).reshape(COARSE_LISTS, width)
+        clustering = kind(width, COARSE_LISTS, niter=COARSE_ITERATIONS, seed=0)
+        clustering.train(sample)
+        return clustering.centroids
 
     def recall(centroids: np.ndarray) -> float:
         quantizer = faiss.IndexFlatL2(width)
@@ -238,14 +236,14 @@ def coarse_lists(vectors: np.ndarray, task: Task, rounds: int) -> Row:
         index.nprobe = COARSE_PROBES
         return task.recall(index.search(task.queries, NEIGHBORS)[1], vectors, task.queries)
 
-    kinds = (faiss.Clustering, faiss.SuperKMeans)
+    kinds = (faiss.Kmeans, faiss.SuperKmeans)
     recalls = [recall(train(kind)) for kind in kinds]
     seconds = Clock(torch.device("cpu")).in_turns({kind: partial(train, kind) for kind in kinds}, min(rounds, 2))
     what = (
-        f"training {COARSE_LISTS:,} lists, SuperKMeans: recall {recalls[1]:.3f} against {recalls[0]:.3f} "
+        f"training {COARSE_LISTS:,} lists, SuperKmeans: recall {recalls[1]:.3f} against {recalls[0]:.3f} "
         f"with {COARSE_PROBES} probes"
     )
-    return Row("T20", what, "FAISS's k-means", seconds[faiss.Clustering] / seconds[faiss.SuperKMeans], 1.4, 2)
+    return Row("T20", what, "FAISS's k-means", seconds[faiss.Kmeans] / seconds[faiss.SuperKmeans], 1.4, 2)
 
 
 if __name__ == "__main__":
