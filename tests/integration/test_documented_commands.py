@@ -92,7 +92,9 @@ def test_documented_commands(
 
 
 def test_the_quickstart_of_make_is_a_documented_command(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dry = subprocess.run(["make", "-n", "quickstart"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    dry = subprocess.run(
+        ["make", "--no-print-directory", "-n", "quickstart"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     words = shlex.split(dry.stdout.splitlines()[-1])
     assert words[1:3] == ["-m", "retro_lab"]
     monkeypatch.chdir(workplace)
