@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from retro_lab.launch.provenance import hardware
+from retro_lab.runs.provenance import hardware
 
 MATRIX = 2048
 """Rows and columns of the matrices whose product is a device's peak."""

@@ -18,19 +18,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from retro_lab import console
-from retro_lab.artifacts.manifest import write_json
 from retro_lab.config.arguments import complete
+from retro_lab.config.check import as_written, typed
 from retro_lab.config.explain import CONFIGURATION_ERRORS, explain_failure
 from retro_lab.config.help import group_help, help_text
 from retro_lab.config.roots import config_root
 from retro_lab.config.session import CONFIG_NAME, register
 from retro_lab.errors import ConfigurationError, RetroLabError, RunInUseError
-from retro_lab.launch.command import remember_command
-from retro_lab.launch.run_folder import HYDRA_NOTES, note_configuration, remove_unused
+from retro_lab.runs.command import remember_command
+from retro_lab.runs.folder import RunFolder
 
 USER_ERROR = 2
 INTERRUPTED = 130
-FAILURE_NAME = "failed.json"
 HELP_FLAGS = ("-h", "--help")
 VERSION_FLAG = "--version"
 
@@ -75,30 +74,30 @@ def _hydra_main(config: DictConfig) -> None:
 
 
 def run_task(config: DictConfig) -> None:
-    """Call the task's `run(config)`; in a sweep, note a failure down in the cell's folder and return.
+    """Call the task's `run(config, folder)`; in a sweep, note a failure down in the cell's folder and return.
 
     Raises:
         SystemExit: The task raised an error that the user can mend, outside a sweep.
     """
     console.quiet()  # again in processes that a launcher started
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    failure = Path(HydraConfig.get().runtime.output_dir) / FAILURE_NAME
+    hydra_config = HydraConfig.get()
+    sweep = hydra_config.mode == RunMode.MULTIRUN
+    folder = RunFolder(Path(hydra_config.runtime.output_dir), tuple(hydra_config.overrides.task), as_written(config))
     if sweep:
-        failure.unlink(missing_ok=True)
+        folder.forget_failure()
     try:
-        importlib.import_module(f"retro_lab.tasks.{config.task.name}").run(config)
+        settings = typed(config)
+        importlib.import_module(f"retro_lab.tasks.{settings.task.name}").run(settings, folder)
     except Exception as error:
         sentence = explain_failure(error)
         if sweep and isinstance(error, RunInUseError):
             console.error(str(error))
         elif sweep:
-            if not (failure.parent / HYDRA_NOTES).is_dir():  # by which the sweep's table knows the cell
-                note_configuration(config)
-            write_json(failure, {"error": sentence or traceback.format_exc()})
+            folder.note_failure(sentence or traceback.format_exc())
             console.error(sentence or f"{type(error).__name__}: {error}")
         elif sentence:
             if console.is_main_process():
-                remove_unused(Path(HydraConfig.get().runtime.output_dir))
+                folder.remove_unused()
             _fail(sentence, _exit_code(error))
         else:
             raise

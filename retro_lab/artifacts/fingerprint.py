@@ -54,5 +54,5 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = repr(str(value) if isinstance(value, str) else value)  # a choice as the text that it is
     return text if len(text) <= 40 else f"{text[:37]}..."

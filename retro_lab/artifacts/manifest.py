@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from retro_lab.artifacts.disk import replacing
 from retro_lab.artifacts.fingerprint import file_checksum
 from retro_lab.errors import ArtifactError
 
@@ -121,17 +121,13 @@ def damaged(path: Path, reason: str, folder: Path | None = None) -> ArtifactErro
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` to `path` through a temporary file, so that a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(_json_text(content))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Write `content` to `path` in one step, so that a reader never sees half of it.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with replacing(path) as file:
+        file.write(_json_text(content).encode("utf-8"))
 
 
 def _json_text(content: Mapping[str, Any]) -> str:

@@ -6,16 +6,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import MISSING as DATACLASS_MISSING
 from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 
 from retro_lab.config.roots import GROUP_FOLDERS, config_files, config_root, group_folders
-from retro_lab.config.schema import KINDS, SCHEMA_SUFFIX, RunConfig
+from retro_lab.config.schema import KINDS, SCHEMA_SUFFIX
 from retro_lab.config.session import session
+from retro_lab.tasks.config import RunConfig
 
 FREE_GROUPS = ("trainer", "callbacks", "logger")
 """Groups whose keys are arguments of other libraries; they have no schema."""
@@ -75,10 +77,17 @@ def schema_settings(schema: type, prefix: str) -> list[Setting]:
         if isinstance(entry.type, type) and is_dataclass(entry.type):
             found += schema_settings(entry.type, f"{key}.")
         else:
-            name = entry.type.__name__ if type(entry.type) is type else str(entry.type)
             default = entry.default if entry.default_factory is DATACLASS_MISSING else entry.default_factory()
-            found.append(Setting(key, name.replace("typing.", ""), default, texts.get(entry.name, "")))
+            default = MISSING if default is DATACLASS_MISSING else default
+            found.append(Setting(key, _type_name(entry.type), default, texts.get(entry.name, "")))
     return found
+
+
+def _type_name(kind: Any) -> str:
+    """Write a type as a user knows it: choices are named."""
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return " | ".join(kind.__members__)
+    return kind.__name__ if type(kind) is type else str(kind).replace("typing.", "")
 
 
 def option_settings(group: str, option: str) -> set[str]:

@@ -7,23 +7,49 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from retro_lab.config.explain import no_setting
-from retro_lab.config.naming import FOLDER_NAME, RESERVED
-from retro_lab.config.plain import no_value
 from retro_lab.errors import ConfigurationError
+from retro_lab.runs.naming import FOLDER_NAME, RESERVED
+from retro_lab.tasks.config import RunConfig, Task
 
-LARGEST_SEED = 2**32 - 1
-"""Of NumPy's generators."""
-TRAINING_TASKS = ("train", "compare")
 KNOWN_CALLBACKS = ("retro_lab.", "pytorch_lightning.", "lightning.")
 """Beginnings of the names of callbacks that log no metrics of their own, as a user's may."""
 
 
-def check(config: DictConfig) -> None:
-    """Check a composed configuration that still has its `hydra` node.
+def typed(config: DictConfig, resolve_all: bool = True) -> RunConfig:
+    """Turn a composed configuration into dataclasses, which check their values, and plain dictionaries.
+
+    Args:
+        config: Without its `hydra` node, or with it.
+        resolve_all: Whether interpolations in groups without a schema, which may ask Hydra about the run, are resolved.
 
     Raises:
-        ConfigurationError: A key is not in the schema, a value is not given, `name` is no name of a folder,
-            `seed` is out of range, or a callback waits for a metric that does not exist.
+        ConfigurationError: A value is out of its range, or values do not fit together.
+    """
+    groups: dict[str, Any] = {}
+    for entry in fields(RunConfig):
+        node = config[entry.name]
+        if not OmegaConf.is_config(node):
+            groups[entry.name] = node
+        elif is_dataclass(OmegaConf.get_type(node)):
+            groups[entry.name] = OmegaConf.to_object(node)
+        else:
+            groups[entry.name] = OmegaConf.to_container(node, resolve=resolve_all)
+    return RunConfig(**groups)
+
+
+def as_written(config: DictConfig) -> dict[str, Any]:
+    """Return a composed configuration as dictionaries, lists and scalars, with interpolations as they are written."""
+    content = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+    assert isinstance(content, dict)
+    return content  # type: ignore[return-value]
+
+
+def check(config: DictConfig) -> RunConfig:
+    """Check a composed configuration that still has its `hydra` node, and return it typed, as far as it is resolved.
+
+    Raises:
+        ConfigurationError: A key is not in the schema, a value is not given or out of its range, `name` cannot name a
+            folder, or a callback waits for a metric that does not exist.
         OmegaConfBaseException: An interpolation refers to nothing.
     """
     _check_keys(config, "")
@@ -32,25 +58,25 @@ def check(config: DictConfig) -> None:
     name = config.name
     if name is not None and (not re.fullmatch(FOLDER_NAME, name) or name in RESERVED):
         raise ConfigurationError(f"name={name} cannot name a folder; use letters, digits and, after one, _ . , = + -.")
-    if not 0 <= config.seed <= LARGEST_SEED:
-        raise ConfigurationError(f"seed={config.seed} is not between 0 and {LARGEST_SEED:,}.")
-    if config.task.name in TRAINING_TASKS:
-        _check_monitors(config)
+    settings = typed(config, resolve_all=False)
+    if settings.task.name.trains:
+        _check_monitors(settings)
+    return settings
 
 
-def _check_monitors(config: DictConfig) -> None:
+def _check_monitors(config: RunConfig) -> None:
     """Find the metrics that callbacks monitor; Lightning would look for them after the first validation."""
-    callbacks = {name: node for name, node in config.callbacks.items() if OmegaConf.is_config(node)}
+    callbacks = {name: node for name, node in config.callbacks.items() if isinstance(node, dict)}
     if not all(str(node.get("_target_", "")).startswith(KNOWN_CALLBACKS) for node in callbacks.values()):
         return
     # In a comparison the baseline has the same callbacks, and there is nothing that it retrieves.
-    scored = {0} if config.task.name == "compare" else {0, config.retrieval.k}
+    scored = {0} if config.task.name is Task.compare else {0, config.retrieval.k}
     metrics = ["train/loss", "train/learning_rate", *(f"validation/bits_per_byte/k={k}" for k in sorted(scored))]
     for name, node in callbacks.items():
         monitor = node.get("monitor")
         if monitor is not None and monitor not in metrics:
             raise ConfigurationError(
-                f"callbacks.{name}.monitor={monitor} is no metric of task={config.task.name}; there are "
+                f"callbacks.{name}.monitor={monitor} is not a metric of task={config.task.name}; there are "
                 f"{', '.join(metrics)}."
             )
 
@@ -77,3 +103,8 @@ def _asks_about_the_run(node: Any, key: Any) -> bool:
     """Tell whether an interpolation asks Hydra about the run, which has yet to begin."""
     content: Any = OmegaConf.to_container(node, resolve=False)
     return "${hydra:" in content[key]
+
+
+def no_value(key: str) -> str:
+    """Say that a key has no value."""
+    return f"{key} has no value; give it one, as in {key}=..."

@@ -27,9 +27,9 @@ from omegaconf.errors import (
 
 from retro_lab.artifacts.disk import no_room
 from retro_lab.config.catalog import FREE_GROUPS, all_settings, default_values, groups, option_settings, options
-from retro_lab.config.naming import override_key
 from retro_lab.config.strings import shell_override, takes_text
 from retro_lab.errors import ConfigurationError, RetroLabError
+from retro_lab.runs.naming import override_key
 
 LAUNCHER_EXTRA = "submitit"
 ALIKE, VERY_ALIKE = 0.6, 0.8
@@ -45,7 +45,7 @@ LITERAL = r" ${ begins a reference to another setting; write \${ where it is par
 
 
 @contextmanager
-def friendly(overrides: Iterable[str]) -> Iterator[None]:
+def explain_errors(overrides: Iterable[str]) -> Iterator[None]:
     """Turn whatever goes wrong while a configuration is composed from overrides into one sentence.
 
     Raises:
@@ -93,6 +93,8 @@ def explain(error: Exception) -> str:
             f"{match['override']} has several values; add -m to run each, or, for a single one with commas, give {one}."
         )
     if cause:
+        if choice := re.match(r"Invalid value '(?P<value>.*)', expected one of \[(?P<choices>.*)\]", str(cause)):
+            return f"{place}={choice['value']}{where} is not one of {choice['choices']}."
         setting = all_settings().get(re.sub(r"\[.*", "", place)) if isinstance(cause, ValidationError) else None
         kind = f" takes {setting.type}" if setting else ""
         subject = place + where + kind if place else file

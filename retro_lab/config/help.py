@@ -19,8 +19,9 @@ from retro_lab.config.catalog import (
     schema_settings,
 )
 from retro_lab.config.explain import nearest
-from retro_lab.config.schema import KINDS, RunConfig
+from retro_lab.config.schema import KINDS
 from retro_lab.errors import ConfigurationError
+from retro_lab.tasks.config import RunConfig
 
 USAGE = """\
 retro_lab: retrieval-enhanced language models, configured through Hydra

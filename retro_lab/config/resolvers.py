@@ -1,5 +1,7 @@
 """Functions that configuration files call, as in `${run_name:}`."""
 
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -7,32 +9,54 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from retro_lab.config.naming import override_key, slug
+from retro_lab.config.sweeps import cell_folder, varied_keys
 from retro_lab.errors import ConfigurationError
-
-FOLDERLESS_TASKS = ("build", "inspect", "plan", "verify")
-"""Tasks that write to the artifact store or to the screen alone."""
+from retro_lab.runs.identity import PRECISION
+from retro_lab.runs.naming import override_key, slug
 
 
 def run_name(*, _root_: DictConfig) -> str:
     """Resolve `${run_name:}`: `name` if it is given, else what the run's overrides spell."""
-    return OmegaConf.select(_root_, "name") or slug(_run_overrides(_root_))
+    precision = OmegaConf.select(_root_, PRECISION)
+    return OmegaConf.select(_root_, "name") or slug(named_after(_run_overrides(_root_), precision))
+
+
+def named_after(overrides: Sequence[str], precision: Any) -> list[str]:
+    """Return what a run's folder is named after, before `slug` leaves out what decides nothing.
+
+    A trainer is a choice of hardware, but it may bring a precision, which decides what is trained: then the name says
+    which, and not which trainer.
+
+    Args:
+        overrides: Of the run.
+        precision: What they come to as `trainer.precision`.
+    """
+    trainer = [text for text in overrides if override_key(text) in ("trainer", PRECISION)]
+    others = [text for text in overrides if text not in trainer]
+    if not trainer or str(_precision(tuple(others))) == str(precision):
+        return others
+    return [*others, f"{PRECISION}={precision}"]
+
+
+@cache
+def _precision(overrides: tuple[str, ...]) -> Any:
+    """Compose overrides and return their `trainer.precision`."""
+    from retro_lab.config.session import session  # which registers the resolvers
+
+    with session() as assemble:
+        return OmegaConf.select(assemble(overrides), PRECISION)
 
 
 def run_dir(*, _root_: DictConfig) -> str:
     """Resolve `${run_dir:}`: the folder that a run writes to; the working directory for one that writes none."""
-    if _root_.task.name in FOLDERLESS_TASKS:
+    if not _root_.task.name.has_run_folder:
         return "."
     return f"{_root_.paths.outputs}/{run_name(_root_=_root_)}"
 
 
 def cell_name(*axes: str, _root_: DictConfig) -> str:
     """Resolve `${cell_name:AXIS,...}`: what is special about a cell, on those axes and on the sweep file's own."""
-    overrides = _run_overrides(_root_)
-    varied = {key.lstrip("+") for key in (*axes, *(OmegaConf.select(_root_, "hydra.sweeper.params") or ()))}
-    special = [override for override in overrides if override_key(override) in varied]
-    # Whatever varies tells cells apart, be it a setting that would not move a run to another folder.
-    return slug(special, ignored=()) if special else slug(overrides)
+    return cell_folder(_run_overrides(_root_), varied_keys(_root_, axes))
 
 
 def group_name(*, _root_: DictConfig) -> str:
@@ -80,7 +104,7 @@ def tasks_per_node(*, _root_: DictConfig) -> int:
     """
     devices: Any = _root_.trainer.devices
     if not isinstance(devices, int) or devices < 1:
-        raise ConfigurationError(f"trainer.devices={devices} is no number of devices, which SLURM wants; as in 8.")
+        raise ConfigurationError(f"SLURM needs trainer.devices as a number, for example 8; got {devices}.")
     return devices
 
 

@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 from retro_lab.config.catalog import all_settings
-from retro_lab.config.naming import override_key
+from retro_lab.runs.naming import override_key
 
 TEXT_TYPES = ("str", "str | None")
 YAML_NUMBER = re.compile(r"(?<![^\[,\s])[+-]?\.(nan|inf)\b", re.IGNORECASE)

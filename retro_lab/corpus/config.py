@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
-
 from retro_lab.corpus.documents import MAX_DOCUMENT_BYTES
 
 
@@ -12,7 +10,7 @@ from retro_lab.corpus.documents import MAX_DOCUMENT_BYTES
 class CorpusConfig:
     """What every corpus has; each kind of source adds its own fields below."""
 
-    _target_: str = MISSING
+    _target_: str
     """Class of the document source."""
     validation_fraction: float = 0.05
     """Share of the documents held out, chosen by a hash of their ids, where the source has no validation split; at
@@ -28,7 +26,7 @@ class PythonSourceConfig(CorpusConfig):
     """Python source files of installed packages."""
 
     _target_: str = "retro_lab.corpus.python_source.PythonSource"
-    packages: list[str] = MISSING
+    packages: list[str]
     """Import names of installed packages."""
     include: list[str] = field(default_factory=lambda: ["**/*.py"])
     """Glob patterns of the files to read, relative to each package."""
@@ -43,7 +41,7 @@ class LocalConfig(CorpusConfig):
     """Files of the user's own: json, jsonl, parquet, text or arrow, compressed or not."""
 
     _target_: str = "retro_lab.corpus.local.LocalSource"
-    path: str = MISSING
+    path: str
     """A file, a folder or a glob pattern; a single text file is cut into documents, several are one document each."""
     validation_path: str | None = None
     """File, folder or glob pattern of the held-out documents; null holds out `validation_fraction` instead."""
@@ -60,7 +58,7 @@ class HubConfig(CorpusConfig):
     """A dataset of the Hugging Face hub, or a folder in the same layout."""
 
     _target_: str = "retro_lab.corpus.hub.HubSource"
-    dataset: str = MISSING
+    dataset: str
     """Name of the dataset, or a folder."""
     subset: str | None = None
     """Configuration of the dataset, such as a language or a version."""
@@ -94,9 +92,9 @@ class MixtureConfig(CorpusConfig):
     """Several corpora, each with a share of the text (Borgeaud et al. 2022, Table 1)."""
 
     _target_: str = "retro_lab.corpus.mixture.MixtureSource"
-    sources: dict[str, Any] = MISSING
+    sources: dict[str, Any]
     """Corpora by name, each a `corpus` configuration of its own."""
-    weights: dict[str, float] = MISSING
+    weights: dict[str, float]
     """Share of `max_bytes` that each source contributes; they need not sum to one."""
     fractions: dict[str, float] = field(default_factory=dict)
     """Share of its documents, chosen by a hash of their ids, that is taken at most of a source; all where not named."""
@@ -114,7 +112,7 @@ class DecontaminationConfig:
 class TokenizerConfig:
     """What every tokenizer has."""
 
-    _target_: str = MISSING
+    _target_: str
     """Class of the tokenizer's recipe."""
 
 
@@ -134,7 +132,7 @@ class PretrainedTokenizerConfig(TokenizerConfig):
     """Any tokenizer of the Hugging Face hub, or of a folder or `tokenizer.json` on disk."""
 
     _target_: str = "retro_lab.corpus.pretrained_tokenizer.PretrainedTokenizer"
-    name: str = MISSING
+    name: str
     """Name on the hub, a folder, or a file in the form of `tokenizer.json`."""
     revision: str | None = None
     """Commit or tag on the hub."""

@@ -2,12 +2,18 @@
 
 from dataclasses import dataclass, field
 
+from retro_lab.errors import ConfigurationError
+from retro_lab.ranges import NOT_NEGATIVE, POSITIVE, check_ranges
+
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
     """Bits per byte on whole documents with sliding windows (Borgeaud et al. 2022, Sec. 4)."""
 
-    neighbors: list[int] = field(default_factory=lambda: [0])
+    datasets: list[str] = field(default_factory=lambda: ["validation"])
+    """Texts to score: `validation` and `test`, the held-out splits of the corpus, and corpora by name (`corpora`), of
+    which the test split is scored. The first stands for the model in tables and figures."""
+    k: list[int] = field(default_factory=lambda: [0])
     """Values of k to evaluate a RETRO with besides the one it was trained with; 0 is RETRO[Off]."""
     stride: int = 1024
     """Tokens by which the window moves; each token is scored once, with at least length - stride tokens before it."""
@@ -17,3 +23,28 @@ class EvaluationConfig:
     """Evaluations during training, evenly spaced in tokens, the last at the end."""
     curve_tokens: float = 100_000
     """Held-out tokens scored at each of those; the final figures use all of them."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_ranges(
+            "evaluation",
+            self,
+            k=NOT_NEGATIVE,
+            stride=POSITIVE,
+            batch_size=POSITIVE,
+            curve_points=NOT_NEGATIVE,
+            curve_tokens=POSITIVE,
+        )
+
+
+def check_stride(stride: int, chunk_length: int, length: int) -> None:
+    """Check that windows of `length` tokens, `stride` tokens apart, start on chunks and leave no gaps.
+
+    Raises:
+        ConfigurationError: They do not.
+    """
+    if stride % chunk_length or not 0 < stride <= length:
+        raise ConfigurationError(
+            f"evaluation.stride={stride} must be a multiple of model.chunk_length={chunk_length} and at most "
+            f"data.sequence_length={length}."
+        )

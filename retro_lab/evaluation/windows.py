@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from retro_lab.errors import ConfigurationError
+from retro_lab.evaluation.config import check_stride
 from retro_lab.retrieval.sequences import Batch, Sequences
 
 
@@ -27,19 +27,6 @@ class WindowBatch(TypedDict):
     """int64 []: UTF-8 bytes of the documents whose first window is in this batch."""
     documents: Tensor
     """int64 []: how many such documents there are."""
-
-
-def check_stride(stride: int, chunk_length: int, length: int) -> None:
-    """Check that windows of `length` tokens, `stride` tokens apart, start on chunks and leave no gaps.
-
-    Raises:
-        ConfigurationError: They do not.
-    """
-    if stride % chunk_length or not 0 < stride <= length:
-        raise ConfigurationError(
-            f"evaluation.stride={stride} must be a multiple of model.chunk_length={chunk_length} and at most "
-            f"data.sequence_length={length}."
-        )
 
 
 class Windows(Dataset[WindowBatch]):

@@ -5,27 +5,40 @@ defines the network, the switches of the ablation table (Table 13) among it.
 """
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
-from omegaconf import MISSING
+
+class Positions(StrEnum):
+    """How attention knows the distance between a query and a key."""
+
+    transformer_xl = "transformer_xl"
+    rotary = "rotary"
+
+
+class Activation(StrEnum):
+    """Non-linearity of the feed-forward blocks."""
+
+    gelu = "gelu"
+    relu = "relu"
 
 
 @dataclass(kw_only=True)
 class SizeConfig:
     """One row of the size table (Borgeaud et al. 2022, Tables 2 and 10)."""
 
-    name: str = MISSING
+    name: str
     """Name of the size, as in `size=NAME`."""
-    width: int = MISSING
+    width: int
     """Hidden width d of the decoder."""
-    ffw_width: int = MISSING
+    ffw_width: int
     """Inner width of the decoder's feed-forward blocks (4d in the paper)."""
-    heads: int = MISSING
+    heads: int
     """Attention heads of the decoder."""
-    head_size: int = MISSING
+    head_size: int
     """Width of one decoder head; heads x head_size need not equal `width` (1,024 against 896 in the smallest model)."""
-    layers: int = MISSING
+    layers: int
     """Decoder layers L."""
-    cca_layers: list[int] = MISSING
+    cca_layers: list[int]
     """Decoder layers with chunked cross-attention, counted from 1: the paper's P (every third from 6)."""
     encoder_width: int = 896
     """Hidden width d' of the neighbor encoder."""
@@ -51,7 +64,7 @@ class ModelConfig:
     """Let the encoder cross-attend to the decoder's activations H_u (Table 13: 'No query conditioning')."""
     cca_positions: bool = True
     """Relative positions in chunked cross-attention (Table 13: 'No CA positional encodings')."""
-    positions: str = "transformer_xl"
+    positions: Positions = Positions.transformer_xl
     """Relative positions in every attention: `transformer_xl`, the paper's, or `rotary`, which has no parameters and
     runs on fused kernels, and which RETROfit of a rotary model needs. The paper's counts need `transformer_xl`."""
     rotary_base: float = 10_000.0
@@ -63,7 +76,7 @@ class ModelConfig:
     """One embedding table for decoder and encoder (Table 13: 'Shared embeddings')."""
     tied_readout: bool = True
     """Read logits out through the decoder's embedding table. The paper counts embeddings once and does not say."""
-    activation: str = "gelu"
+    activation: Activation = Activation.gelu
     """Non-linearity of the feed-forward blocks, `gelu` or `relu`. Not stated in the paper."""
     norm_eps: float = 1e-6
     """Epsilon of RMSNorm. Not stated in the paper. Norms come before each block (pre-norm), also not stated."""

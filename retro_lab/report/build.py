@@ -13,15 +13,15 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from retro_lab.artifacts.disk import write_file
 from retro_lab.errors import ArtifactError
 from retro_lab.report.comparison import run_table, sweep_table
 from retro_lab.report.figures import curve_figure, neighbors_figure, sweep_figure
-from retro_lab.report.files import write_file
 from retro_lab.report.pages import Picture, cell_link, run_page, sweep_page
-from retro_lab.report.records import RESULT_NAME, RunRecord, load_run
 from retro_lab.report.style import save
-from retro_lab.report.sweeps import load_sweep
 from retro_lab.report.tables import Table
+from retro_lab.runs.records import RESULT_NAME, RunRecord, load_run
+from retro_lab.runs.sweeps import load_sweep
 
 REPORT_FOLDER = "report"
 TABLE_NAME = "comparison"

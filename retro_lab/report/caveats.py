@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from retro_lab.report import formats
 from retro_lab.report.comparison import cell_baseline, gain
-from retro_lab.report.records import ModelRecord, RunRecord
-from retro_lab.report.sweeps import SweepRecord
+from retro_lab.runs.records import ModelRecord, RunRecord
+from retro_lab.runs.sweeps import SweepRecord
 
 OVERLAP = (
     "Text that the held-out documents share with the training documents and the database was not removed: part of "

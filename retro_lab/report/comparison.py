@@ -1,19 +1,22 @@
 """The tables of a report: RETRO against its baseline in one run, and cell against cell in a sweep."""
 
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from retro_lab.report import formats
-from retro_lab.report.records import Evaluation, ModelRecord, RunRecord
-from retro_lab.report.sweeps import Cell, SweepRecord
 from retro_lab.report.tables import Column, Table, Value
+from retro_lab.runs.records import Evaluation, ModelRecord, Retrieved, RunRecord, ScoredText
+from retro_lab.runs.sweeps import Cell, SweepRecord
 
 BASELINE, OFF, ON = "Baseline", "RETRO[Off]", "RETRO[On]"
 STATUS_COLORS = {"done": "green", "failed": "bold red", "missing": "yellow"}
 
 GAIN_NOTE = "Gain: bits per byte below the baseline, and as a share of the baseline's. Above zero is better."
 RUN_NOTE = (
-    "Tokens: seen in training, with padding. k: neighbors each chunk retrieves while it is scored. Perplexity is per "
-    "token."
+    "Tokens: seen in training, with padding. k: neighbors that each chunk retrieves while it is scored. Perplexity is "
+    "per token."
 )
 SWEEP_NOTE = "Baseline: the score that the gain of the row is measured from."
 
@@ -36,7 +39,7 @@ def gain(evaluation: Evaluation | None, baseline: Evaluation | None) -> Gain | N
     """Compare two scores; None where one is missing or they were not measured on the same text in the same way."""
     if evaluation is None or baseline is None or not baseline.bits_per_byte > 0:
         return None
-    texts = ((entry.bytes, entry.documents, entry.windows) for entry in (evaluation, baseline))
+    texts = ((entry.bytes, entry.documents, entry.text) for entry in (evaluation, baseline))
     if next(texts) != next(texts):
         return None
     saved = baseline.bits_per_byte - evaluation.bits_per_byte
@@ -44,16 +47,23 @@ def gain(evaluation: Evaluation | None, baseline: Evaluation | None) -> Gain | N
 
 
 def run_table(run: RunRecord) -> Table:
-    """Compare the baseline, RETRO[Off] and RETRO[On] of one run, and RETRO at each other k it was evaluated with."""
-    reference = run.baseline.evaluation(0) if run.baseline else None
+    """Compare the baseline, RETRO[Off] and RETRO[On] of one run on each text that they were scored on.
+
+    RETRO[On] has a row for each database and each k that it was scored with. Which texts and databases those are, and
+    in which windows, the notes say.
+    """
+    texts = tuple(dict.fromkeys(text for model in run.models for text in model.texts))
+    names = _distinct({text: text.name for text in texts})
+    databases = dict.fromkeys(
+        entry.retrieved for model in run.models for entry in model.evaluations if entry.retrieved is not None
+    )
+    labels = _distinct({retrieved: retrieved.database for retrieved in databases})
+    several = len(texts) > 1
     rows = []
-    if run.baseline:
-        rows.append(_run_row(BASELINE, run.baseline, 0, None))
-    if run.retro:
-        others = sorted({entry.neighbors for entry in run.retro.evaluations} - {0, run.retro.k})
-        names = {0: OFF, run.retro.k: ON} | {k: f"{ON}, k={k}" for k in others}
-        rows += [_run_row(name, run.retro, k, reference) for k, name in names.items()]
+    for text in texts or (None,):
+        rows += [(*([names[text]] if several and text else ()), *row) for row in _text_rows(run, text, labels)]
     columns = (
+        *([Column("text", "Text", numeric=False)] if several else ()),
         Column("model", "Model", numeric=False),
         PARAMETERS,
         NON_EMBEDDING,
@@ -64,7 +74,52 @@ def run_table(run: RunRecord) -> Table:
         GAIN,
         GAIN_PERCENT,
     )
-    return Table(run.name, columns, tuple(rows), (GAIN_NOTE, RUN_NOTE))
+    explained = [
+        f"{names[text]}: {text.description}, in windows of {text.sequence_length:,} tokens every {text.stride:,}."
+        for text in texts
+    ]
+    if databases:
+        explained.append(f"Database: {'; '.join(dict.fromkeys(labels.values()))}.")
+    return Table(run.name, columns, tuple(rows), (GAIN_NOTE, RUN_NOTE, *explained))
+
+
+def _text_rows(run: RunRecord, text: ScoredText | None, labels: Mapping[Retrieved, str]) -> list[tuple[Value, ...]]:
+    """Return the rows of one text, or those of models that were scored on none."""
+    rows, reference = [], None
+    if run.baseline:
+        reference = run.baseline.evaluation(0, text)
+        if reference or text is None:
+            rows.append(_run_row(BASELINE, run.baseline, 0, reference, None))
+    if run.retro:
+        entries = sorted((entry for entry in run.retro.evaluations if entry.text == text), key=_retro_order(run.retro))
+        # Rows of a RETRO that is not scored yet show that it is there.
+        present = {entry.k for entry in entries}
+        rows += [
+            _run_row(name, run.retro, k, None, None)
+            for k, name in ((0, OFF), (run.retro.k, ON))
+            if not present and text is None
+        ]
+        several = len({entry.retrieved for entry in entries if entry.retrieved}) > 1
+        for entry in entries:
+            name = OFF if entry.k == 0 else ON if entry.k == run.retro.k else f"{ON}, k={entry.k}"
+            where = f", {labels[entry.retrieved]}" if several and entry.retrieved else ""
+            rows.append(_run_row(name + where, run.retro, entry.k, entry, reference))
+    return rows
+
+
+def _retro_order(retro: ModelRecord) -> Callable[[Evaluation], tuple[int, int]]:
+    """Order scores: retrieval off, then as trained, then with other k."""
+    return lambda entry: ({0: 0, retro.k: 1}.get(entry.k, 2), entry.k)
+
+
+def _distinct(names: Mapping[Any, str]) -> dict[Any, str]:
+    """Number the names that occur more than once."""
+    counts: Counter[str] = Counter()
+    distinct = {}
+    for key, name in names.items():
+        counts[name] += 1
+        distinct[key] = name if counts[name] == 1 else f"{name} ({counts[name]})"
+    return distinct
 
 
 def sweep_table(sweep: SweepRecord) -> Table:
@@ -102,11 +157,12 @@ def cell_baseline(sweep: SweepRecord, cell: Cell) -> ModelRecord | None:
     return None
 
 
-def _run_row(name: str, model: ModelRecord, k: int, reference: Evaluation | None) -> tuple[Value, ...]:
-    evaluation = model.evaluation(k)
-    scores = (evaluation.bits_per_byte, evaluation.perplexity) if evaluation else (None, None)
+def _run_row(
+    name: str, model: ModelRecord, k: int, entry: Evaluation | None, reference: Evaluation | None
+) -> tuple[Value, ...]:
+    scores = (entry.bits_per_byte, entry.perplexity) if entry else (None, None)
     size = (model.parameters.total, model.parameters.non_embedding, model.tokens)
-    return (name, *size, k, *scores, *_gain_values(gain(evaluation, reference)))
+    return (name, *size, k, *scores, *_gain_values(gain(entry, reference)))
 
 
 def _sweep_row(sweep: SweepRecord, cell: Cell) -> tuple[Value, ...]:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from retro_lab.report import formats
-from retro_lab.report.records import ModelRecord, RunRecord
 from retro_lab.report.tables import Column, Table, Value
+from retro_lab.runs.records import ModelRecord, RunRecord
 
 NAMES = {"baseline": "Baseline", "retro": "RETRO"}
 Fact = Callable[[ModelRecord], Value]
@@ -84,7 +84,7 @@ def _database(model: ModelRecord) -> Value:
     if model.database is None:
         return None
     size = f"{formats.count(model.database.chunks)} chunks, {formats.count(model.database.tokens)} tokens"
-    return f"{size} ({formats.share(model.database.fraction)} of the training split)"
+    return f"{size} ({formats.share(model.database.fraction)} of the training split of {model.database.corpus})"
 
 
 def _scored(model: ModelRecord) -> Value:

@@ -3,9 +3,9 @@
 from matplotlib.figure import Figure
 
 from retro_lab.report.comparison import BASELINE, OFF, ON, cell_baseline
-from retro_lab.report.records import ModelRecord, RunRecord
 from retro_lab.report.style import BASELINE_LOOK, OFF_LOOK, ON_LOOK, Line, Look, draw
-from retro_lab.report.sweeps import Cell, SweepRecord, number
+from retro_lab.runs.records import Evaluation, ModelRecord, RunRecord
+from retro_lab.runs.sweeps import Cell, SweepRecord, number
 
 FEWEST_NEIGHBOR_COUNTS = 2
 """Values of k above zero that a RETRO must be evaluated with to be worth a figure."""
@@ -29,7 +29,8 @@ def neighbors_figure(run: RunRecord) -> Figure | None:
     """Draw bits per byte of one RETRO against the k it is evaluated with; None if fewer than two were."""
     if run.retro is None:
         return None
-    on = [(entry.neighbors, entry.bits_per_byte) for entry in run.retro.evaluations if entry.neighbors > 0]
+    text = run.retro.main_text
+    on = [(entry.k, entry.bits_per_byte) for entry in _with_first_database(run.retro) if entry.text == text]
     if len(on) < FEWEST_NEIGHBOR_COUNTS:
         return None
     xs = [0, *sorted(k for k, _ in on)]
@@ -72,8 +73,14 @@ def sweep_figure(sweep: SweepRecord) -> Figure | None:
     return draw(f"Held-out text against {axis}", x_title, lines, swept=True)
 
 
-def _curve(label: str, model: ModelRecord, neighbors: int, look: Look) -> Line:
-    points = sorted((point.tokens, point.bits_per_byte) for point in model.curve if point.neighbors == neighbors)
+def _with_first_database(retro: ModelRecord) -> list[Evaluation]:
+    """Return the scores with neighbors from the database that was asked for first."""
+    retrieving = [entry for entry in retro.evaluations if entry.retrieved is not None]
+    return [entry for entry in retrieving if entry.retrieved == retrieving[0].retrieved]
+
+
+def _curve(label: str, model: ModelRecord, k: int, look: Look) -> Line:
+    points = sorted((point.tokens, point.bits_per_byte) for point in model.curve if point.k == k)
     return Line(label, tuple(points), look)
 
 

@@ -5,19 +5,16 @@ from pathlib import Path
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from retro_lab.report import formats
 from retro_lab.report.caveats import run_caveats, sweep_caveats
 from retro_lab.report.facts import parameter_table, provenance_table, training_table
-from retro_lab.report.records import RunRecord
-from retro_lab.report.sweeps import Cell, SweepRecord
 from retro_lab.report.tables import Table
+from retro_lab.runs.folder import CONFIG_NAME
+from retro_lab.runs.records import RunRecord
+from retro_lab.runs.sweeps import Cell, SweepRecord
 
 TEMPLATES = Path(__file__).parent / "templates"
-ENVIRONMENT_RESOLVER = "${oc.env:"
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ def run_page(run: RunRecord, table: Table, pictures: list[Picture]) -> str:
         details=[training_table(run), parameter_table(run), provenance_table(run)],
         caveats=run_caveats(run),
         error=run.error,
-        settings=_settings(run.folder / ".hydra" / "config.yaml"),
+        settings=_settings(run.folder / CONFIG_NAME),
     )
 
 
@@ -78,15 +75,8 @@ def _render(template: str, **values: object) -> str:
 
 
 def _settings(path: Path) -> str | None:
-    """Return the configuration with its interpolations resolved, as written where they cannot be; None if not there."""
+    """Return the configuration that the run noted down; None if it is not there."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
-    # Values of environment variables can be secrets, and a page is made to be passed on.
-    if ENVIRONMENT_RESOLVER in text.replace(" ", ""):
-        return text
-    try:
-        return OmegaConf.to_yaml(OmegaConf.create(text), resolve=True)
-    except (YAMLError, OmegaConfBaseException, ValueError):
-        return text

@@ -1,8 +1,46 @@
 """What is retrieved, from what, and how it is found: `retrieval`, `database`, `embedder`, `index` groups."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
-from omegaconf import MISSING
+from retro_lab.errors import ConfigurationError
+from retro_lab.ranges import NOT_NEGATIVE, POSITIVE, RATIO, SEED, SHARE, check_ranges
+
+
+class Value(StrEnum):
+    """What a neighbor brings: itself N, its continuation F, or both (Borgeaud et al. 2022, Sec. 2.1 and Table 13)."""
+
+    neighbor_and_continuation = "neighbor_and_continuation"
+    neighbor = "neighbor"
+    continuation = "continuation"
+
+    def length(self, chunk_length: int) -> int:
+        """Return the tokens that a neighbor brings at most."""
+        return chunk_length * (2 if self is Value.neighbor_and_continuation else 1)
+
+
+class Method(StrEnum):
+    """How neighbors are found."""
+
+    dense = "dense"
+    bm25 = "bm25"
+    hybrid = "hybrid"
+
+
+class Metric(StrEnum):
+    """By what embeddings are near one another."""
+
+    l2 = "l2"
+    inner_product = "inner_product"
+    cosine = "cosine"
+
+
+class EmbedderPrecision(StrEnum):
+    """In which precision the frozen encoder multiplies."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
 
 
 @dataclass(kw_only=True)
@@ -11,11 +49,11 @@ class RetrievalConfig:
 
     k: int = 2
     """Neighbors of each chunk while training. 0 trains the baseline transformer, which has no retrieval weights."""
-    value: str = "neighbor_and_continuation"
+    value: Value = Value.neighbor_and_continuation
     """What a neighbor brings: `neighbor_and_continuation` ([N, F] of the paper), `neighbor` or `continuation`."""
     stored: int = 100
     """Neighbors found and stored for each chunk, so that any k up to this needs no new search."""
-    method: str = "dense"
+    method: Method = Method.dense
     """How neighbors are found: `dense` (nearest embeddings), `bm25` (shared tokens, no embeddings at all) or `hybrid`
     (dense candidates, ranked by BM25)."""
     candidates: int = 64
@@ -24,6 +62,18 @@ class RetrievalConfig:
     """How slowly the weight of a token levels off as it is repeated in a chunk."""
     bm25_b: float = 0.75
     """How much a chunk's length, relative to the mean, lowers the weight of its tokens: 0 not at all, 1 fully."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_ranges(
+            "retrieval",
+            self,
+            k=NOT_NEGATIVE,
+            stored=POSITIVE,
+            candidates=POSITIVE,
+            bm25_k1=NOT_NEGATIVE,
+            bm25_b=RATIO,
+        )
 
 
 @dataclass(kw_only=True)
@@ -39,12 +89,16 @@ class DatabaseConfig:
     seed: int = 0
     """Of the order of documents, which decides what a smaller database holds, and of the index's samples."""
 
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_ranges("database", self, fraction=SHARE, tokens=POSITIVE, fractions=SHARE, seed=SEED)
+
 
 @dataclass(kw_only=True)
 class EmbedderConfig:
     """The frozen BERT whose mean-pooled last layer embeds each chunk."""
 
-    model: str = MISSING
+    model: str
     """Name on the Hugging Face hub, a folder, or `package:NAME/FOLDER` for weights carried by a Python package."""
     revision: str | None = None
     """Commit, branch or tag on the hub. Embeddings are known by the commit, whatever is given here."""
@@ -52,12 +106,16 @@ class EmbedderConfig:
     """Longest input in the embedder's own tokens; what is over is cut off."""
     batch_size: int = 64
     """Chunks embedded at once; a GPU is quicker with more."""
-    precision: str = "auto"
-    """`float32`, `bfloat16`, or `auto`: bfloat16 where the hardware multiplies it natively."""
+    precision: EmbedderPrecision = EmbedderPrecision.auto
+    """`float32`, `bfloat16`, or `auto`: bfloat16 where the hardware supports it."""
     compile: bool = False
     """Compile the encoder with torch.compile: 6% faster on a processor, after 40 seconds. Needs g++."""
     shard_size: int = 4096
     """Chunks in one embedding shard, the unit of work that a killed build never repeats."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_ranges("embedder", self, max_length=POSITIVE, batch_size=POSITIVE, shard_size=POSITIVE)
 
 
 @dataclass(kw_only=True)
@@ -67,7 +125,7 @@ class IndexConfig:
     factory: str = "auto"
     """FAISS factory string, or `auto`: exact up to `exact_below` vectors, above that the quickest that reaches `recall`
     in `max_bytes`."""
-    metric: str = "l2"
+    metric: Metric = Metric.l2
     """`l2` (squared, on embeddings as they are, as in the paper), `inner_product` or `cosine`."""
     exact_below: int = 200_000
     """Largest number of vectors that `auto` searches exactly."""
@@ -82,3 +140,27 @@ class IndexConfig:
     """FAISS search parameters, such as `nprobe=64,k_factor_rf=4` or `efSearch=128`; `auto` tunes them to `recall`."""
     query_batch: int = 4096
     """Queries searched at once."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_ranges(
+            "index",
+            self,
+            exact_below=NOT_NEGATIVE,
+            recall=SHARE,
+            max_bytes=POSITIVE,
+            training_vectors=POSITIVE,
+            query_batch=POSITIVE,
+        )
+
+
+def check_length(length: int, chunk_length: int) -> None:
+    """Check that sequences of `length` tokens are whole chunks.
+
+    Raises:
+        ConfigurationError: They are not, or there is nothing in them.
+    """
+    if length % chunk_length or length <= 0:
+        raise ConfigurationError(
+            f"data.sequence_length={length} is not a multiple of model.chunk_length={chunk_length}."
+        )

@@ -16,7 +16,6 @@ from retro_lab.retrieval.bm25 import BM25, highest, text_tokens
 from retro_lab.retrieval.embeddings import read_rows
 from retro_lab.retrieval.index import open_index
 
-METHODS = ("dense", "bm25", "hybrid")
 MISSING = -1
 """Id of a neighbor that does not exist; its distance is infinite."""
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from retro_lab.corpus.tokens import TokenStore
-from retro_lab.errors import ArtifactError, ConfigurationError
+from retro_lab.errors import ArtifactError
+from retro_lab.retrieval.config import Value, check_length
 from retro_lab.retrieval.neighbors import MISSING
-
-VALUES = ("neighbor_and_continuation", "neighbor", "continuation")
 
 
 class Batch(TypedDict):
@@ -39,18 +38,12 @@ class Batch(TypedDict):
 class Retrieved:
     """Neighbors of the chunks of a token store, as tokens of a database store."""
 
-    def __init__(self, database: TokenStore, ids: np.ndarray, values: str) -> None:
-        """Look neighbors up in `ids`, [chunks, K], sorted by distance, and bring what `values` names (Sec. 2.1).
-
-        Raises:
-            ConfigurationError: `values` is not known.
-        """
-        if values not in VALUES:
-            raise ConfigurationError(f"retrieval.value={values} is not one of {', '.join(VALUES)}.")
+    def __init__(self, database: TokenStore, ids: np.ndarray, values: Value) -> None:
+        """Look neighbors up in `ids`, [chunks, K], sorted by distance, and bring what `values` names (Sec. 2.1)."""
         self.database = database
         self.ids = np.asarray(ids)
         self.values = values
-        self.span = 1 if values == "neighbor" else 2
+        self.span = 1 if values is Value.neighbor else 2
         """Chunks that a neighbor is read from: its own and, unless `values` leaves it out, the one that follows."""
 
     def read(
@@ -81,7 +74,7 @@ class Retrieved:
         m = self.database.chunk_length
         tokens = self.database.read(ids, self.span)
         lengths = self.database.real_tokens(ids, self.span)
-        if self.values == "continuation":
+        if self.values is Value.continuation:
             tokens, lengths = tokens[..., m:], np.maximum(lengths - m, 0)
         return tokens, np.where(present, lengths, 0)
 
@@ -162,18 +155,6 @@ class Sequences:
         text = places < self.store.real_tokens(chunks).astype(small)[..., None]
         text[..., 0] &= ~self.store.starts_document(chunks)  # the document marker
         return text.reshape(len(chunks), -1)[:, 1 : self.length + 1]
-
-
-def check_length(length: int, chunk_length: int) -> None:
-    """Check that sequences of `length` tokens are whole chunks.
-
-    Raises:
-        ConfigurationError: They are not, or there is nothing in them.
-    """
-    if length % chunk_length or length <= 0:
-        raise ConfigurationError(
-            f"data.sequence_length={length} is not a multiple of model.chunk_length={chunk_length}."
-        )
 
 
 def widened(batch: Batch) -> Batch:

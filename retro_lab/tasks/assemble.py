@@ -1,48 +1,87 @@
 """From configuration to the objects of a training or evaluation run."""
 
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from hydra.utils import instantiate
 from lightning_fabric.plugins import TorchCheckpointIO
-from omegaconf import DictConfig, OmegaConf
 
 from retro_lab import console
+from retro_lab.artifacts.fingerprint import file_checksum
+from retro_lab.corpus.tokens import TokenStore
 from retro_lab.evaluation.windows import Windows
-from retro_lab.model.config import ModelConfig, SizeConfig
-from retro_lab.model.retro import RetroModel
+from retro_lab.model.config import SizeConfig
 from retro_lab.model.validation import check_model
+from retro_lab.retrieval.database import Database
 from retro_lab.retrieval.sequences import Retrieved, Sequences
-from retro_lab.tasks.build import Corpus, Database
+from retro_lab.runs.folder import RunFolder
+from retro_lab.runs.identity import identity
+from retro_lab.runs.trained_model import ModelSettings, has_model, weights_checksum
+from retro_lab.tasks.build import Inputs
+from retro_lab.tasks.config import RunConfig
 from retro_lab.training.checkpoints import DurableCheckpoints
+from retro_lab.training.config import Init
 from retro_lab.training.loggers import build_loggers
+from retro_lab.training.precision import checked_precision
 
 
-def model_settings(config: DictConfig, k: int) -> tuple[SizeConfig, ModelConfig]:
-    """Return what a model with k neighbors is made from; without neighbors it has no layers for them.
+def without_retrieval(config: RunConfig) -> RunConfig:
+    """Return the configuration of the baseline twin: the same, but for the neighbors and the layers for them."""
+    return replace(config, retrieval=replace(config.retrieval, k=0), size=replace(config.size, cca_layers=[]))
+
+
+def model_size(config: RunConfig) -> SizeConfig:
+    """Return the size of the model; without neighbors it has no layers for them.
 
     Raises:
-        ConfigurationError: No model can be made from it.
+        ConfigurationError: No model can be made from size and model.
     """
-    size: Any = OmegaConf.to_object(config.size)
-    model: Any = OmegaConf.to_object(config.model)
-    assert isinstance(size, SizeConfig)
-    assert isinstance(model, ModelConfig)
-    if not k:
-        size = replace(size, cca_layers=[])
-    check_model(size, model, int(config.tokenizer.get("vocabulary_size", 1)))  # not all tokenizers know theirs yet
-    return size, model
+    size = config.size if config.retrieval.k else without_retrieval(config).size
+    # Not every tokenizer knows its vocabulary yet.
+    check_model(size, config.model, getattr(config.tokenizer, "vocabulary_size", 1))
+    return size
 
 
-def build_model(config: DictConfig, k: int, corpus: Corpus) -> RetroModel:
-    """Create the model; without neighbors it has no encoder and no chunked cross-attention."""
-    return RetroModel(*model_settings(config, k), corpus.stores["train"].tokenizer.vocabulary_size)
+def model_settings(config: RunConfig, vocabulary_size: int) -> ModelSettings:
+    """Return what the model of a run is made from."""
+    return ModelSettings(
+        size=model_size(config),
+        model=config.model,
+        vocabulary_size=vocabulary_size,
+        k=config.retrieval.k,
+        value=config.retrieval.value,
+        sequence_length=config.data.sequence_length,
+    )
+
+
+def model_identity(config: RunConfig, folder: RunFolder, inputs: Inputs) -> dict[str, Any]:
+    """Return all that decides the model of a run: its folder is resumed or reused only where this is the same."""
+    train = inputs.corpus.stores["train"]
+    roles = {"corpus": train.artifact.fingerprint}
+    start = None
+    if config.retrieval.k:
+        roles["database"] = inputs.database.neighbors_of(train).fingerprint
+        weights = start_weights(config, folder)
+        if weights is not None and weights.is_file():
+            start = file_checksum(weights)
+        elif weights is not None and has_model(weights):
+            start = weights_checksum(weights)
+    precision = checked_precision(config.trainer.get("precision"), str(config.trainer.get("accelerator", "auto")))
+    return identity(asdict(config), precision, roles, start)
+
+
+def start_weights(config: RunConfig, folder: RunFolder) -> Path | None:
+    """Return the baseline that the RETRO of a run starts from, a model's folder or a checkpoint; None for neither."""
+    if config.init.name is not Init.retrofit:
+        return None
+    return Path(config.init.checkpoint) if config.init.checkpoint else folder.model(0)
 
 
 def build_trainer(
-    config: DictConfig, folder: Path, steps: int, callbacks: list[pl.Callback], logging: bool = True
+    config: RunConfig, folder: Path, steps: int, callbacks: list[pl.Callback], logging: bool = True
 ) -> pl.Trainer:
     """Instantiate trainer, callbacks and loggers; a null `dirpath` or `save_dir` becomes the model's folder."""
     console.quiet()  # Lightning has set its loggers up anew when it was imported
@@ -69,27 +108,29 @@ def build_trainer(
     return trainer
 
 
-def _in_folder(nodes: DictConfig, folder: Path) -> list[Any]:
+def _in_folder(nodes: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Return the entries of a group by name that are not null, with `folder` where they leave theirs open."""
     filled = {"dirpath": str(folder / "checkpoints"), "save_dir": str(folder)}
     return [
-        OmegaConf.merge(node, {key: filled[key] for key in filled if key in node and node[key] is None})
+        node | {key: value for key, value in filled.items() if key in node and node[key] is None}
         for node in (nodes or {}).values()
         if node
     ]
 
 
-def sequences(config: DictConfig, split: Any, corpus: Corpus, database: Database | None) -> Sequences:
-    """Read sequences of a split, with what they retrieve if there is a database."""
+def sequences(config: RunConfig, store: TokenStore, database: Database | None) -> Sequences:
+    """Read sequences of a text, with what they retrieve if there is a database."""
     retrieved = None
     if database is not None:
-        ids = database.neighbors[split].array("ids.npy")
-        retrieved = Retrieved(corpus.stores["train"], ids, config.retrieval.value)
-    with_documents = config.model.document_masks
-    return Sequences(corpus.stores[split], retrieved, config.data.sequence_length, with_documents=with_documents)
+        ids = database.neighbors_of(store).array("ids.npy")
+        retrieved = Retrieved(database.store, ids, config.retrieval.value)
+    return Sequences(store, retrieved, config.data.sequence_length, with_documents=config.model.document_masks)
 
 
-def windows(config: DictConfig, corpus: Corpus, database: Database | None, k: int, max_tokens: float) -> Windows:
-    """Cut the held-out documents into evaluation windows."""
-    held_out = sequences(config, "validation", corpus, database)
-    return Windows(held_out, config.evaluation.stride, config.evaluation.batch_size, k, max_tokens)
+def windows(
+    config: RunConfig, store: TokenStore, database: Database | None, ks: Iterable[int], max_tokens: float
+) -> Windows:
+    """Cut the documents of a text into evaluation windows, with neighbors for the largest k."""
+    k = max(ks)
+    read = sequences(config, store, database if k else None)
+    return Windows(read, config.evaluation.stride, config.evaluation.batch_size, k, max_tokens)

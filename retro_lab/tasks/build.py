@@ -1,33 +1,23 @@
-"""`task=build`: documents, tokenizer, tokens, embeddings, index and neighbors; each is reused where it stands."""
+"""`task=build`: documents, tokenizer, tokens, embeddings, index and neighbors; each is reused where it is there."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 
 from retro_lab import console
 from retro_lab.artifacts.stage import Artifact
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.config.plain import plain
 from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
 from retro_lab.corpus.documents import SPLITS, Split
 from retro_lab.corpus.round_trip import check_round_trip
 from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokens import TokenStore
-from retro_lab.errors import ConfigurationError
-from retro_lab.ranks import place
-from retro_lab.retrieval.bm25 import BM25
-from retro_lab.retrieval.config import IndexConfig
-from retro_lab.retrieval.embedder import Embedder
-from retro_lab.retrieval.embeddings import EmbeddingsStage
-from retro_lab.retrieval.index import IndexStage
-from retro_lab.retrieval.neighbors import NeighborsStage, Ranking, SearchStage
-from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher
-from retro_lab.tasks.ranges import check_values
+from retro_lab.retrieval.database import Database
+from retro_lab.runs.folder import RunFolder
+from retro_lab.tasks.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -40,28 +30,23 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Database:
-    """The retrieval database and what both splits retrieve from it."""
+class HeldOutText:
+    """A text that models are scored on: its name in `evaluation.datasets`, what it is in words, and its tokens."""
 
-    chunks: int
-    tokens: int
-    fraction: float
-    method: str
-    """How neighbors were found: the FAISS factory string, BM25, or both."""
-    indexes: tuple[Artifact, ...]
-    neighbors: Mapping[Split, Artifact]
+    name: str
+    description: str
+    store: TokenStore
 
 
-def run(config: DictConfig) -> None:
+def run(config: RunConfig, folder: RunFolder) -> None:
     """Build everything that training needs and say what there is."""
-    check_values(config)
     corpus = build_corpus(config)
     database = build_database(config, corpus)
     for split, store in corpus.stores.items():
         console.output.print(
             f"{split}: {store.documents:,} documents, {store.artifact.facts['tokens']:,} tokens, "
             f"{store.chunks:,} chunks, "
-            f"{database.neighbors[split].facts['with_neighbors']:.1%} of them with neighbors",
+            f"{database.neighbors_of(store).facts['with_neighbors']:.1%} of them with neighbors",
             soft_wrap=True,
         )
     for index in database.indexes:
@@ -74,7 +59,7 @@ def run(config: DictConfig) -> None:
         )
 
 
-def build_corpus(config: DictConfig) -> Corpus:
+def build_corpus(config: RunConfig) -> Corpus:
     """Build documents, tokenizer and tokens.
 
     Raises:
@@ -111,74 +96,52 @@ def build_corpus(config: DictConfig) -> Corpus:
     return Corpus(config.corpus._target_.rpartition(".")[2], documents, stores)
 
 
-def build_database(config: DictConfig, corpus: Corpus) -> Database:
-    """Find the neighbors of every chunk of both splits among the training split's, by embeddings, tokens or both.
+def build_database(config: RunConfig, corpus: Corpus) -> Database:
+    """Build the database, whose neighbors are then found as they are asked for.
 
     Raises:
         ConfigurationError: More neighbors are asked for than the database has chunks.
     """
-    retrieval = config.retrieval
-    database_store = corpus.stores["train"]
-    fraction, cuts = _cuts(config, database_store)
-    wanted = max(retrieval.k, *config.evaluation.neighbors, 1)
-    if wanted > cuts[-1]:
-        raise ConfigurationError(
-            f"retrieval.k={wanted} is more than the {cuts[-1]} chunks of the database; use a smaller k or a larger "
-            "corpus or database.fraction."
+    return Database(
+        ArtifactStore(Path(config.paths.artifacts)),
+        corpus.name,
+        corpus.stores["train"],
+        corpus.stores["validation"],
+        config.database,
+        config.retrieval,
+        config.index,
+        config.embedder,
+        k=max(config.retrieval.k, *config.evaluation.k, 1),
+    )
+
+
+class Inputs:
+    """What a run reads, each built once it is asked for: the corpus, the database, and the texts to score."""
+
+    def __init__(self, config: RunConfig) -> None:
+        """Build nothing yet."""
+        self._config = config
+
+    def build(self) -> None:
+        """Build all of it now, so that nothing that can fail is left for after hours of training."""
+        for text in self.texts:
+            if self._config.retrieval.k:
+                self.database.neighbors_of(text.store)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """What models are trained on."""
+        return build_corpus(self._config)
+
+    @cached_property
+    def database(self) -> Database:
+        """What they retrieve from."""
+        return build_database(self._config, self.corpus)
+
+    @cached_property
+    def texts(self) -> tuple[HeldOutText, ...]:
+        """What they are scored on, in the order of `evaluation.datasets`."""
+        return tuple(
+            HeldOutText(name, f"{name} split of {self.corpus.name}", self.corpus.stores[name])
+            for name in dict.fromkeys(self._config.evaluation.datasets)
         )
-
-    stored = max(wanted, retrieval.stored)
-    store = ArtifactStore(Path(config.paths.artifacts))
-    bm25 = BM25(database_store, retrieval.bm25_k1, retrieval.bm25_b)
-    ranking = Ranking(retrieval.candidates, bm25) if retrieval.method == "hybrid" else None
-    embeddings = {} if retrieval.method == "bm25" else _embed(config, corpus, store)
-    indexes = []
-    searches: dict[Split, list[Artifact]] = {split: [] for split in SPLITS}
-    for start, stop in zip([0, *cuts], cuts, strict=False):
-        if embeddings:
-            index = IndexConfig(**plain(config.index))
-            seed = config.database.seed
-            stage = IndexStage(embeddings["train"], start, stop, index, embeddings["validation"], stored, seed)
-            indexes.append(store.build(stage))
-        for split, tokens in corpus.stores.items():
-            searcher = (
-                DenseSearcher(embeddings[split], indexes[-1]) if embeddings else BM25Searcher(tokens, bm25, start, stop)
-            )
-            search = SearchStage(searcher, tokens, database_store, stored, config.index.query_batch, ranking)
-            searches[split].append(store.build(search))
-    neighbors = {split: store.build(NeighborsStage(found)) for split, found in searches.items()}
-    # Every document's chunks are full but its last, so the tokens are counted from the documents themselves.
-    documents = int(np.searchsorted(database_store.document_start, cuts[-1]))
-    token_count = int(database_store.document_length[:documents].sum())
-    factory = indexes[-1].facts["factory"] if indexes else ""
-    method = {"dense": factory, "bm25": "BM25", "hybrid": f"{factory}, ranked by BM25"}[retrieval.method]
-    return Database(cuts[-1], token_count, fraction, method, tuple(indexes), neighbors)
-
-
-def _embed(config: DictConfig, corpus: Corpus, store: ArtifactStore) -> dict[Split, Artifact]:
-    """Embed the chunks of both splits."""
-    device = f"cuda:{place().local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    settings = {
-        name: config.embedder[name]
-        for name in ("model", "revision", "max_length", "batch_size", "precision", "compile")
-    }
-    embedder = Embedder(**settings, device=device)
-    return {
-        split: store.build(EmbeddingsStage(tokens, embedder, config.embedder.shard_size))
-        for split, tokens in corpus.stores.items()
-    }
-
-
-def _cuts(config: DictConfig, store: TokenStore) -> tuple[float, list[int]]:
-    """Return the share of the training split in the database, and the chunks at which its shards end.
-
-    Shards end between documents, so that a continuation lies in the database where its neighbor does.
-    """
-    fraction = config.database.fraction
-    if config.database.tokens is not None:
-        fraction = min(1.0, config.database.tokens / store.artifact.facts["tokens"])
-    cuts = set()
-    for share in {fraction, *(share for share in config.database.fractions if share < fraction)}:
-        document = max(1, int(np.searchsorted(store.document_start, share * store.chunks)))
-        cuts.add(int(store.document_start[min(document, store.documents)]))
-    return fraction, sorted(cuts)

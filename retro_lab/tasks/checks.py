@@ -1,45 +1,34 @@
-"""What can be known to be wrong before anything is built: values out of range, and values that do not fit together.
+"""What can be known to be wrong before anything is built: values that do not fit together, or not this machine.
 
-A corpus and a database may take hours, so every task that builds them calls these first.
+A corpus and a database may take hours, so every task that builds them calls these first. Single values are checked
+where their group is defined, as soon as a configuration is composed.
 """
 
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig
 
 from retro_lab.errors import ConfigurationError
-from retro_lab.evaluation.windows import check_stride
-from retro_lab.tasks.assemble import model_settings
-from retro_lab.tasks.identity import start_checkpoint
+from retro_lab.runs.folder import RunFolder
+from retro_lab.runs.trained_model import has_model
+from retro_lab.tasks.assemble import model_size, start_weights
+from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.memory import check_memory
-from retro_lab.tasks.ranges import check_values
 from retro_lab.training.batches import piece_size
-from retro_lab.training.checkpoints import CHECKPOINT
 from retro_lab.training.compiled import check_compiler
 from retro_lab.training.limits import check_trainer_settings
 from retro_lab.training.precision import checked_precision, on_processor
 
 
-def check_windows(config: DictConfig) -> None:
-    """Check the windows that held-out documents are scored in.
+def check_training(config: RunConfig) -> None:
+    """Check everything that the model of a run is trained and scored with.
 
     Raises:
-        ConfigurationError: They would leave gaps, or start within a chunk.
+        ConfigurationError: Values do not fit together, no model can be made from its settings, the machine's memory
+            cannot hold a step, or the model is to be compiled and there is no compiler.
     """
-    check_stride(config.evaluation.stride, config.model.chunk_length, config.data.sequence_length)
-
-
-def check_training(config: DictConfig, k: int) -> None:
-    """Check everything that a model with k neighbors is trained and scored with.
-
-    Raises:
-        ConfigurationError: A value is out of its range, values do not fit together, no model can be made from its
-            settings, the machine's memory cannot hold a step, or the model is to be compiled and there is no compiler.
-    """
-    check_values(config)
-    check_windows(config)
-    size, model = model_settings(config, k)
+    size, k = model_size(config), config.retrieval.k
     if k and not size.cca_layers:
         raise ConfigurationError(
             f"retrieval.k={k} neighbors reach no layer, because size.cca_layers is empty; name layers, or set "
@@ -47,23 +36,21 @@ def check_training(config: DictConfig, k: int) -> None:
         )
     check_trainer(config.trainer)
     devices = device_count(config.trainer) or _devices_here(config.trainer)
-    check_memory(config, size, model, check_batch(config, devices), devices)
+    check_memory(config, size, config.model, check_batch(config, devices), devices)
     if config.compute.compile:
         check_compiler()
 
 
-def check_evaluation(config: DictConfig) -> None:
+def check_evaluation(config: RunConfig) -> None:
     """Check everything that a trained model is scored with.
 
     Raises:
-        ConfigurationError: A value is out of its range, or values do not fit together.
+        ConfigurationError: Values do not fit together.
     """
-    check_values(config)
-    check_windows(config)
     check_trainer(config.trainer)
 
 
-def check_trainer(trainer: DictConfig, accelerator: str | None = None) -> None:
+def check_trainer(trainer: Mapping[str, Any], accelerator: str | None = None) -> None:
     """Check what Lightning would refuse or change only once everything is built.
 
     Args:
@@ -81,7 +68,7 @@ def check_trainer(trainer: DictConfig, accelerator: str | None = None) -> None:
         raise ConfigurationError(f"trainer.accumulate_grad_batches must be a positive whole number, not {accumulated}.")
 
 
-def check_batch(config: DictConfig, devices: int) -> int:
+def check_batch(config: RunConfig, devices: int) -> int:
     """Return how many sequences of a global batch one of `devices` has at a time.
 
     Raises:
@@ -90,30 +77,30 @@ def check_batch(config: DictConfig, devices: int) -> int:
     return piece_size(config.data.batch_size, devices, config.trainer.get("accumulate_grad_batches") or 1)
 
 
-def check_start(config: DictConfig, run: Path, trains_baseline: bool = False) -> None:
+def check_start(config: RunConfig, folder: RunFolder, trains_baseline: bool = False) -> None:
     """Check that the baseline that RETROfit starts from is there.
 
     Args:
         config: Of the command.
-        run: The run folder.
+        folder: Of the run.
         trains_baseline: Whether the command trains the run's own baseline, which need not be there yet.
 
     Raises:
-        ConfigurationError: There is no such file.
+        ConfigurationError: There is no such baseline.
     """
-    checkpoint = start_checkpoint(config, run)
-    if checkpoint is None or checkpoint.is_file():
+    start = start_weights(config, folder) if config.retrieval.k else None
+    if start is None or start.is_file() or has_model(start):
         return
-    if trains_baseline and checkpoint.absolute() == (run / "baseline" / CHECKPOINT).absolute():
+    if trains_baseline and start.absolute() == folder.model(0).absolute():
         return
     advice = "or leave it out to start from this run's own" if trains_baseline else "or train both with task=compare"
     raise ConfigurationError(
-        f"init=retrofit starts from a trained baseline, and there is no {checkpoint}; set init.checkpoint to the "
-        f"baseline's, {advice}."
+        f"init=retrofit starts from a trained baseline, and there is none at {start}; set init.checkpoint to the "
+        f"folder of a trained baseline or to a checkpoint of its training, {advice}."
     )
 
 
-def device_count(trainer: DictConfig) -> int | None:
+def device_count(trainer: Mapping[str, Any]) -> int | None:
     """Return the devices of all nodes; None where each machine gives all that it has.
 
     Raises:
@@ -122,7 +109,7 @@ def device_count(trainer: DictConfig) -> int | None:
     devices, nodes = trainer.get("devices", "auto"), trainer.get("num_nodes", 1)
     if not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1:
         raise ConfigurationError(f"trainer.num_nodes must be a positive whole number, not {nodes}.")
-    if isinstance(devices, ListConfig) and devices:
+    if isinstance(devices, list) and devices:
         return len(devices) * nodes
     if str(devices) in ("auto", "-1"):
         return None
@@ -131,7 +118,7 @@ def device_count(trainer: DictConfig) -> int | None:
         if "," in devices and numbers:
             return len(numbers) * nodes
         devices = int(devices or 0)
-    if devices in (0, ListConfig([])):
+    if devices in (0, []):
         raise ConfigurationError(
             f"trainer.devices={devices} leaves nothing to train on; give a number, or -1 for all there are."
         )
@@ -142,7 +129,7 @@ def device_count(trainer: DictConfig) -> int | None:
     return devices * nodes
 
 
-def _devices_here(trainer: DictConfig) -> int:
+def _devices_here(trainer: Mapping[str, Any]) -> int:
     """Return what Lightning makes of `devices: auto` on machines like this one."""
     accelerator = str(trainer.get("accelerator", "auto"))
     count = 1 if on_processor(accelerator) else max(1, torch.cuda.device_count())

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pyarrow.parquet as pq
-from omegaconf import DictConfig
 from rich.panel import Panel
 from rich.text import Text
 
@@ -10,27 +9,25 @@ from retro_lab import console
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval.neighbors import MISSING
-from retro_lab.tasks.build import build_corpus, build_database
-from retro_lab.tasks.ranges import check_values
+from retro_lab.runs.folder import RunFolder
+from retro_lab.tasks.build import Inputs
+from retro_lab.tasks.config import InspectConfig, RunConfig
 
 
-def run(config: DictConfig) -> None:
+def run(config: RunConfig, folder: RunFolder) -> None:
     """Show chunks, what follows them, and their neighbors with distance, document and continuation.
 
     Raises:
-        ConfigurationError: The split or the chunk does not exist.
+        ConfigurationError: There is no such chunk.
     """
-    check_values(config)
-    split, chunk = config.task.split, config.task.chunk
-    if split not in ("train", "validation"):
-        raise ConfigurationError(f"task.split={split} is neither train nor validation.")
-    corpus = build_corpus(config)
-    database = build_database(config, corpus)
-    store, source = corpus.stores[split], corpus.stores["train"]
+    task, inputs = config.task, Inputs(config)
+    assert isinstance(task, InspectConfig)
+    split, chunk = task.split, task.chunk
+    store, source = inputs.corpus.stores[split], inputs.database.store
     if chunk is not None and not 0 <= chunk < store.chunks:
         raise ConfigurationError(f"task.chunk={chunk} is not one of the {store.chunks} chunks of the {split} split.")
-    chunks = [chunk] if chunk is not None else np.linspace(0, store.chunks - 1, config.task.count + 2, dtype=int)[1:-1]
-    table = database.neighbors[split]
+    chunks = [chunk] if chunk is not None else np.linspace(0, store.chunks - 1, task.count + 2, dtype=int)[1:-1]
+    table = inputs.database.neighbors_of(store)
     ids, distances = table.array("ids.npy"), table.array("distances.npy")
     for number in chunks:
         _show(store, int(number), f"{split} chunk {number}", "white")

@@ -8,21 +8,21 @@ import os
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 
 from retro_lab.errors import ConfigurationError
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.memory import activation_bytes
 from retro_lab.model.retro import RetroModel
-from retro_lab.retrieval.sequences import VALUES
+from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.plan_tables import BYTES, scaled
+from retro_lab.training.config import Init
 from retro_lab.training.precision import PRECISIONS, checked_precision, on_processor
 
 CONTROL_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 MEMORY_TABLE = Path("/proc/meminfo")
 
 
-def check_memory(config: DictConfig, size: SizeConfig, model: ModelConfig, sequences: int, devices: int) -> None:
+def check_memory(config: RunConfig, size: SizeConfig, model: ModelConfig, sequences: int, devices: int) -> None:
     """Compare what one step takes with what there is.
 
     Args:
@@ -57,18 +57,18 @@ def check_memory(config: DictConfig, size: SizeConfig, model: ModelConfig, seque
 
 
 def least_bytes(
-    config: DictConfig, size: SizeConfig, model: ModelConfig, sequences: int, sharded_over: int
+    config: RunConfig, size: SizeConfig, model: ModelConfig, sequences: int, sharded_over: int
 ) -> tuple[int, int]:
     """Return bytes that a device holds at least: for the whole training, and while the loss is computed."""
     with torch.device("meta"):
-        network = RetroModel(size, model, int(config.tokenizer.get("vocabulary_size") or 1))
+        network = RetroModel(size, model, getattr(config.tokenizer, "vocabulary_size", 1))
     accelerator = str(config.trainer.get("accelerator", "auto"))
     precision = PRECISIONS[checked_precision(config.trainer.get("precision"), accelerator)]
     retrieves = bool(size.cca_layers)
-    fitted = config.init.name == "retrofit" and retrieves
+    fitted = config.init.name is Init.retrofit and retrieves
     weights = network.parameter_counts()["total"]
     trained = sum(parameter.numel() for _, parameter in network.retrieval_parameters()) if fitted else weights
-    moments = 2 * trained if config.optimizer.get("_target_") == "torch.optim.AdamW" else 0
+    moments = 2 * trained if config.optimizer._target_ == "torch.optim.AdamW" else 0
     # Strategies other than these may cut the state up between devices.
     share = 1 if str(config.trainer.get("strategy", "auto")).startswith(("auto", "ddp")) else max(1, sharded_over)
 
@@ -81,7 +81,7 @@ def least_bytes(
             sequences=sequences,
             sequence_length=config.data.sequence_length,
             k=k,
-            neighbor_length=model.chunk_length * (2 if config.retrieval.value == VALUES[0] else 1),
+            neighbor_length=config.retrieval.value.length(model.chunk_length),
             # A compiler may compute again what it likes, so no more is certain than with checkpoints.
             checkpointing=config.compute.checkpoint_activations or config.compute.compile,
         )

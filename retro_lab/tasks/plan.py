@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Group
 
 from retro_lab import console
@@ -17,11 +16,12 @@ from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.flops import TRAINING_TO_FORWARD, Flops, required_flops
 from retro_lab.model.memory import activation_bytes
 from retro_lab.model.retro import RetroModel
-from retro_lab.retrieval.sequences import VALUES
+from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks.checks import check_batch, check_trainer, device_count
+from retro_lab.tasks.config import PlanConfig, RunConfig
 from retro_lab.tasks.plan_database import database_sections
 from retro_lab.tasks.plan_tables import BYTES, SI_PREFIXES, scaled, section
-from retro_lab.tasks.ranges import check_values
+from retro_lab.training.config import Init
 from retro_lab.training.precision import PRECISIONS, checked_precision
 
 PAPER_VOCABULARY = 128_000
@@ -41,17 +41,18 @@ LABELS = {
 """What parts of a model are called where their names are not words."""
 
 
-def run(config: DictConfig) -> None:
+def run(config: RunConfig, folder: RunFolder) -> None:
     """Print parameters, FLOPs, memory and GPU hours of training, and what the database takes if there is one.
 
     Raises:
         ConfigurationError: a value, or a combination of values, that cannot work.
     """
-    plan = Plan.of(config)
-    sections = [_parameters(plan), _flops(plan), _training(plan, config), _memory(plan, config)]
+    plan, task = Plan.of(config), config.task
+    assert isinstance(task, PlanConfig)
+    sections = [_parameters(plan), _flops(plan), _training(plan, config, task), _memory(plan, config)]
     if plan.k:
         gpus, _ = _gpus(config.trainer)
-        sections += database_sections(config, plan.vocabulary, gpus)
+        sections += database_sections(config, task, plan.vocabulary, gpus)
     console.output.print(Group(*sections))
 
 
@@ -78,21 +79,17 @@ class Plan:
     """Parameters of the largest block or embedding table."""
 
     @classmethod
-    def of(cls, config: DictConfig) -> "Plan":
+    def of(cls, config: RunConfig) -> "Plan":
         """Check the configuration and build its model on the meta device.
 
         Raises:
             ConfigurationError: a value, or a combination of values, that cannot work.
         """
-        size: Any = OmegaConf.to_object(config.size)
-        model: Any = OmegaConf.to_object(config.model)
-        assert isinstance(size, SizeConfig)
-        assert isinstance(model, ModelConfig)
+        size, model = config.size, config.model
         k, n = config.retrieval.k, config.data.sequence_length
-        vocabulary, source = config.tokenizer.get("vocabulary_size"), "tokenizer.vocabulary_size"
+        vocabulary, source = getattr(config.tokenizer, "vocabulary_size", None), "tokenizer.vocabulary_size"
         if vocabulary is None:
             vocabulary, source = PAPER_VOCABULARY, "the paper's; the tokenizer's is known once it is made"
-        check_values(config)
         check_trainer(config.trainer, accelerator="gpu")  # planned here, trained elsewhere
         if not k:
             size = replace(size, cca_layers=[])
@@ -105,7 +102,7 @@ class Plan:
             vocabulary=vocabulary,
             vocabulary_source=source,
             k=k,
-            neighbor_length=model.chunk_length * (2 if config.retrieval.value == VALUES[0] else 1),
+            neighbor_length=config.retrieval.value.length(model.chunk_length),
             sequence_length=n,
             tokens=config.schedule.tokens,
             parts=network.parameter_counts(),
@@ -165,14 +162,14 @@ def _forward_and_training(forward: Sequence[float]) -> list[str]:
     return [scaled(factor * flops, SI_PREFIXES) for flops in forward for factor in (1, TRAINING_TO_FORWARD)]
 
 
-def _training(plan: Plan, config: DictConfig) -> Group:
-    task, batch_size = config.task, config.data.batch_size
+def _training(plan: Plan, config: RunConfig, task: PlanConfig) -> Group:
+    batch_size = config.data.batch_size
     steps = plan.tokens / (plan.sequence_length * batch_size)
     flops = [TRAINING_TO_FORWARD * plan.flops_per_token(k).total * plan.tokens for k in plan.models.values()]
-    rate = task.peak_tflops * 1e12 * task.utilisation
+    rate = task.peak_tflops * 1e12 * task.utilization
     return section(
         f"Training on {plan.tokens:,.0f} tokens",
-        f"{steps:,.0f} steps of {batch_size} x {plan.sequence_length:,} tokens; GPU hours at {task.utilisation:.0%} of "
+        f"{steps:,.0f} steps of {batch_size} x {plan.sequence_length:,} tokens; GPU hours at {task.utilization:.0%} of "
         f"{task.peak_tflops:,.0f} TFLOP/s",
         {
             "FLOPs": [f"{count:.3g}" for count in flops],
@@ -182,13 +179,13 @@ def _training(plan: Plan, config: DictConfig) -> Group:
     )
 
 
-def _memory(plan: Plan, config: DictConfig) -> Group:
+def _memory(plan: Plan, config: RunConfig) -> Group:
     """Show each GPU's share under DDP, which copies the state of training, and FSDP, which cuts it up."""
     gpus, guess = _gpus(config.trainer)
     sequences = _sequences(config, gpus, guessed=bool(guess))
     name = checked_precision(config.trainer.get("precision"), accelerator="gpu")
     precision = PRECISIONS[name]
-    trained = plan.retrieval_parameters if config.init.name == "retrofit" else plan.parts["total"]
+    trained = plan.retrieval_parameters if config.init.name is Init.retrofit else plan.parts["total"]
     state = {
         "weights": plan.parts["total"] * precision.stream,
         "gradients": trained * precision.stream,
@@ -226,7 +223,7 @@ def _memory(plan: Plan, config: DictConfig) -> Group:
     )
 
 
-def _gpus(trainer: DictConfig) -> tuple[int, str]:
+def _gpus(trainer: Mapping[str, Any]) -> tuple[int, str]:
     """Return the number of GPUs of all nodes, and what to say where it is a guess."""
     count = device_count(trainer)
     if count is None:
@@ -235,7 +232,7 @@ def _gpus(trainer: DictConfig) -> tuple[int, str]:
     return count, ""
 
 
-def _sequences(config: DictConfig, gpus: int, *, guessed: bool) -> int:
+def _sequences(config: RunConfig, gpus: int, *, guessed: bool) -> int:
     """Return how many sequences a GPU has at a time, rounded up where the number of GPUs is a guess."""
     if guessed:
         pieces = gpus * (config.trainer.get("accumulate_grad_batches") or 1)

@@ -2,43 +2,42 @@
 
 import math
 
-from omegaconf import DictConfig
 from rich.console import Group
 
 from retro_lab.retrieval.neighbors import SHARD_QUERIES
 from retro_lab.retrieval.sizes import DatabaseSizes
+from retro_lab.tasks.config import PlanConfig, RunConfig
 from retro_lab.tasks.plan_tables import BYTES, scaled, section
 
 SHARD_SECONDS = 600
 """What an embedding shard of the suggested size takes one GPU: no more than that is lost when a rank is killed."""
 
 
-def database_sizes(config: DictConfig, vocabulary: int) -> DatabaseSizes:
+def database_sizes(config: RunConfig, task: PlanConfig, vocabulary: int) -> DatabaseSizes:
     """Work out the sizes of a database of as much text as is trained on, unless its size is given."""
     return DatabaseSizes(
         database_tokens=config.database.tokens or config.database.fraction * config.schedule.tokens,
         searched_tokens=config.schedule.tokens,
-        tokens_per_document=config.task.tokens_per_document,
+        tokens_per_document=task.tokens_per_document,
         chunk_length=config.model.chunk_length,
         vocabulary=vocabulary,
-        width=config.task.embedding_width,
+        width=task.embedding_width,
         stored=config.retrieval.stored,
         factory=config.index.factory,
         exact_below=config.index.exact_below,
         recall=config.index.recall,
         max_bytes=config.index.max_bytes,
-        largest_index=config.task.index_memory,
+        largest_index=task.index_memory,
     )
 
 
-def database_sections(config: DictConfig, vocabulary: int, gpus: int) -> list[Group]:
+def database_sections(config: RunConfig, task: PlanConfig, vocabulary: int, gpus: int) -> list[Group]:
     """Show what the database takes, and how its build is cut up for `gpus` ranks with a GPU each."""
-    sizes = database_sizes(config, vocabulary)
-    return [_database(sizes, config), _layout(sizes, config, gpus)]
+    sizes = database_sizes(config, task, vocabulary)
+    return [_database(sizes, task), _layout(sizes, task, gpus)]
 
 
-def _database(sizes: DatabaseSizes, config: DictConfig) -> Group:
-    task = config.task
+def _database(sizes: DatabaseSizes, task: PlanConfig) -> Group:
     shards = sizes.index_shards
     rows = {
         "chunks": f"{sizes.chunks:,}",
@@ -55,7 +54,7 @@ def _database(sizes: DatabaseSizes, config: DictConfig) -> Group:
     }
     return section(
         f"Database of {sizes.database_tokens:,.0f} tokens",
-        f"{config.task.tokens_per_document:,.0f} tokens in a document; {sizes.corpus_chunks:,} chunks embedded, "
+        f"{task.tokens_per_document:,.0f} tokens in a document; {sizes.corpus_chunks:,} chunks embedded, "
         f"{task.embedding_chunks_per_second:,.0f} a second, {sizes.width} wide; {sizes.stored} neighbors stored for "
         f"{sizes.searched_chunks:,} chunks that are trained on, {task.queries_per_second:,.0f} searched a second in "
         "each index; documents, as Parquet, are not counted",
@@ -63,9 +62,9 @@ def _database(sizes: DatabaseSizes, config: DictConfig) -> Group:
     )
 
 
-def _layout(sizes: DatabaseSizes, config: DictConfig, gpus: int) -> Group:
+def _layout(sizes: DatabaseSizes, task: PlanConfig, gpus: int) -> Group:
     """Suggest how to cut the build, so that all ranks have work to the end and a killed one loses little."""
-    rate = config.task.embedding_chunks_per_second
+    rate = task.embedding_chunks_per_second
     longest = 2 ** math.floor(math.log2(max(1, rate * SHARD_SECONDS)))
     shard_size = max(1, min(longest, math.ceil(sizes.corpus_chunks / gpus)))
     embedding_shards = math.ceil(sizes.corpus_chunks / shard_size)
@@ -82,6 +81,6 @@ def _layout(sizes: DatabaseSizes, config: DictConfig, gpus: int) -> Group:
     return section(
         "Layout of the build",
         "suggested: the same command on each rank, which share the shards; index shards as many as task.index_memory = "
-        f"{scaled(config.task.index_memory, BYTES)} asks for (database.fractions cuts them)",
+        f"{scaled(task.index_memory, BYTES)} asks for (database.fractions cuts them)",
         {part: [value] for part, value in rows.items()},
     )

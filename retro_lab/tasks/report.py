@@ -1,50 +1,63 @@
 """`task=report`: tables, figures and a page of a finished run or sweep, made again from its folder alone."""
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from pathlib import Path
+
+from rich.text import Text
 
 from retro_lab import console
-from retro_lab.config.arguments import command
 from retro_lab.errors import RetroLabError
-from retro_lab.launch.run_folder import run_folder
-from retro_lab.launch.sweep import print_sweep_report
-from retro_lab.report.build import write_run_report
-from retro_lab.report.records import load_run
-from retro_lab.report.sweeps import is_sweep, load_sweep
-from retro_lab.training.checkpoints import CHECKPOINT
+from retro_lab.runs.folder import RunFolder
+from retro_lab.runs.records import load_run
+from retro_lab.runs.sweeps import is_sweep, load_sweep
+from retro_lab.tasks.config import RunConfig
 
 
-def run(config: DictConfig) -> None:
+def run(config: RunConfig, folder: RunFolder) -> None:
     """Write the report into the run's folder, print its table and where the page is; rank 0 does.
 
     Raises:
         RetroLabError: Nothing is finished there; the message has the command that makes it.
         ArtifactError: A result is damaged, or the report cannot be written.
     """
+    from retro_lab.report.build import write_run_report  # draws, and other tasks need not wait for what draws
+
     if not console.is_main_process():
         return
-    folder = run_folder()
-    if is_sweep(folder):
-        if not load_sweep(folder).has_outcome:
-            raise RetroLabError(f"Nothing to report in {folder}: no cell has finished. To run the sweep: {_command()}")
-        print_sweep_report(folder)
+    path = folder.path
+    if is_sweep(path):
+        if not load_sweep(path).has_outcome:
+            raise RetroLabError(
+                f"Nothing to report in {path}: no cell has finished. To run the sweep: {folder.command}"
+            )
+        print_sweep_report(path)
         return
-    found = load_run(folder)
+    found = load_run(path)
     if not found.models:
         reason = f"training failed ({found.error})" if found.error else "no model is finished there"
-        raise RetroLabError(f"Nothing to report in {folder}: {reason}. To train one: {_command()}")
-    report = write_run_report(folder)
+        raise RetroLabError(f"Nothing to report in {path}: {reason}. To train one: {folder.command}")
+    report = write_run_report(path)
     console.output.print(report.table.to_rich())
     console.status("report", str(report.page))
     console.status("figures", str(report.page.parent / "figures"))
-    folders = [folder / record.model for record in found.models]
-    console.status("checkpoints", ", ".join(str(path / CHECKPOINT.parent) for path in folders))
+    models = [path / record.model for record in found.models]
+    console.status("models", ", ".join(map(str, models)))
     # Whichever loggers there were, each has left a folder.
-    logs = (str(path / name) for path in folders for name in ("metrics", "wandb") if (path / name).is_dir())
+    logs = (str(model / name) for model in models for name in ("metrics", "wandb") if (model / name).is_dir())
     console.status("logs", ", ".join(logs) or "none")
 
 
-def _command() -> str:
-    """Return the command line of this run without its task, which is training when none is named."""
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return command([override for override in overrides if not override.startswith("task=")])
+def print_sweep_report(folder: Path) -> int:
+    """Write the report of the sweep in `folder`, print its table and where the page is, and count the failed cells.
+
+    Raises:
+        ArtifactError: There is no sweep in `folder`, or the report cannot be written.
+    """
+    from retro_lab.report.build import write_sweep_report
+
+    report = write_sweep_report(folder)
+    console.output.print(report.table.to_rich())
+    for name, error in report.failures.items():
+        summary = (error.strip().splitlines() or ["no reason given"])[-1]
+        console.messages.print(Text.assemble(("failed ", "bold red"), f"{name}: {summary}"), soft_wrap=True)
+    console.status("report", str(report.page))
+    return len(report.failures)

@@ -1,18 +1,17 @@
 """`task=train`: train one model, RETRO or (with `retrieval.k=0`) its baseline, and evaluate it."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 
 from retro_lab import console
-from retro_lab.artifacts.manifest import write_json
-from retro_lab.launch.provenance import provenance
-from retro_lab.launch.run_folder import held, note_configuration, run_folder
 from retro_lab.model.retro import RetroModel
-from retro_lab.report.records import (
+from retro_lab.runs.folder import RunFolder, model_name
+from retro_lab.runs.identity import check_identity, write_identity
+from retro_lab.runs.provenance import provenance
+from retro_lab.runs.records import (
     RESULT_NAME,
     CorpusSummary,
     DatabaseSummary,
@@ -21,13 +20,22 @@ from retro_lab.report.records import (
     load_result,
     write_result,
 )
+from retro_lab.runs.trained_model import save_model
 from retro_lab.tasks import report
-from retro_lab.tasks.assemble import build_model, build_trainer, sequences, windows
-from retro_lab.tasks.build import Corpus, Database, build_corpus, build_database
+from retro_lab.tasks.assemble import (
+    build_trainer,
+    model_identity,
+    model_settings,
+    sequences,
+    start_weights,
+    windows,
+)
+from retro_lab.tasks.build import Corpus, Inputs
 from retro_lab.tasks.checks import check_start, check_training
-from retro_lab.tasks.evaluate import evaluate, missing_evaluations
-from retro_lab.tasks.identity import IDENTITY_NAME, check_identity, identity, start_checkpoint
+from retro_lab.tasks.config import RunConfig
+from retro_lab.tasks.evaluate import evaluate
 from retro_lab.training.checkpoints import CHECKPOINT, resumable
+from retro_lab.training.config import Init
 from retro_lab.training.data import RetroDataModule
 from retro_lab.training.divergence import DivergenceGuard
 from retro_lab.training.loggers import finish_loggers
@@ -36,64 +44,61 @@ from retro_lab.training.schedule import WarmupCosine
 from retro_lab.training.training import TrainingClock, ValidationCurve, fit, load_baseline_weights, stopped_by
 
 
-def run(config: DictConfig) -> None:
+def run(config: RunConfig, folder: RunFolder) -> None:
     """Train and evaluate the model of `retrieval.k`, then report on the run folder."""
-    k = config.retrieval.k
-    check_training(config, k)
-    if k:
-        check_start(config, run_folder())
-    with held(run_folder()):
-        corpus = build_corpus(config)
-        database = build_database(config, corpus) if k else None
-        begin(config, [k], run_folder(), corpus, database)
-        train_model(config, k, run_folder(), corpus, database)
-        report.run(config)
+    check_training(config)
+    check_start(config, folder)
+    train_models([config], folder)
 
 
-def model_name(k: int) -> str:
-    """Return the name of a model by what it retrieves: the baseline is the RETRO that retrieves nothing."""
-    return "retro" if k else "baseline"
-
-
-def begin(config: DictConfig, ks: Iterable[int], run: Path, corpus: Corpus, database: Database | None) -> None:
-    """Check the models that are there already, before any is trained, and note the configuration down.
+def train_models(configs: Sequence[RunConfig], folder: RunFolder) -> None:
+    """Train and evaluate models of one run that differ in what they retrieve alone, the last as configured; report.
 
     Raises:
-        ConfigurationError: A folder holds a model that was trained with other settings or on other data.
+        ConfigurationError: The folder holds a model that was trained with other settings or on other data.
     """
-    for k in ks:
-        check_identity(run / model_name(k), identity(config, k, corpus, database if k else None))
-    note_configuration(config)
+    with folder.held():
+        inputs = Inputs(configs[-1])
+        for config in configs:  # all of them, before any is trained
+            check_identity(folder.model(config.retrieval.k), model_identity(config, folder, inputs))
+        inputs.build()
+        folder.note()
+        for config in configs:
+            train_model(config, folder, inputs)
+        report.run(configs[-1], folder)
 
 
-def train_model(config: DictConfig, k: int, run: Path, corpus: Corpus, database: Database | None) -> ModelRecord:
-    """Train and evaluate the model with `k` neighbors in its folder below `run`; do only what is not done yet.
+def train_model(config: RunConfig, folder: RunFolder, inputs: Inputs) -> ModelRecord:
+    """Train and evaluate a model in its folder; do only what is not done yet.
 
-    What is there already is taken for the model wanted: `begin` has checked it.
+    What is there already is taken for the model wanted: `check_identity` has compared it.
     """
-    folder = run / model_name(k)
-    result = folder / RESULT_NAME
+    name, path = model_name(config.retrieval.k), folder.model(config.retrieval.k)
+    result = path / RESULT_NAME
     if result.is_file():
         record = load_result(result)
         end = f"; it was {record.stop}: delete {result} to train on from there" if record.stop else ""
-        console.status(model_name(k), f"reusing {folder}, trained on {record.tokens:,} tokens{end}")
+        console.status(name, f"reusing {path}, trained on {record.tokens:,} tokens{end}")
     else:
-        record = _train(config, k, folder, corpus, database)
-    missing = missing_evaluations(config, record, corpus, database)
-    if missing:
-        record = evaluate(config, record, missing, folder, corpus, database)
-    return record
+        record = _train(config, folder, inputs)
+    return evaluate(config, path, record, inputs)
 
 
-def _train(config: DictConfig, k: int, folder: Path, corpus: Corpus, database: Database | None) -> ModelRecord:
+def _train(config: RunConfig, folder: RunFolder, inputs: Inputs) -> ModelRecord:
+    k, corpus = config.retrieval.k, inputs.corpus
+    database = inputs.database if k else None
+    train, validation = corpus.stores["train"], corpus.stores["validation"]
+    path = folder.model(k)
     pl.seed_everything(config.seed, verbose=False)
-    model = build_model(config, k, corpus)
+    settings = model_settings(config, train.tokenizer.vocabulary_size)
+    model = settings.build()
     model.checkpoint_activations(config.compute.checkpoint_activations)
-    start = start_checkpoint(config, folder.parent) if k else None
-    if start is not None:
+    if k and config.init.name is Init.retrofit:
+        start = start_weights(config, folder)
+        assert start is not None
         load_baseline_weights(model, start)
         freeze_all_but_retrieval(model)
-    tokens_per_step = config.data.sequence_length * config.data.batch_size
+    tokens_per_step = config.data.tokens_per_step
     steps = max(1, round(config.schedule.tokens / tokens_per_step))
     schedule = WarmupCosine(
         steps,
@@ -104,32 +109,32 @@ def _train(config: DictConfig, k: int, folder: Path, corpus: Corpus, database: D
     curve, clock = ValidationCurve(tokens_per_step), TrainingClock()
     guard = DivergenceGuard(
         f"Try an optimizer.lr below {config.optimizer.lr}, or more schedule.warmup_steps, under a name of its own "
-        f"(name=NAME). Checkpoints from before are kept in {folder / CHECKPOINT.parent}."
+        f"(name=NAME). Checkpoints from before are kept in {path / CHECKPOINT.parent}."
     )
-    trainer = build_trainer(config, folder, steps, [curve, clock, guard])
+    trainer = build_trainer(config, path, steps, [curve, clock, guard])
+    scored = sorted({0, k})
     module = RetroModule(
         model,
         k,
-        sorted({0, k}),
+        scored,
         instantiate(config.optimizer),
         schedule,
         config.seed,
         compile=config.compute.compile,
     )
     data = RetroDataModule(
-        sequences(config, "train", corpus, database),
-        windows(config, corpus, database, k, config.evaluation.curve_tokens),
+        sequences(config, train, database),
+        windows(config, validation, database, scored, config.evaluation.curve_tokens),
         batch_size=config.data.batch_size,
         k=k,
         seed=config.seed,
         workers=config.data.workers,
         overfit_batches=config.data.overfit_batches,
     )
-    _announce(config, k, model, database, trainer, tokens_per_step, schedule, folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    _announce(config, model, inputs, trainer, schedule, path)
     if trainer.is_global_zero:
-        write_json(folder / IDENTITY_NAME, identity(config, k, corpus, database))
-    fit(trainer, module, data, folder)
+        write_identity(path, model_identity(config, folder, inputs))
+    fit(trainer, module, data, path)
     stopped = stopped_by(trainer)
     if stopped:
         console.status(model_name(k), f"stopped by {stopped} after {trainer.global_step:,} of {steps:,} steps")
@@ -145,33 +150,29 @@ def _train(config: DictConfig, k: int, folder: Path, corpus: Corpus, database: D
         seconds=round(clock.seconds, 1),
         seed=config.seed,
         corpus=_summarize_corpus(corpus),
-        database=_summarize_database(database) if database else None,
+        database=_summarize_database(inputs) if k else None,
         evaluations=(),
         curve=curve.curve,
         provenance=provenance(),
     )
     finish_loggers(trainer.loggers)
     if trainer.is_global_zero:
-        write_result(folder / RESULT_NAME, record)
+        save_model(path, model, settings, train.tokenizer)
+        write_result(path / RESULT_NAME, record)
+    trainer.strategy.barrier()  # before other ranks read what rank 0 wrote
     return record
 
 
 def _announce(
-    config: DictConfig,
-    k: int,
-    model: RetroModel,
-    database: Database | None,
-    trainer: pl.Trainer,
-    tokens_per_step: int,
-    schedule: WarmupCosine,
-    folder: Path,
+    config: RunConfig, model: RetroModel, inputs: Inputs, trainer: pl.Trainer, schedule: WarmupCosine, folder: Path
 ) -> None:
     """Print the start-up summary."""
-    counts, steps = model.parameter_counts(), schedule.steps
+    counts, steps, k = model.parameter_counts(), schedule.steps, config.retrieval.k
+    tokens_per_step = config.data.tokens_per_step
     lines = {
         "model": f"{model_name(k)}, size {config.size.name}: {counts['total']:,} parameters, "
         f"{counts['non_embedding']:,} without embeddings",
-        "database": f"{database.chunks:,} chunks, k = {k}" if database else "none",
+        "database": f"{inputs.database.chunks:,} chunks of {inputs.database.name}, k = {k}" if k else "none",
         "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}, precision {trainer.precision}",
         "training": f"{steps:,} steps of {tokens_per_step:,} tokens, {steps * tokens_per_step:,} in all",
         "folder": str(folder),
@@ -200,11 +201,13 @@ def _summarize_corpus(corpus: Corpus) -> CorpusSummary:
     )
 
 
-def _summarize_database(database: Database) -> DatabaseSummary:
+def _summarize_database(inputs: Inputs) -> DatabaseSummary:
+    database = inputs.database
     return DatabaseSummary(
+        corpus=database.name,
         chunks=database.chunks,
         tokens=database.tokens,
         fraction=database.fraction,
         index=database.method,
-        chunks_with_neighbors=database.neighbors["train"].facts["with_neighbors"],
+        chunks_with_neighbors=database.neighbors_of(inputs.corpus.stores["train"]).facts["with_neighbors"],
     )

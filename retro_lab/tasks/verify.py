@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from retro_lab import console
 from retro_lab.artifacts.manifest import MANIFEST_NAME, Manifest
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.errors import ArtifactError
+from retro_lab.runs.folder import RunFolder
+from retro_lab.tasks.config import RunConfig
 
 
-def run(config: DictConfig) -> None:
+def run(config: RunConfig, folder: RunFolder) -> None:
     """Check all artifacts under `paths.artifacts`.
 
     Raises:
@@ -18,15 +18,15 @@ def run(config: DictConfig) -> None:
     """
     root = Path(config.paths.artifacts)
     finished, unfinished, damaged = 0, 0, []
-    for folder in ArtifactStore(root).artifacts():
-        if not (folder / MANIFEST_NAME).is_file():
+    for artifact in ArtifactStore(root).artifacts():
+        if not (artifact / MANIFEST_NAME).is_file():
             unfinished += 1
             continue
         finished += 1
         try:
-            damaged += [str(folder / name) for name in Manifest.read(folder).damaged_files(folder)]
+            damaged += [str(artifact / name) for name in Manifest.read(artifact).damaged_files(artifact)]
         except ArtifactError:
-            damaged.append(str(folder / MANIFEST_NAME))
+            damaged.append(str(artifact / MANIFEST_NAME))
     if not finished and not unfinished:
         raise ArtifactError(f"{root} holds no artifacts; build some with task=build.")
     if damaged:

@@ -17,7 +17,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 
 from retro_lab import console
-from retro_lab.artifacts.disk import no_room, sync
+from retro_lab.artifacts.disk import no_room, replacing, sync
 from retro_lab.errors import ArtifactError
 
 CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -94,16 +94,15 @@ def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")  # one name, so that a killed process's is overwritten
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(path, temporary) as file:
             sink = _Sink(file)
             torch.save(checkpoint, sink)  # type: ignore[arg-type]
             if sink.error:
                 raise sink.error
             file.flush()
             os.fsync(file.fileno())
-        if path.name == CHECKPOINT.name and path.is_file():
-            path.replace(path.with_name(PREVIOUS_NAME))
-        temporary.replace(path)
+            if path.name == CHECKPOINT.name and path.is_file():
+                path.replace(path.with_name(PREVIOUS_NAME))
         sync(path.parent)
     except OSError as error:
         trouble = no_room(error)

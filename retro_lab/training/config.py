@@ -1,8 +1,16 @@
-"""Batches, computation, optimiser, schedule and starting weights: the groups of the same names."""
+"""Batches, computation, optimizer, schedule and starting weights: the groups of the same names."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
-from omegaconf import MISSING
+from retro_lab.ranges import DECAY, NOT_NEGATIVE, POSITIVE, RATIO, check_ranges
+
+
+class Init(StrEnum):
+    """Where the weights start."""
+
+    scratch = "scratch"
+    retrofit = "retrofit"
 
 
 @dataclass(kw_only=True)
@@ -12,11 +20,27 @@ class DataConfig:
     sequence_length: int = 2048
     """Tokens in a training sequence: the paper's n, a multiple of `model.chunk_length`."""
     batch_size: int = 256
-    """Sequences in one optimiser step, over all devices and accumulated batches."""
+    """Sequences in one optimizer step, over all devices and accumulated batches."""
     overfit_batches: int | None = None
     """Train on the first so many batches again and again, as `debug=overfit` does on one; null takes all the text."""
     workers: int = 0
     """Processes that assemble batches; 0 assembles them in the training process."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_ranges(
+            "data",
+            self,
+            sequence_length=POSITIVE,
+            batch_size=POSITIVE,
+            overfit_batches=POSITIVE,
+            workers=NOT_NEGATIVE,
+        )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Places of the sequences in one optimizer step."""
+        return self.sequence_length * self.batch_size
 
 
 @dataclass(kw_only=True)
@@ -47,6 +71,10 @@ class OptimizerConfig:
     fused: bool = True
     """One fused kernel for the whole update."""
 
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_ranges("optimizer", self, lr=POSITIVE, betas=DECAY, eps=POSITIVE, weight_decay=NOT_NEGATIVE)
+
 
 @dataclass(kw_only=True)
 class ScheduleConfig:
@@ -55,7 +83,7 @@ class ScheduleConfig:
     tokens: float = 419_430_400_000
     """Tokens to train on."""
     warmup_steps: int = 750
-    """Optimiser steps from `warmup_start` to the largest learning rate."""
+    """Optimizer steps from `warmup_start` to the largest learning rate."""
     warmup_start: float = 1e-7
     """Learning rate of the first step."""
     final_ratio: float = 0.1
@@ -63,12 +91,25 @@ class ScheduleConfig:
     gradient_clip: float = 1.0
     """Largest norm of the gradient. Not stated in the paper."""
 
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_ranges(
+            "schedule",
+            self,
+            tokens=POSITIVE,
+            warmup_steps=NOT_NEGATIVE,
+            warmup_start=NOT_NEGATIVE,
+            final_ratio=RATIO,
+            gradient_clip=NOT_NEGATIVE,
+        )
+
 
 @dataclass(kw_only=True)
 class InitConfig:
     """Where the weights start."""
 
-    name: str = MISSING
+    name: Init
     """`scratch`, or `retrofit`: a trained baseline is frozen and only the retrieval weights are trained (Sec. 4.2)."""
     checkpoint: str | None = None
-    """Checkpoint of the baseline that `retrofit` starts from; null takes the baseline twin of the same run."""
+    """Baseline that `retrofit` starts from: the folder of a trained one, or a checkpoint of its training; null takes
+    the baseline twin of the same run."""

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from retro_lab.evaluation.windows import RankWindows, WindowBatch, Windows
+from retro_lab.evaluation.scoring import ScoredData
+from retro_lab.evaluation.windows import Windows
 from retro_lab.retrieval.sequences import Sequences
 from retro_lab.training.batches import TrainingBatch, TrainingBatches, piece_size
 
 
-class RetroDataModule(pl.LightningDataModule):
+class RetroDataModule(ScoredData):
     """Batches of one split to train on, and windows of another to score."""
 
     def __init__(
@@ -28,8 +28,8 @@ class RetroDataModule(pl.LightningDataModule):
 
         With `overfit_batches`, training comes back to the first after so many.
         """
-        super().__init__()
-        self.train, self.validation = train, validation
+        super().__init__(validation)
+        self.train = train
         self.batch_size, self.k, self.seed, self.workers = batch_size, k, seed, workers
         self.overfit_batches = overfit_batches
 
@@ -58,23 +58,8 @@ class RetroDataModule(pl.LightningDataModule):
             collate_fn=_whole,
             num_workers=self.workers,
             persistent_workers=False,
-            pin_memory=self._pin_memory,
+            pin_memory=self.pin_memory,
         )
-
-    def val_dataloader(self) -> DataLoader[WindowBatch]:
-        """The windows that are scored while training."""
-        return self.loader(self.validation)
-
-    def loader(self, windows: Windows) -> DataLoader[WindowBatch]:
-        """Load windows, each rank its share of the batches."""
-        assert self.trainer is not None
-        share = RankWindows(windows, self.trainer.global_rank, self.trainer.world_size)
-        return DataLoader(share, batch_size=None, pin_memory=self._pin_memory)
-
-    @property
-    def _pin_memory(self) -> bool:
-        assert self.trainer is not None
-        return self.trainer.strategy.root_device.type == "cuda"
 
 
 def _whole(batch: Any) -> Any:

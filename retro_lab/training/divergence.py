@@ -1,6 +1,5 @@
 """Training that has diverged is stopped, before its weights take the place of good ones."""
 
-import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,7 +7,6 @@ import torch
 from torch import Tensor
 
 from retro_lab.errors import DivergenceError
-from retro_lab.training.module import RetroModule
 from retro_lab.training.progress import LOSS_INTERVAL
 
 
@@ -60,21 +58,6 @@ class DivergenceGuard(pl.Callback):
 
     def _stop(self, trainer: pl.Trainer, what: str) -> None:
         raise DivergenceError(f"Training diverged: {what}. {self.advice}")
-
-
-def check_finite(module: RetroModule) -> None:
-    """Refuse scores that are no numbers.
-
-    Raises:
-        DivergenceError: A score is not finite.
-    """
-    for neighbors, score in module.measured():
-        bits_per_byte = score.compute().bits_per_byte
-        if not math.isfinite(bits_per_byte):
-            raise DivergenceError(
-                f"The score with k = {neighbors} is {bits_per_byte}: the training of this model diverged. "
-                "Train it under another name (name=NAME) with a lower optimizer.lr."
-            )
 
 
 def _on_any_rank(trainer: pl.Trainer, bad: bool) -> bool:

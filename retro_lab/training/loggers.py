@@ -1,12 +1,11 @@
 """Where a training run writes its curves: Lightning's loggers, made from the `logger` group."""
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from retro_lab import console
@@ -15,7 +14,7 @@ from retro_lab.errors import ConfigurationError
 WANDB_ID_NAME = "wandb_id.txt"
 
 
-def build_loggers(nodes: Iterable[DictConfig], folder: Path) -> list[Logger]:
+def build_loggers(nodes: Iterable[Mapping[str, Any]], folder: Path) -> list[Logger]:
     """Make the loggers that `nodes` configure, of the model that is trained in `folder`.
 
     A W&B that cannot be reached or that refuses the upload costs no training: a line says so, and the curves are kept
@@ -33,11 +32,11 @@ def build_loggers(nodes: Iterable[DictConfig], folder: Path) -> list[Logger]:
     return [_build_wandb(node, folder) if _is_wandb(node) else instantiate(node) for node in nodes]
 
 
-def _is_wandb(node: DictConfig) -> bool:
-    return bool(node._target_.endswith(WandbLogger.__name__))
+def _is_wandb(node: Mapping[str, Any]) -> bool:
+    return bool(str(node["_target_"]).endswith(WandbLogger.__name__))
 
 
-def _build_wandb(node: DictConfig, folder: Path) -> Logger:
+def _build_wandb(node: Mapping[str, Any], folder: Path) -> Logger:
     """Make W&B's logger, offline if that is wanted or nothing else works."""
     import wandb
 
@@ -55,7 +54,7 @@ def _build_wandb(node: DictConfig, folder: Path) -> Logger:
         ) from error
 
 
-def _start_wandb(node: DictConfig, folder: Path, offline: bool) -> Logger:
+def _start_wandb(node: Mapping[str, Any], folder: Path, offline: bool) -> Logger:
     """Make W&B's logger and, on rank 0, its W&B run now: later, an error would end the training in its middle.
 
     The models of one run have names of their own, and a resumed one goes on in its W&B run.

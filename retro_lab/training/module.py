@@ -1,9 +1,8 @@
-"""The LightningModule: how a RETRO, or its baseline, is trained and scored."""
+"""The LightningModule: how a RETRO, or its baseline, is trained; scoring is its base class's."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities import GradClipAlgorithmType
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from retro_lab.evaluation.score import HeldOutScore
-from retro_lab.evaluation.windows import WindowBatch
+from retro_lab.evaluation.scoring import ScoringModule
 from retro_lab.model.retro import RetroModel
 from retro_lab.retrieval.sequences import documents_of, neighbors_of, widened
 from retro_lab.training.batches import TrainingBatch
@@ -23,14 +21,14 @@ from retro_lab.training.schedule import WarmupCosine
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
 
 
-class RetroModule(pl.LightningModule):
-    """Trains `model` with k neighbors, and scores it with each k of `validation_neighbors`."""
+class RetroModule(ScoringModule):
+    """Trains `model` with k neighbors, and scores it with each k of `scored_k`."""
 
     def __init__(
         self,
         model: RetroModel,
         k: int,
-        validation_neighbors: Iterable[int],
+        scored_k: Iterable[int],
         optimizer: OptimizerFactory,
         schedule: WarmupCosine,
         seed: int,
@@ -41,22 +39,13 @@ class RetroModule(pl.LightningModule):
 
         Only the training step is compiled: its batches all have one shape, evaluation has others and is a small part.
         """
-        super().__init__()
-        self.model = model
+        super().__init__(model, scored_k)
         self.training_loss = compiled(model.loss) if compile else model.loss
         self.k = k
-        self.validation_neighbors = list(validation_neighbors)
         self.optimizer_factory = optimizer
         self.schedule = schedule
         self.seed = seed
         self.step_loss = torch.zeros((), dtype=torch.float32)
-        self.scores = nn.ModuleDict({str(neighbors): HeldOutScore() for neighbors in self.validation_neighbors})
-
-    def measured(self) -> Iterator[tuple[int, HeldOutScore]]:
-        """Yield each k that is scored, with its score so far."""
-        for neighbors, score in self.scores.items():
-            assert isinstance(score, HeldOutScore)
-            yield int(neighbors), score
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Decay matrices only, and move the learning rate once each step."""
@@ -121,29 +110,6 @@ class RetroModule(pl.LightningModule):
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         else:
             nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the last scores."""
-        for _, score in self.measured():
-            score.reset()
-
-    def validation_step(self, batch: WindowBatch, batch_idx: int) -> None:
-        """Score a batch of windows with each k."""
-        windows = widened(batch["batch"])
-        for neighbors, score in self.measured():
-            nats = self.model.loss(
-                windows["tokens"],
-                windows["targets"],
-                windows["mask"],
-                *neighbors_of(windows, neighbors),
-                documents_of(windows),
-            )
-            score.update(nats, windows["mask"].sum(), batch["bytes"], batch["documents"])
-
-    def on_validation_epoch_end(self) -> None:
-        """Log bits per byte for each k."""
-        for neighbors, score in self.measured():
-            self.log(f"validation/bits_per_byte/k={neighbors}", score.compute().bits_per_byte)
 
 
 def _is_decayed(name: str, parameter: nn.Parameter) -> bool:

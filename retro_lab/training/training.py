@@ -11,10 +11,11 @@ from pytorch_lightning.callbacks import EarlyStopping, Timer
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from retro_lab.errors import ConfigurationError
+from retro_lab.evaluation.scoring import ScoringModule, check_finite
 from retro_lab.model.retro import RetroModel
-from retro_lab.report.records import CurvePoint
+from retro_lab.runs.records import CurvePoint
+from retro_lab.runs.trained_model import read_weights
 from retro_lab.training.checkpoints import CHECKPOINT, read_checkpoint, resumable
-from retro_lab.training.divergence import check_finite
 from retro_lab.training.module import RetroModule
 
 
@@ -45,15 +46,13 @@ class ValidationCurve(pl.Callback):
         Raises:
             DivergenceError: A score is not finite.
         """
-        assert isinstance(pl_module, RetroModule)
+        assert isinstance(pl_module, ScoringModule)
         tokens = trainer.global_step * self.tokens_per_step
         if self.holds(trainer.global_step):
             return
         check_finite(pl_module)
-        for neighbors, score in pl_module.measured():
-            self.points.append(
-                {"tokens": tokens, "neighbors": neighbors, "bits_per_byte": score.compute().bits_per_byte}
-            )
+        for k, score in pl_module.measured():
+            self.points.append({"tokens": tokens, "k": k, "bits_per_byte": score.compute().bits_per_byte})
 
     @property
     def curve(self) -> tuple[CurvePoint, ...]:
@@ -90,34 +89,36 @@ class TrainingClock(pl.Callback):
         self._before = state_dict["seconds"]
 
 
-def model_weights(checkpoint: Path) -> Mapping[str, torch.Tensor]:
-    """Read the model's weights from a checkpoint of `RetroModule`, never those of the one before in its place.
-
-    Raises:
-        ArtifactError: The file is not there or is not such a checkpoint.
-    """
-    state = read_checkpoint(checkpoint)["state_dict"]
-    return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-
-
-def load_baseline_weights(model: RetroModel, checkpoint: Path) -> None:
+def load_baseline_weights(model: RetroModel, start: Path) -> None:
     """Give a RETRO the weights of a trained baseline; encoder and chunked cross-attention stay as initialized.
 
+    Args:
+        model: The RETRO.
+        start: The baseline's folder, or a checkpoint of its training.
+
     Raises:
-        ConfigurationError: The checkpoint is of a model with other shapes.
+        ArtifactError: There is no such baseline, or it is damaged.
+        ConfigurationError: It is of a model with other shapes.
     """
+    weights = _checkpoint_weights(start) if start.is_file() else read_weights(start)
     try:
-        missing, unexpected = model.load_state_dict(model_weights(checkpoint), strict=False)
+        missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise ConfigurationError(
-            f"init.checkpoint={checkpoint} holds a model of another size ({str(error).splitlines()[1].strip()})"
+            f"init.checkpoint={start} holds a model of another size ({str(error).splitlines()[1].strip()})"
         ) from error
     fresh = {name for name, _ in model.retrieval_parameters()}
     if unexpected or set(missing) != fresh:
         raise ConfigurationError(
-            f"init.checkpoint={checkpoint} is not a baseline of this size and model: retrofit wants the decoder's "
+            f"init.checkpoint={start} is not a baseline of this size and model: RETROfit needs the decoder's "
             "weights and no others."
         )
+
+
+def _checkpoint_weights(checkpoint: Path) -> Mapping[str, torch.Tensor]:
+    """Read the model's weights from a checkpoint of `RetroModule`, never those of the one before in its place."""
+    state = read_checkpoint(checkpoint)["state_dict"]
+    return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
 
 
 def fit(trainer: pl.Trainer, module: RetroModule, data: pl.LightningDataModule, folder: Path) -> None:

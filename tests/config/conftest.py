@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
 from retro_lab import cli
+from retro_lab.runs.folder import RunFolder
+from retro_lab.tasks.config import RunConfig
 
-Task = Callable[[DictConfig], None]
+Task = Callable[[RunConfig, RunFolder], object]
 CommandLine = Callable[..., int]
 
 

@@ -30,7 +30,7 @@ def test_a_sweep_is_a_multirun_in_a_folder_of_its_own() -> None:
 @pytest.mark.parametrize("asked", ["-m", "--multirun", "hydra.mode=MULTIRUN"])
 def test_multirun_may_be_asked_for(asked: str) -> None:
     completed = settings("schedule.tokens=1e9", asked, "seed=1,2")
-    assert completed["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/schedule.tokens=1e9,seed'"
+    assert completed["hydra.sweep.dir"] == "'${paths.outputs}/sweeps/quickstart,schedule.tokens=1e9,seed'"
     assert completed.get("hydra.mode", "MULTIRUN") == "MULTIRUN"
 
 
@@ -112,7 +112,7 @@ def test_added_groups_stand_in_the_order_in_which_they_win() -> None:
 
 
 def test_printing_a_configuration_needs_no_values_but_valid_ones() -> None:
-    assert complete(["corpus=local", "--cfg", "job"]) == ["corpus=local", "--cfg", "job"]
+    assert complete(["corpus=local", "--cfg", "job"]) == ["+experiment=quickstart", "corpus=local", "--cfg", "job"]
     with pytest.raises(ConfigurationError, match="There is no size=huge"):
         complete(["--cfg", "job", "size=huge"])
 
@@ -129,7 +129,7 @@ def test_slurm_has_to_know_the_number_of_devices(devices: int, fits: bool) -> No
     if fits:
         assert complete(arguments)
     else:
-        with pytest.raises(ConfigurationError, match=r"trainer\.devices=-1"):
+        with pytest.raises(ConfigurationError, match=r"SLURM needs trainer\.devices as a number.*got -1"):
             complete(arguments)
 
 

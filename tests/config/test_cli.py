@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 
 from retro_lab import cli, console
 from retro_lab.errors import CorpusError, DivergenceError, RunInUseError
-from retro_lab.launch.command import typed_command
+from retro_lab.runs.command import typed_command
+from retro_lab.runs.folder import RunFolder
+from retro_lab.tasks.config import RunConfig
 
-Task = Callable[[DictConfig], None]
+Task = Callable[[RunConfig, RunFolder], object]
 CommandLine = Callable[..., int]
 StubTask = Callable[[str, Task], None]
 
@@ -31,10 +31,9 @@ class Recorder:
         self.runs: list[tuple[str, int]] = []
         self.failures = failures or {}
 
-    def __call__(self, config: DictConfig) -> None:
+    def __call__(self, config: RunConfig, folder: RunFolder) -> None:
         """Be the task's `run`."""
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        self.runs.append((folder.relative_to(Path.cwd()).as_posix(), config.retrieval.k))
+        self.runs.append((folder.path.relative_to(Path.cwd()).as_posix(), config.retrieval.k))
         if config.retrieval.k in self.failures:
             raise self.failures[config.retrieval.k]
 
@@ -54,49 +53,39 @@ def test_no_arguments_run_the_quickstart(command_line: CommandLine, stub_task: S
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["retrieval.k=1000"], ["name=my_run"], ["task=train", "size=172m"], ["-m", "seed=1,2"], ["init=retrofit"]],
+    ("arguments", "folders"),
+    [
+        (["retrieval.k=4"], ["quickstart,retrieval.k=4"]),
+        (["name=my_run"], ["my_run"]),
+        (["debug=fast"], ["quickstart,debug=fast"]),
+        (["-m", "seed=1,2"], ["sweeps/quickstart,seed/seed=1", "sweeps/quickstart,seed/seed=2"]),
+    ],
 )
-def test_the_papers_training_does_not_start_by_accident(
-    arguments: list[str],
-    command_line: CommandLine,
-    stub_task: StubTask,
-    workspace: Path,
-    capsys: pytest.CaptureFixture[str],
+def test_without_an_experiment_overrides_apply_to_the_quickstart(
+    arguments: list[str], folders: list[str], command_line: CommandLine, stub_task: StubTask
 ) -> None:
+    lengths = []
     task = Recorder()
-    for name in ("train", "compare"):
-        stub_task(name, task)
-    assert command_line(*arguments) == 2
-    said = capsys.readouterr().err
-    assert "+experiment=quickstart" in said
-    assert "./experiments/NAME.yaml" in said
-    assert said.count("\n") == 1
-    assert (task.runs, list(workspace.iterdir())) == ([], [])
+    stub_task("compare", lambda config, folder: (task(config, folder), lengths.append(config.schedule.tokens)))
+    assert command_line(*arguments) in (0, 1)
+    assert [folder for folder, _ in task.runs] == [f"outputs/{folder}" for folder in folders]
+    assert max(lengths) <= 400_000
 
 
-@pytest.mark.parametrize("length", ["schedule.tokens=1e6", "debug=fast", "+experiment=mine", "+sweep=mine"])
-def test_training_starts_where_something_says_how_long(
-    length: str, command_line: CommandLine, stub_task: StubTask, write: Callable[[str, str], Path]
+@pytest.mark.parametrize("named", ["+experiment=mine", "+sweep=mine"])
+def test_the_quickstart_is_not_put_below_a_users_own_files(
+    named: str, command_line: CommandLine, stub_task: StubTask, write: Callable[[str, str], Path]
 ) -> None:
     write("experiments/mine.yaml", "# Mine.\nschedule: {tokens: 1e6}\n")
     write("sweeps/mine.yaml", "# Mine.\nschedule: {tokens: 1e6}\nhydra: {sweeper: {params: {seed: 1}}}\n")
-    task = Recorder()
-    stub_task("compare", task)
-    assert command_line(length) == 0
-    assert len(task.runs) == 1
-
-
-@pytest.mark.parametrize("task", ["build", "evaluate", "inspect", "plan", "report", "verify"])
-def test_tasks_that_do_not_train_need_no_experiment(task: str, command_line: CommandLine, stub_task: StubTask) -> None:
-    done: list[str] = []
-    stub_task(task, lambda config: done.append(config.task.name))
-    assert command_line(f"task={task}", "size=7_5b") == 0
-    assert done == [task]
+    batches = []
+    stub_task("compare", lambda config, folder: batches.append(config.data.batch_size))
+    assert command_line(named) == 0
+    assert batches == [256]
 
 
 def test_a_task_without_a_run_writes_nothing(command_line: CommandLine, stub_task: StubTask, workspace: Path) -> None:
-    stub_task("plan", lambda config: None)
+    stub_task("plan", lambda config, folder: None)
     assert command_line("task=plan", "size=7_5b") == 0
     assert list(workspace.iterdir()) == []
 
@@ -146,7 +135,7 @@ def test_a_sweep_runs_every_cell_in_its_folder(command_line: CommandLine, stub_t
 
 def test_a_cell_knows_the_command_as_it_was_typed(command_line: CommandLine, stub_task: StubTask) -> None:
     commands: list[str] = []
-    stub_task("train", lambda config: commands.append(typed_command()))
+    stub_task("train", lambda config, folder: commands.append(typed_command()))
     assert command_line("+sweep=neighbors", "retrieval.k=8,9", "index.search=nprobe=3") == 0
     assert commands == ["python -m retro_lab +sweep=neighbors retrieval.k=8,9 index.search=nprobe=3"] * 2
 
@@ -215,7 +204,7 @@ class Picky:
 def test_an_object_that_cannot_be_made_as_configured_is_an_error_of_the_user(
     entry: str, sentence: str, command_line: CommandLine, stub_task: StubTask, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stub_task("train", lambda config: instantiate(config.logger))
+    stub_task("train", lambda config, folder: instantiate(config.logger))
     assert command_line("task=train", "+experiment=quickstart", "logger=none", f"+logger.own={entry}") == 2
     printed = capsys.readouterr().err
     assert sentence in printed
@@ -228,7 +217,7 @@ def test_what_a_file_asks_for_in_vain_is_an_error_of_the_user(
     write: Callable[[str, str], Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    stub_task("train", lambda config: instantiate(config.logger) and None)
+    stub_task("train", lambda config, folder: instantiate(config.logger) and None)
     write(
         "experiments/mine.yaml", 'logger: {own: {_target_: builtins.dict, folder: "${hydra:runtime.cwd}${nowhere}"}}\n'
     )
@@ -270,7 +259,7 @@ def test_the_version_is_the_laboratorys(command_line: CommandLine, capsys: pytes
 
 
 def test_a_bug_in_an_object_keeps_its_traceback(command_line: CommandLine, stub_task: StubTask) -> None:
-    stub_task("train", lambda config: instantiate(config.logger))
+    stub_task("train", lambda config, folder: instantiate(config.logger))
     with pytest.raises(InstantiationException, match="a bug"):
         command_line(
             "task=train", "+experiment=quickstart", "logger=none", f"+logger.own={{_target_: {__name__}.Picky, bug: 1}}"

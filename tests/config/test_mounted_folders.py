@@ -9,6 +9,7 @@ from retro_lab.config import roots
 from retro_lab.config.catalog import describe, options
 from retro_lab.config.compose import compose
 from retro_lab.config.roots import config_root
+from retro_lab.config.session import session
 
 Write = Callable[[str, str], Path]
 
@@ -47,7 +48,8 @@ def test_the_package_header_may_stand_anywhere_or_be_left_out(header: str, write
 
 def test_an_empty_experiment_changes_nothing(write: Write) -> None:
     write("experiments/mine.yaml", "")
-    assert compose(["+experiment=mine"]) == compose()
+    with session() as assemble:
+        assert assemble(["+experiment=mine"]).schedule == assemble([]).schedule
 
 
 @pytest.mark.parametrize("spelling", ["experiment", "+experiment", "++experiment"])

@@ -1,13 +1,13 @@
 """Every option, experiment and sweep that is shipped composes."""
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import instantiate
 
 from retro_lab.config import catalog
 from retro_lab.config.arguments import complete
 from retro_lab.config.compose import compose
-from retro_lab.config.plain import plain
-from retro_lab.tasks.assemble import model_settings
+from retro_lab.tasks.assemble import model_size
+from retro_lab.tasks.config import RunConfig
 
 GIVEN = {"local": ["corpus.path=text.jsonl"], "pretrained": ["tokenizer.name=gpt2"], "every_3_from_6": ["size=172m"]}
 """What some options leave to the user, or need."""
@@ -25,15 +25,16 @@ def shipped(*groups: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("group", "option"), shipped(*(group for group in catalog.groups() if group != "sweep")))
-def test_every_option_composes_into_plain_values(group: str, option: str) -> None:
+def test_every_option_composes_into_typed_settings(group: str, option: str) -> None:
     config = compose([f"{group}={option}", *GIVEN.get(option, [])])
-    assert plain(config)["paths"]["outputs"] == "outputs"
+    assert isinstance(config, RunConfig)
+    assert config.paths.outputs == "outputs"
 
 
 @pytest.mark.parametrize("option", ["gpu", "ddp"])
 def test_a_trainer_that_is_chosen_wins_over_the_experiments(option: str) -> None:
     trainer = compose(["+experiment=quickstart", f"trainer={option}"]).trainer
-    assert (trainer.accelerator, trainer.precision) == ("gpu", "bf16-mixed")
+    assert (trainer["accelerator"], trainer["precision"]) == ("gpu", "bf16-mixed")
 
 
 @pytest.mark.parametrize(("group", "option"), shipped("sweep"))
@@ -58,13 +59,13 @@ def test_the_sizes_are_those_of_the_paper(size: str) -> None:
 
 @pytest.mark.parametrize("group", ["trainer", "callbacks", "logger"])
 def test_free_form_groups_take_what_the_user_adds(group: str) -> None:
-    assert compose([f"+{group}.more={{_target_: builtins.dict}}"])[group].more == {"_target_": "builtins.dict"}
+    added = getattr(compose([f"+{group}.more={{_target_: builtins.dict}}"]), group)
+    assert added["more"] == {"_target_": "builtins.dict"}
 
 
-def test_a_schema_is_an_object_again_where_code_wants_one() -> None:
-    config = compose(["size=172m"])
-    assert isinstance(config, DictConfig)
-    assert type(OmegaConf.to_object(config.size)).__name__ == "SizeConfig"
+def test_a_corpus_can_be_made_from_its_settings() -> None:
+    source = instantiate(compose(["corpus=local", "corpus.path=text.jsonl", "corpus.max_bytes=1e6"]).corpus)
+    assert (type(source).__name__, source.max_bytes) == ("LocalSource", 1e6)
 
 
 def test_a_debug_preset_wins_over_the_experiment() -> None:
@@ -86,8 +87,9 @@ def test_a_tokenizer_that_is_chosen_wins_over_the_experiment(experiment: str, op
 
 @pytest.mark.parametrize("size", catalog.options("size"))
 def test_every_size_makes_a_model_of_the_quickstart(size: str) -> None:
-    chosen, model = model_settings(compose(["+experiment=quickstart", f"size={size}"]), 2)
-    assert model.shared_embeddings == (chosen.width == chosen.encoder_width)
+    config = compose(["+experiment=quickstart", f"size={size}"])
+    chosen = model_size(config)
+    assert config.model.shared_embeddings == (chosen.width == chosen.encoder_width)
     assert compose(["+experiment=quickstart"]).model.shared_embeddings is True
 
 

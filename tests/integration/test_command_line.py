@@ -114,7 +114,7 @@ def test_other_settings_under_the_same_name_are_refused(workplace, compared, emb
 
 
 def test_evaluate_with_more_neighbors_adds_them_to_the_result(workplace, compared, embedder):
-    run(workplace, embedder, "name=whole", "task=evaluate", "evaluation.neighbors=[0,1,4]")
+    run(workplace, embedder, "name=whole", "task=evaluate", "evaluation.k=[0,1,4]")
     entries = records(workplace, "whole")["retro"]["evaluations"]
     assert [entry["neighbors"] for entry in entries] == [0, 1, 2, 4]
 

@@ -12,7 +12,7 @@ from in_process import CORPUS, REPOSITORY, SMALL, furnish, run, small
 from omegaconf import DictConfig, OmegaConf
 from transformers import BertConfig, BertModel
 
-from retro_lab.report.records import RunRecord, load_run
+from retro_lab.runs.records import RunRecord, load_run
 
 MIXED = ("trainer", "compute", "logger", "index", "callbacks", "cca")
 """Groups whose options have nothing to do with each other: one run tries one of each."""

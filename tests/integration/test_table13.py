@@ -12,9 +12,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
+from retro_lab.config.plain import plain
 
 from retro_lab.config.compose import compose
-from retro_lab.config.plain import plain
 from retro_lab.errors import ConfigurationError
 from retro_lab.tasks import compare, train
 from retro_lab.tasks.assemble import build_model, sequences, windows

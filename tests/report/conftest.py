@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from retro_lab.report.records import CurvePoint, ModelRecord, Parameters
+from retro_lab.runs.records import CurvePoint, ModelRecord, Parameters
 
 from .folders import CORPUS, DATABASE, PROVENANCE, AddCell, evaluation, write_grid, write_models
 

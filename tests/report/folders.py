@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from retro_lab.report.records import (
+from retro_lab.runs.records import (
     CorpusSummary,
     DatabaseSummary,
     Evaluation,

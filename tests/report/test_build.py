@@ -12,7 +12,7 @@ import pytest
 
 from retro_lab.errors import ArtifactError
 from retro_lab.report.build import write_run_report, write_sweep_report
-from retro_lab.report.records import ModelRecord
+from retro_lab.runs.records import ModelRecord
 
 from .folders import AddCell, evaluation, write_models
 

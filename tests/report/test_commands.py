@@ -10,9 +10,9 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from retro_lab.config.sweeps import SweepReport
 from retro_lab.errors import RetroLabError
-from retro_lab.launch.sweep import SweepReport
-from retro_lab.report.records import ModelRecord
+from retro_lab.runs.records import ModelRecord
 from retro_lab.tasks import report as task
 
 from .folders import AddCell
@@ -138,7 +138,7 @@ from hydra.core.config_store import ConfigStore
 ConfigStore.instance().store("config", {
     "k": 0,
     "hydra": {
-        "callbacks": {"report": {"_target_": "retro_lab.launch.sweep.SweepReport"}},
+        "callbacks": {"report": {"_target_": "retro_lab.config.sweeps.SweepReport"}},
         "sweeper": {"params": {"k": "0,1,2"}},
         "sweep": {"dir": "sweep", "subdir": "${hydra.job.override_dirname}"},
     },
@@ -165,6 +165,6 @@ def test_hydra_calls_it_at_the_end_of_a_sweep(tmp_path: Path) -> None:
 
 
 def test_the_callback_loads_no_drawing_library() -> None:
-    code = "import sys, retro_lab.launch.sweep; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, retro_lab.config.sweeps; sys.exit('matplotlib' in sys.modules)"
     root = Path(task.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from retro_lab.report.comparison import cell_baseline, run_table, sweep_table
-from retro_lab.report.records import ModelRecord, load_run
-from retro_lab.report.sweeps import load_sweep
 from retro_lab.report.tables import Table
+from retro_lab.runs.records import ModelRecord, load_run
+from retro_lab.runs.sweeps import load_sweep
 
 from .folders import AddCell, evaluation, write_grid, write_models
 

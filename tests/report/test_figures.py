@@ -8,9 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from retro_lab.report.figures import curve_figure, neighbors_figure, sweep_figure
-from retro_lab.report.records import ModelRecord, load_run
 from retro_lab.report.style import save
-from retro_lab.report.sweeps import load_sweep
+from retro_lab.runs.records import ModelRecord, load_run
+from retro_lab.runs.sweeps import load_sweep
 
 from .folders import AddCell, evaluation, write_models
 

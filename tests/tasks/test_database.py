@@ -1,6 +1,7 @@
 """The retrieval database: what is in it, at any size, from one search, with every method."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 
 from retro_lab.config.compose import compose
 from retro_lab.retrieval.neighbors import MISSING
+from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks import build, inspect
 from retro_lab.tasks.build import build_corpus, build_database
 
+FOLDER = RunFolder(Path())
 FRACTIONS = [0.003, 0.03, 0.3, 1]
 WORDS = [
     "the",
@@ -45,7 +48,7 @@ def built(tmp_path_factory, tiny_bert):
             "corpus=local", f"corpus.path={folder / 'corpus.jsonl'}", "corpus.text_field=text",
             "corpus.validation_fraction=0.1", "tokenizer.vocabulary_size=300", "model.chunk_length=8",
             f"embedder.model={tiny_bert}", f"paths.artifacts={folder / artifacts}", "retrieval.k=1",
-            "evaluation.neighbors=[1]", "retrieval.stored=4", *overrides,
+            "evaluation.k=[1]", "retrieval.stored=4", *overrides,
         ])  # fmt: skip
         corpus = build_corpus(config)
         return SimpleNamespace(
@@ -53,6 +56,10 @@ def built(tmp_path_factory, tiny_bert):
         )
 
     return built
+
+
+def neighbors(made, split):
+    return made.database.neighbors_of(made.corpus.stores[split])
 
 
 def stages(made):
@@ -63,17 +70,20 @@ def stages(made):
 def test_databases_of_many_sizes_cost_one_search(built, method):
     """Merging the shards of each size gives what one search of a database of that size finds."""
     given = [f"retrieval.method={method}", f"database.fractions={FRACTIONS}"]
-    searched = stages(built(*given, artifacts=method))["search"]
-    assert searched == 2 * len(FRACTIONS)
+    whole = built(*given, artifacts=method)
+    for store in whole.corpus.stores.values():
+        whole.database.neighbors_of(store)
+    searched = stages(whole)["search"]
+    assert searched == len(whole.corpus.stores) * len(FRACTIONS)
     chunks = []
     for fraction in FRACTIONS:
         merged = built(*given, f"database.fraction={fraction}", artifacts=method)
-        assert stages(merged)["search"] == searched
         chunks.append(merged.database.chunks)
         direct = built(f"retrieval.method={method}", f"database.fraction={fraction}", artifacts=f"direct {method}")
         assert direct.database.chunks == chunks[-1]
         for split in ("train", "validation"):
-            tables = [made.database.neighbors[split] for made in (merged, direct)]
+            tables = [neighbors(made, split) for made in (merged, direct)]
+            assert stages(merged)["search"] == searched
             distances = [table.array("distances.npy") for table in tables]
             ids = [table.array("ids.npy") for table in tables]
             assert ids[0].shape[1] == 4
@@ -92,10 +102,10 @@ def test_databases_of_many_sizes_cost_one_search(built, method):
 
 
 def test_a_hundred_neighbors_are_stored_and_read(built):
-    made = built("retrieval.stored=100", "evaluation.neighbors=[1,100]")
-    for split, table in made.database.neighbors.items():
-        ids = table.array("ids.npy")
-        assert ids.shape == (made.corpus.stores[split].chunks, 100)
+    made = built("retrieval.stored=100", "evaluation.k=[1,100]")
+    for store in made.corpus.stores.values():
+        ids = made.database.neighbors_of(store).array("ids.npy")
+        assert ids.shape == (store.chunks, 100)
         assert (ids != MISSING).all()
         assert all(len(set(row)) == 100 for row in ids[::50])
 
@@ -109,7 +119,7 @@ def test_held_out_documents_are_in_no_database(built):
     assert not names["train"] & names["validation"]
     train = made.corpus.stores["train"]
     assert made.database.chunks == train.chunks == sum(index.facts["vectors"] for index in made.database.indexes)
-    for table in made.database.neighbors.values():
+    for table in map(made.database.neighbors_of, made.corpus.stores.values()):
         assert table.array("ids.npy").max() < train.chunks
 
 
@@ -117,19 +127,19 @@ def test_bm25_needs_no_embeddings(built):
     made = built("retrieval.method=bm25", "embedder.model=there-is-none", artifacts="sparse")
     assert not {"embeddings", "index"} & set(stages(made))
     assert made.database.method == "BM25"
-    assert made.database.neighbors["validation"].facts["with_neighbors"] == 1
+    assert neighbors(made, "validation").facts["with_neighbors"] == 1
 
 
 def test_hybrid_is_one_override(built):
     made = built("retrieval.method=hybrid", "retrieval.candidates=20")
     assert made.database.method == "Flat, ranked by BM25"
-    hybrid, dense = (build.database.neighbors["validation"].array("ids.npy") for build in (made, built()))
+    hybrid, dense = (neighbors(build, "validation").array("ids.npy") for build in (made, built()))
     assert (hybrid != dense).any()
 
 
 def test_building_states_the_recall_of_the_neighbors_stored(built, capsys):
-    made = built("retrieval.stored=100", "evaluation.neighbors=[1,100]", "index.factory=IVF4,Flat")
-    build.run(made.config)
+    made = built("retrieval.stored=100", "evaluation.k=[1,100]", "index.factory=IVF4,Flat")
+    build.run(made.config, FOLDER)
     [index] = made.database.indexes
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("index: ")]
     assert line.startswith(f"index: IVF4,Flat, {made.database.chunks:,} vectors, ")
@@ -147,7 +157,7 @@ def test_inspecting_shows_terminal_commands_and_does_not_obey_them(built, capsys
 
     monkeypatch.setattr(inspect.pq, "read_table", read_table)
     monkeypatch.setattr(inspect.TokenStore, "texts", lambda self, where, count=1: [command * count])
-    inspect.run(made.config)
+    inspect.run(made.config, FOLDER)
     shown = capsys.readouterr().out
     assert "validation chunk 0" in shown
     assert "neighbor 1" in shown

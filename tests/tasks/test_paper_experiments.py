@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
+from operator import attrgetter
+from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
 
 from retro_lab.config.compose import compose
+from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks import plan
+from retro_lab.tasks.config import RunConfig
 
 # Table 10 with App. C.1, and Table 2: largest learning rate, batch, steps; parameters in millions without embeddings.
 TABLE_10 = {
@@ -44,19 +46,14 @@ def planned(capsys: pytest.CaptureFixture[str]) -> Planned:
     """Plan with some overrides and return what is printed, each run of spaces as one."""
 
     def run(*overrides: str) -> str:
-        plan.run(compose(["task=plan", *overrides]))
+        plan.run(compose(["task=plan", *overrides]), RunFolder(Path()))
         return " ".join(capsys.readouterr().out.split())
 
     return run
 
 
-def steps(config: DictConfig) -> float:
-    return float(config.schedule.tokens) / (config.data.sequence_length * config.data.batch_size)
-
-
-def value(config: DictConfig, key: str) -> Any:
-    found = OmegaConf.select(config, key)
-    return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+def steps(config: RunConfig) -> float:
+    return config.schedule.tokens / config.data.tokens_per_step
 
 
 @pytest.mark.parametrize("size", TABLE_10)
@@ -69,9 +66,9 @@ def test_a_size_is_trained_with_its_own_settings(size: str, planned: Planned) ->
     assert (config.schedule.warmup_steps, config.schedule.warmup_start, config.schedule.final_ratio) == (750, 1e-7, 0.1)
     assert (config.optimizer.weight_decay, config.retrieval.k) == (0.1, 2)
     assert config.tokenizer.vocabulary_size == 128_000
-    assert {0, 1, 2, 10, 40, 100} <= set(config.evaluation.neighbors)
-    assert max(config.evaluation.neighbors) <= config.retrieval.stored
-    assert (config.evaluation.stride, config.corpus.weights.web) == (1024, 0.55)
+    assert {0, 1, 2, 10, 40, 100} <= set(config.evaluation.k)
+    assert max(config.evaluation.k) <= config.retrieval.stored
+    assert (config.evaluation.stride, config.corpus.weights["web"]) == (1024, 0.55)
     for k, millions in ((2, retro), (0, baseline)):
         printed = planned(f"+experiment=paper_{size}", f"retrieval.k={k}")
         assert f"{count:,} steps of {batch} x 2,048 tokens" in printed
@@ -81,11 +78,8 @@ def test_a_size_is_trained_with_its_own_settings(size: str, planned: Planned) ->
 
 
 @pytest.mark.parametrize("size", TABLE_10)
-def test_the_size_alone_brings_them_and_experiments_and_overrides_win(size: str, planned: Planned) -> None:
-    lr, batch, count, _, _ = TABLE_10[size]
-    assert f"{count:,} steps of {batch} x" in planned(f"size={size}")
-    assert compose([f"size={size}"]).optimizer.lr == lr
-    small = compose(["+experiment=quickstart", f"size={size}"])
+def test_experiments_and_overrides_win_over_what_a_size_brings(size: str) -> None:
+    small = compose([f"size={size}"])
     assert (small.optimizer.lr, small.data.batch_size) == (3e-3, 4)
     own = compose([f"+experiment=paper_{size}", "optimizer.lr=1", "data.batch_size=3"])
     assert (own.optimizer.lr, own.data.batch_size) == (1, 3)
@@ -102,17 +96,17 @@ def test_retrofit_has_settings_of_its_own(size: str, planned: Planned) -> None:
     assert steps(config) == pytest.approx(0.0293 * 204.8e6 / 256, rel=0.001)  # "6 million sequences (3%)"
     baseline = compose([f"+experiment=paper_{size}"])
     for section in ("size", "model", "tokenizer", "corpus", "decontamination", "embedder"):
-        assert config[section] == baseline[section], section
+        assert getattr(config, section) == getattr(baseline, section), section
     assert f"outputs/paper_{size}/baseline/" in config.init.checkpoint
-    assert "12,288,000,000 tokens" in planned(f"size={size}", "init=retrofit")
+    assert "12,288,000,000 tokens" in planned("+experiment=paper_retrofit", f"size={size}")
 
 
 def test_wikitext103_is_table_11(planned: Planned) -> None:
     config = compose(["+experiment=paper_wikitext103"])
-    assert {key: value(config, key) for key in TABLE_11} == TABLE_11
+    assert {key: attrgetter(key)(config) for key in TABLE_11} == TABLE_11
     assert (config.task.name, config.init.name) == ("compare", "retrofit")
     assert steps(config) == 100_000
     assert config.optimizer.lr * config.schedule.final_ratio == pytest.approx(2e-5)
     assert 1 - config.evaluation.stride / config.data.sequence_length == 0.875
-    assert (config.retrieval.k, 10 in config.evaluation.neighbors) == (2, True)
+    assert (config.retrieval.k, 10 in config.evaluation.k) == (2, True)
     assert "100,000 steps of 128 x 3,072 tokens" in planned("+experiment=paper_wikitext103")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from retro_lab.launch.command import typed_command
-from retro_lab.report.records import Provenance
+from retro_lab.runs.command import typed_command
+from retro_lab.runs.records import Provenance
 
 LIBRARIES = ("retro_lab", "torch", "pytorch-lightning", "faiss-cpu", "transformers", "datasets", "tokenizers")
 

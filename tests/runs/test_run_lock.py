@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from retro_lab.launch.run_folder import held
 
 from retro_lab.errors import RunInUseError
-from retro_lab.launch.run_folder import held
 
 
 def hold(folder: Path, ready: Any) -> None:

@@ -1,24 +1,16 @@
-"""What one training run leaves behind: the record of each trained model, and the run folder that holds them.
-
-Layout of a run folder:
-
-    baseline/result.json    written once the model is trained and evaluated
-    retro/result.json
-    failed.json             {"error": ...}, there if the last attempt failed
-    .hydra/config.yaml      the composed configuration
-"""
+"""The record of a trained model: what it is, what it was trained on, and how it scored; and all records of a run."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from retro_lab.artifacts.disk import write_file
 from retro_lab.errors import ArtifactError
-from retro_lab.report.decoding import decode
-from retro_lab.report.files import write_file
+from retro_lab.runs.folder import FAILURE_NAME, MODELS
 
 RESULT_NAME = "result.json"
-FAILURE_NAME = "failed.json"
-MODELS = ("baseline", "retro")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +40,11 @@ class CorpusSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class DatabaseSummary:
-    """The retrieval database; `fraction` is its share of the training split, `index` the FAISS factory string,
-    or what else finds neighbors.
+    """The retrieval database; `fraction` is its share of the training split of `corpus`, `index` the FAISS factory
+    string, or what else finds neighbors.
     """
 
+    corpus: str
     chunks: int
     tokens: int
     fraction: float
@@ -61,20 +54,53 @@ class DatabaseSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Scores on the held-out documents with `neighbors` neighbors per chunk; 0 is RETRO[Off], or the baseline."""
+class ScoredText:
+    """A text and the windows it is scored in: scores of two models can be compared where these are the same."""
 
-    neighbors: int
+    name: str
+    """As in `evaluation.datasets`."""
+    description: str
+    """What the text is, in words."""
+    tokens: str
+    """Fingerprint of its tokens."""
+    sequence_length: int
+    """Tokens of a window."""
+    stride: int
+    """Tokens from one window to the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieved:
+    """What a text was scored with: its neighbors in a database."""
+
+    database: str
+    """What the database is, in words."""
+    neighbors: str
+    """Fingerprint of the neighbors, which database, index and search decide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores on a text with k neighbors for each chunk; 0 is RETRO[Off], or the baseline.
+
+    What was measured is its `text`, `k` and what it `retrieved`; there is one evaluation of a model for each.
+    """
+
+    text: ScoredText
+    k: int
+    retrieved: Retrieved | None
+    """None without neighbors."""
     bits_per_byte: float
     perplexity: float
     """Per token, so comparable between models of one tokenizer only."""
     tokens: int
     bytes: int
     documents: int
-    windows: dict[str, str] = field(default_factory=dict)
-    """The held-out tokens, by their fingerprint, and the length and stride of the windows they were scored in."""
-    retrieved: str | None = None
-    """Fingerprint of the held-out chunks' neighbors; None without neighbors."""
+
+    @property
+    def measured(self) -> tuple[ScoredText, int, Retrieved | None]:
+        """What was measured: evaluations of which this differs never take each other's place."""
+        return self.text, self.k, self.retrieved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +108,7 @@ class CurvePoint:
     """Held-out bits per byte after `tokens` training tokens, on a sample of the held-out text."""
 
     tokens: int
-    neighbors: int
+    k: int
     bits_per_byte: float
 
 
@@ -131,9 +157,20 @@ class ModelRecord:
             return None
         return f"stopped by {self.stopped} after {self.steps:,} of {self.planned_steps:,} steps"
 
-    def evaluation(self, neighbors: int) -> Evaluation | None:
-        """Return the scores with `neighbors` neighbors, or None if they were not measured."""
-        return next((entry for entry in self.evaluations if entry.neighbors == neighbors), None)
+    @property
+    def texts(self) -> tuple[ScoredText, ...]:
+        """The texts that the model was scored on, in the order in which that was asked for."""
+        return tuple(dict.fromkeys(entry.text for entry in self.evaluations))
+
+    @property
+    def main_text(self) -> ScoredText | None:
+        """The text whose scores stand for the model: the first."""
+        return next(iter(self.texts), None)
+
+    def evaluation(self, k: int, text: ScoredText | None = None) -> Evaluation | None:
+        """Return the scores with k neighbors on a text, by default the main one; None if they were not measured."""
+        text = text or self.main_text
+        return next((entry for entry in self.evaluations if entry.k == k and entry.text == text), None)
 
     def to_json(self) -> str:
         """Return the record as JSON text.
@@ -145,13 +182,21 @@ class ModelRecord:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelRecord":
-        """Read a record back from JSON text.
+        """Read a record back from JSON text; fields that this release does not know are ignored.
 
         Raises:
             ValueError: The text is not JSON, or a field is missing or of another type.
         """
-        record: ModelRecord = decode(cls, json.loads(text, parse_constant=_refuse), "")
-        return record
+        try:
+            return RECORD.validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'the record'}: {first['msg']}") from error
+
+
+# JSON has no NaN and no infinity; some of its writers write them all the same.
+ModelRecord.__pydantic_config__ = ConfigDict(allow_inf_nan=False)  # type: ignore[attr-defined]
+RECORD = TypeAdapter(ModelRecord)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,10 +257,6 @@ def load_run(folder: Path) -> RunRecord:
         unfinished=tuple(name for name in found if name not in records),
         error=_load_error(folder / FAILURE_NAME),
     )
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _load_error(path: Path) -> str | None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from retro_lab.config import session
-from retro_lab.config.naming import FOLDER_NAME, LONGEST, slug
+from retro_lab.runs.naming import FOLDER_NAME, LONGEST, slug
 
 QUICKSTART = "+experiment=quickstart"
 
@@ -33,7 +33,7 @@ def test_names_can_be_read(overrides: list[str], name: str) -> None:
     [
         "task=evaluate",
         "task.count=5",
-        "evaluation.neighbors=[0,8]",
+        "evaluation.k=[0,8]",
         "paths.outputs=/scratch",
         "logger=none",
         "logger.wandb.offline=false",

@@ -1,17 +1,27 @@
-"""A sweep: its cells, what varies between them, and how far each one is."""
+"""A sweep: its cells, planned once and written down as it starts, what varies between them, and how far each is.
 
+sweep.json    the cells: the folder of each and the overrides that make it
+CELL/         a run folder
+report/       of all cells
+"""
+
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from retro_lab.artifacts.manifest import write_json
 from retro_lab.errors import ArtifactError
-from retro_lab.report.grid import MULTIRUN_NAME, Overrides, planned_cells, read_overrides
-from retro_lab.report.records import FAILURE_NAME, MODELS, RunRecord, load_run
+from retro_lab.runs.folder import CONFIG_NAME, FAILURE_NAME, MODELS, read_config
+from retro_lab.runs.naming import override_key
+from retro_lab.runs.records import RunRecord, load_run
 
 Status = Literal["done", "failed", "missing"]
+Overrides = Mapping[str, str]
 
+PLAN_NAME = "sweep.json"
 SEARCH_DEPTH = 3
 """Folder levels below the sweep to look for cells in: an override of a nested group has slashes in its folder name."""
 
@@ -52,29 +62,48 @@ class SweepRecord:
         return tuple(cell for cell in self.cells if cell.status == status)
 
 
+def by_key(overrides: Iterable[str]) -> dict[str, str]:
+    """Return the values of overrides such as `+experiment=quickstart` by their keys.
+
+    The task is left out: it says what is done to a cell, such as reporting on it, and not what the cell is.
+    """
+    split = {override_key(text): text.partition("=")[2] for text in overrides}
+    return {key: value for key, value in split.items() if key != "task"}
+
+
+def write_plan(folder: Path, cells: Mapping[str, Overrides]) -> None:
+    """Write the cells of a sweep that starts into its folder, by the names of their folders.
+
+    Cells of an earlier sweep in the same folder stay in the plan if they were begun.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = {name: cell for name, cell in _read_plan(folder).items() if (folder / name).is_dir()}
+    plan = dict(cells) | {name: cell for name, cell in earlier.items() if name not in cells}
+    write_json(folder / PLAN_NAME, {"cells": [{"name": name, "overrides": dict(cell)} for name, cell in plan.items()]})
+
+
 def is_sweep(folder: Path) -> bool:
     """Tell a sweep folder from a run folder."""
-    return (folder / MULTIRUN_NAME).is_file()
+    return (folder / PLAN_NAME).is_file()
 
 
 def load_sweep(folder: Path) -> SweepRecord:
-    """Read all cells found in `folder`, of whichever sweep, and add those of the latest one that are not there yet.
+    """Read all cells of a sweep: those planned, and those that a sweeper made up as it went.
 
     A cell that cannot be read counts as failed: one damaged file does not hide the rest of the sweep.
 
     Raises:
         ArtifactError: `folder` holds no cell and no sweep.
     """
-    planned = planned_cells(folder)
-    found = [_load_cell(folder, path) for path in _cell_folders(folder, SEARCH_DEPTH)]
-    there = [cell.overrides for cell in found]
-    missing = [Cell(name=_name(cell), overrides=cell) for cell in planned if cell not in there]
-    cells = found + missing
-    if not cells:
-        raise ArtifactError(f"{folder} holds no sweep: neither cells nor {MULTIRUN_NAME}. Check the folder's name.")
-    # Planned cells come first, so that axes and their values stand in the order the sweep was written in.
-    axes = _axes([*planned, *(cell.overrides for cell in cells)])
-    ranks = {axis: _ranks([*planned, *there], axis) for axis in axes}
+    planned = _read_plan(folder)
+    found = {path.relative_to(folder).as_posix(): path for path in _cell_folders(folder, SEARCH_DEPTH)}
+    names = [*planned, *(name for name in found if name not in planned)]
+    if not names:
+        raise ArtifactError(f"{folder} holds no sweep: neither cells nor {PLAN_NAME}. Check the folder's name.")
+    cells = [_load_cell(name, folder / name, planned.get(name)) for name in names]
+    # Planned cells come first, so axes and their values are in the order in which the sweep was written.
+    axes = _axes([cell.overrides for cell in cells])
+    ranks = {axis: _ranks([cell.overrides for cell in cells], axis) for axis in axes}
     cells.sort(key=lambda cell: [*(ranks[axis][cell.overrides.get(axis)] for axis in axes), cell.name])
     return SweepRecord(name=folder.resolve().name, folder=folder, axes=axes, cells=tuple(cells))
 
@@ -88,32 +117,47 @@ def number(value: str | None) -> float | None:
     return parsed if math.isfinite(parsed) else None
 
 
+def _read_plan(folder: Path) -> dict[str, dict[str, str]]:
+    """Return the overrides of the planned cells by name.
+
+    Raises:
+        ArtifactError: The plan is there and cannot be read.
+    """
+    path = folder / PLAN_NAME
+    if not path.is_file():
+        return {}
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        return {cell["name"]: {str(key): str(value) for key, value in cell["overrides"].items()} for cell in cells}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"{path} is not the plan of a sweep ({error}); delete it, and run the sweep's command again."
+        ) from error
+
+
 def _cell_folders(folder: Path, depth: int) -> Iterator[Path]:
     if not folder.is_dir() or depth == 0:
         return
     for path in sorted(folder.iterdir()):
         if not path.is_dir() or path.name.startswith(".") or path.name == "report":
             continue
-        marks = (".hydra", FAILURE_NAME, *MODELS)
-        if any((path / mark).exists() for mark in marks):
+        if any((path / mark).exists() for mark in (CONFIG_NAME, FAILURE_NAME, *MODELS)):
             yield path
         else:
             yield from _cell_folders(path, depth - 1)
 
 
-def _load_cell(sweep_folder: Path, folder: Path) -> Cell:
-    name = folder.relative_to(sweep_folder).as_posix()
-    overrides: Overrides = {}
+def _load_cell(name: str, folder: Path, planned: Overrides | None) -> Cell:
+    overrides = planned or {}
     try:
-        overrides = read_overrides(folder / ".hydra" / "overrides.yaml")
+        if not folder.is_dir():
+            return Cell(name=name, overrides=overrides)
         run = load_run(folder)
+        if planned is None:
+            overrides = by_key(map(str, read_config(folder)["overrides"]))
     except (ArtifactError, ValueError) as error:
         return Cell(name=name, overrides=overrides, error=str(error))
     return Cell(name=name, overrides=overrides, run=run, error=run.error)
-
-
-def _name(overrides: Overrides) -> str:
-    return ",".join(f"{key}={value}" for key, value in overrides.items())
 
 
 def _axes(cells: Sequence[Overrides]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from retro_lab.errors import ArtifactError, ConfigurationError
-from retro_lab.tasks.identity import IDENTITY_NAME, check_identity
+from retro_lab.runs.identity import IDENTITY_NAME, check_identity
 
 
 @pytest.mark.parametrize("content", [b"", b'{"seed": 1', b"[]", b"null", b"\xff\xfe\x00"])

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from retro_lab.errors import ArtifactError
-from retro_lab.report.records import ModelRecord
-from retro_lab.report.sweeps import load_sweep, number
+from retro_lab.runs.records import ModelRecord
+from retro_lab.runs.sweeps import load_sweep, number
 
 from .folders import AddCell, write_grid, write_models
 

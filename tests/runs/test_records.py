@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retro_lab.errors import ArtifactError
-from retro_lab.report.records import ModelRecord, load_result, load_run, write_result
+from retro_lab.runs.records import ModelRecord, load_result, load_run, write_result
 
 st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
 

@@ -1,0 +1,89 @@
+"""How a model is scored: the LightningModule that training extends, and the loader of what it scores."""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import pytorch_lightning as pl
+from torch import nn
+from torch.utils.data import DataLoader
+
+from retro_lab.errors import DivergenceError
+from retro_lab.evaluation.score import HeldOutScore
+from retro_lab.evaluation.windows import RankWindows, WindowBatch, Windows
+from retro_lab.model.retro import RetroModel
+from retro_lab.retrieval.sequences import documents_of, neighbors_of, widened
+
+
+class ScoringModule(pl.LightningModule):
+    """Scores held-out windows with several numbers of neighbors."""
+
+    def __init__(self, model: RetroModel, scored_k: Iterable[int]) -> None:
+        """Score `model` with each k of `scored_k`."""
+        super().__init__()
+        self.model = model
+        self.scores = nn.ModuleDict({str(k): HeldOutScore() for k in scored_k})
+
+    def measured(self) -> Iterator[tuple[int, HeldOutScore]]:
+        """Yield each k that is scored, with its score so far."""
+        for k, score in self.scores.items():
+            assert isinstance(score, HeldOutScore)
+            yield int(k), score
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last scores."""
+        for _, score in self.measured():
+            score.reset()
+
+    def validation_step(self, batch: WindowBatch, batch_idx: int) -> None:
+        """Score a batch of windows with each k."""
+        windows = widened(batch["batch"])
+        for k, score in self.measured():
+            nats = self.model.loss(
+                windows["tokens"],
+                windows["targets"],
+                windows["mask"],
+                *neighbors_of(windows, k),
+                documents_of(windows),
+            )
+            score.update(nats, windows["mask"].sum(), batch["bytes"], batch["documents"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log bits per byte for each k."""
+        for k, score in self.measured():
+            self.log(f"validation/bits_per_byte/k={k}", score.compute().bits_per_byte)
+
+
+def check_finite(module: ScoringModule) -> None:
+    """Refuse scores that are no numbers.
+
+    Raises:
+        DivergenceError: A score is not finite.
+    """
+    for k, score in module.measured():
+        bits_per_byte = score.compute().bits_per_byte
+        if not math.isfinite(bits_per_byte):
+            raise DivergenceError(
+                f"The score with k = {k} is {bits_per_byte}: the training of this model diverged. "
+                "Train it under another name (name=NAME) with a lower optimizer.lr."
+            )
+
+
+class ScoredData(pl.LightningDataModule):
+    """The windows to score, each rank its share of the batches."""
+
+    def __init__(self, windows: Windows) -> None:
+        """Score `windows`."""
+        super().__init__()
+        self.windows = windows
+
+    def val_dataloader(self) -> DataLoader[WindowBatch]:
+        """Load the windows."""
+        assert self.trainer is not None
+        share = RankWindows(self.windows, self.trainer.global_rank, self.trainer.world_size)
+        return DataLoader(share, batch_size=None, pin_memory=self.pin_memory)
+
+    @property
+    def pin_memory(self) -> bool:
+        """Whether batches go to a GPU."""
+        assert self.trainer is not None
+        return self.trainer.strategy.root_device.type == "cuda"

@@ -1,0 +1,155 @@
+"""A retrieval database: chunks of a corpus, and the neighbors that any text has among them.
+
+Nothing welds a database to what is trained or scored: it is made of one token store, and `neighbors_of` searches it for
+the chunks of any other that was tokenized alike (Borgeaud et al. 2022, Sec. 2.1).
+"""
+
+import numpy as np
+import torch
+
+from retro_lab.artifacts.stage import Artifact
+from retro_lab.artifacts.store import ArtifactStore
+from retro_lab.corpus.tokens import TokenStore
+from retro_lab.errors import ConfigurationError
+from retro_lab.ranks import place
+from retro_lab.retrieval.bm25 import BM25
+from retro_lab.retrieval.config import DatabaseConfig, EmbedderConfig, IndexConfig, Method, RetrievalConfig
+from retro_lab.retrieval.embedder import Embedder
+from retro_lab.retrieval.embeddings import EmbeddingsStage
+from retro_lab.retrieval.index import IndexStage
+from retro_lab.retrieval.neighbors import NeighborsStage, Ranking, SearchStage
+from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher, Searcher
+
+
+class Database:
+    """Chunks that can be retrieved; its neighbors are searched for once they are asked for, and kept as artifacts.
+
+    Attributes:
+        name: Name of the corpus.
+        store: Tokens that chunks are read from; a smaller database is the first of them.
+        chunks: Chunks in the database.
+        tokens: Tokens in them, without padding.
+        fraction: Share of the store's chunks.
+        indexes: One FAISS index for each shard; none for BM25.
+    """
+
+    def __init__(
+        self,
+        artifacts: ArtifactStore,
+        name: str,
+        store: TokenStore,
+        samples: TokenStore,
+        config: DatabaseConfig,
+        retrieval: RetrievalConfig,
+        index: IndexConfig,
+        embedder: EmbedderConfig,
+        *,
+        k: int,
+    ) -> None:
+        """Cut the store into shards, and embed and index them unless only tokens are compared.
+
+        Args:
+            artifacts: Where all that is built is kept.
+            name: Name of the corpus.
+            store: What can be retrieved.
+            samples: Held-out text like that of the queries; search parameters are tuned on a sample of it.
+            config: Which part of the store is in the database, and where it is cut.
+            retrieval: How neighbors are found, and how many are stored.
+            index: What index, how good, how large.
+            embedder: What embeds chunks.
+            k: Neighbors of a chunk that will be asked for at most; at least as many are stored.
+
+        Raises:
+            ConfigurationError: More neighbors are asked for than there are chunks.
+        """
+        self.name, self.store = name, store
+        self._artifacts, self._method, self._query_batch = artifacts, retrieval.method, index.query_batch
+        self.fraction, self._cuts = _cuts(config, store)
+        self.chunks = self._cuts[-1]
+        if k > self.chunks:
+            raise ConfigurationError(
+                f"retrieval.k={k} is more than the {self.chunks} chunks of the database; use a smaller k or a larger "
+                "corpus or database.fraction."
+            )
+        # Every document's chunks are full but its last, so the tokens are counted from the documents themselves.
+        documents = int(np.searchsorted(store.document_start, self.chunks))
+        self.tokens = int(store.document_length[:documents].sum())
+        self._stored = max(k, 1, retrieval.stored)
+        self._bm25 = BM25(store, retrieval.bm25_k1, retrieval.bm25_b)
+        self._ranking = Ranking(retrieval.candidates, self._bm25) if retrieval.method == Method.hybrid else None
+        self._embedder = None if retrieval.method == Method.bm25 else _build_embedder(embedder)
+        self._shard_size = embedder.shard_size
+        self._neighbors: dict[str, Artifact] = {}
+        self.indexes: tuple[Artifact, ...] = ()
+        if self._embedder is not None:
+            embeddings, queries = self._embed(store), self._embed(samples)
+            self.indexes = tuple(
+                artifacts.build(IndexStage(embeddings, start, stop, index, queries, self._stored, config.seed))
+                for start, stop in self._shards
+            )
+
+    @property
+    def method(self) -> str:
+        """How neighbors are found: the FAISS factory string, BM25, or both."""
+        if not self.indexes:
+            return "BM25"
+        factory = str(self.indexes[-1].facts["factory"])
+        return f"{factory}, ranked by BM25" if self._ranking else factory
+
+    def neighbors_of(self, queries: TokenStore) -> Artifact:
+        """Search for the neighbors of every chunk of a text, `ids.npy` and `distances.npy` [chunks, stored].
+
+        Where that is the database's own store, neighbors of a chunk's own document are left out.
+        """
+        fingerprint = queries.artifact.fingerprint
+        if fingerprint not in self._neighbors:
+            searches = [
+                self._artifacts.build(
+                    SearchStage(searcher, queries, self.store, self._stored, self._query_batch, self._ranking)
+                )
+                for searcher in self._searchers(queries)
+            ]
+            self._neighbors[fingerprint] = self._artifacts.build(NeighborsStage(searches))
+        return self._neighbors[fingerprint]
+
+    @property
+    def _shards(self) -> list[tuple[int, int]]:
+        return list(zip([0, *self._cuts], self._cuts, strict=False))
+
+    def _searchers(self, queries: TokenStore) -> list[Searcher]:
+        if self._embedder is None:
+            return [BM25Searcher(queries, self._bm25, start, stop) for start, stop in self._shards]
+        embeddings = self._embed(queries)
+        return [DenseSearcher(embeddings, index) for index in self.indexes]
+
+    def _embed(self, store: TokenStore) -> Artifact:
+        assert self._embedder is not None
+        return self._artifacts.build(EmbeddingsStage(store, self._embedder, self._shard_size))
+
+
+def _build_embedder(config: EmbedderConfig) -> Embedder:
+    device = f"cuda:{place().local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    return Embedder(
+        config.model,
+        config.revision,
+        config.max_length,
+        config.batch_size,
+        config.precision,
+        device,
+        compile=config.compile,
+    )
+
+
+def _cuts(config: DatabaseConfig, store: TokenStore) -> tuple[float, list[int]]:
+    """Return the share of the store in the database, and the chunks at which its shards end.
+
+    Shards end between documents, so that a continuation lies in the database where its neighbor does.
+    """
+    fraction = config.fraction
+    if config.tokens is not None:
+        fraction = min(1.0, config.tokens / store.artifact.facts["tokens"])
+    cuts = set()
+    for share in {fraction, *(share for share in config.fractions if share < fraction)}:
+        document = max(1, int(np.searchsorted(store.document_start, share * store.chunks)))
+        cuts.add(int(store.document_start[min(document, store.documents)]))
+    return fraction, sorted(cuts)

@@ -1,0 +1,1 @@
+"""A run: what training leaves in its folder, and all that reads it again."""

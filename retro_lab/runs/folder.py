@@ -1,0 +1,134 @@
+"""The folder of a run: what lies where, and how commands keep out of each other's way.
+
+config.yaml              the overrides of the command and the settings they come to
+baseline/, retro/        one folder for each model (`retro_lab.runs.trained_model`)
+failed.json              {"error": ...}, there if the last attempt failed
+report/                  tables, figures, a page
+"""
+
+import errno
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from filelock import FileLock, Timeout
+
+from retro_lab import console
+from retro_lab.artifacts.disk import write_file
+from retro_lab.artifacts.manifest import write_json
+from retro_lab.errors import RunInUseError
+
+MODELS = ("baseline", "retro")
+CONFIG_NAME = "config.yaml"
+FAILURE_NAME = "failed.json"
+LOCK_NAME = ".lock"
+UNUSED = (CONFIG_NAME, LOCK_NAME)
+"""What lies in a folder that no run has written anything to yet."""
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+def model_name(k: int) -> str:
+    """Return the name of a model by what it retrieves: the baseline is the RETRO that retrieves nothing."""
+    return "retro" if k else "baseline"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that a run writes to and resumes from, and what the command that does was given."""
+
+    path: Path
+    overrides: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the overrides come to, interpolations as written: what they stand for can be a secret."""
+
+    def model(self, k: int) -> Path:
+        """Return the folder of the model with k neighbors."""
+        return self.path / model_name(k)
+
+    @property
+    def command(self) -> str:
+        """The command of this run without its task, which is the experiment's when none is named."""
+        return shlex.join(
+            ["python", "-m", "retro_lab", *(text for text in self.overrides if not text.startswith("task="))]
+        )
+
+    def note(self) -> None:
+        """Note down what the run is configured by, once it is known to begin.
+
+        A command that is refused, because its settings are not those of the run in its folder, leaves that run's note.
+        """
+        if console.is_main_process():
+            content = {"overrides": list(self.overrides), "settings": dict(self.settings)}
+            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+            write_file(self.path / CONFIG_NAME, text.encode("utf-8"))
+
+    def note_failure(self, error: str) -> None:
+        """Note down why the run failed, for the table of its sweep, which knows the cell by its overrides."""
+        if not (self.path / CONFIG_NAME).is_file():
+            self.note()
+        write_json(self.path / FAILURE_NAME, {"error": error})
+
+    def forget_failure(self) -> None:
+        """Remove the note of an earlier attempt."""
+        (self.path / FAILURE_NAME).unlink(missing_ok=True)
+
+    def remove_unused(self) -> None:
+        """Remove the folder of a run that was refused if there is nothing in it but a note on that run."""
+        with suppress(OSError):  # that of the refusal itself is the one to tell
+            if self.path.resolve() == Path.cwd() or any(path.name not in UNUSED for path in self.path.iterdir()):
+                return
+            shutil.rmtree(self.path)
+            parent = self.path.parent
+            if parent.resolve() != Path.cwd() and not any(parent.iterdir()):
+                parent.rmdir()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other commands from writing into the folder meanwhile; a killed process leaves nothing that blocks.
+
+        Rank 0 holds the lock for all ranks of its command.
+
+        Raises:
+            RunInUseError: Another command is training or evaluating there.
+        """
+        if not console.is_main_process():
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK_NAME, fallback_to_soft=False)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise RunInUseError(
+                f"Another command is training or evaluating in {self.path} right now; wait until it has ended, or give "
+                "this run a name of its own with name=NAME."
+            ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            console.status("lock", f"{self.path} has no file locks: make sure that no other command uses it meanwhile")
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the note of a run's configuration: its `overrides` and its `settings`.
+
+    Raises:
+        ValueError: It cannot be read, or is not such a note.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("overrides"), list):
+        raise ValueError(f"{path} is not a note of a run's configuration")
+    return content
