@@ -18,9 +18,9 @@ from contestants import CHUNK, ByteModel, Shape, Step, our_step, peer_step, text
 from side_by_side import Clock, Row, markdown, matrix_product, origin, peak_memory, print_growth
 from torch import Tensor
 
-from retro_lab.model.loss import summed_cross_entropy
+from retro_lab.model.kernels.cross_entropy import summed_cross_entropy
+from retro_lab.model.kernels.relative_attention import relative_attention
 from retro_lab.model.positions import descending_distances, sinusoids
-from retro_lab.model.relative_attention import relative_attention
 
 LARGE_VOCABULARY = 128_000
 LENGTHS = (512, 2048)

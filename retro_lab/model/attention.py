@@ -10,8 +10,8 @@ A head size.
 from torch import Tensor, nn
 
 from retro_lab.model.distances import TRANSFORMER_XL, Distances
+from retro_lab.model.kernels.relative_attention import relative_attention
 from retro_lab.model.positions import RelativePositions
-from retro_lab.model.relative_attention import relative_attention
 from retro_lab.model.rotary import Rotations, rotary_attention
 
 

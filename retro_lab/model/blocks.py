@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from retro_lab.model.distances import Distances
-from retro_lab.model.lean import RMSNorm, project_activated
+from retro_lab.model.kernels.memory_efficient import RMSNorm, project_activated
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 

@@ -23,7 +23,7 @@ from retro_lab.model.attention import CrossAttention, SelfAttention
 from retro_lab.model.blocks import FeedForward, Residual
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.distances import DistanceEncoder
-from retro_lab.model.lean import RMSNorm
+from retro_lab.model.kernels.memory_efficient import RMSNorm
 
 
 class EncoderLayer(nn.Module):

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from retro_lab.errors import ConfigurationError
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.distances import TRANSFORMER_XL
-from retro_lab.model.relative_attention import BLOCK
+from retro_lab.model.kernels.relative_attention import BLOCK
 from retro_lab.model.validation import check_model
 
 TRAINING_TO_FORWARD = 3

@@ -28,8 +28,8 @@ from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.decoder import DecoderLayer
 from retro_lab.model.distances import DistanceEncoder
 from retro_lab.model.encoder import NeighborEncoder
-from retro_lab.model.lean import RMSNorm
-from retro_lab.model.loss import summed_cross_entropy, token_cross_entropy
+from retro_lab.model.kernels.cross_entropy import summed_cross_entropy, token_cross_entropy
+from retro_lab.model.kernels.memory_efficient import RMSNorm
 from retro_lab.model.validation import check_model
 
 

@@ -8,9 +8,9 @@ import torch
 from model_builders import LargestTensor, random_tokens, small_model
 from torch import Tensor
 
-from retro_lab.model import relative_attention as module
+from retro_lab.model.kernels import relative_attention as module
+from retro_lab.model.kernels.relative_attention import relative_attention
 from retro_lab.model.positions import descending_distances
-from retro_lab.model.relative_attention import relative_attention
 
 HEADS, GROUPS, HEAD_SIZE = 3, 2, 4
 
