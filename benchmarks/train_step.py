@@ -159,10 +159,10 @@ def attentions(device: torch.device) -> tuple[Callable[[], list[Tensor]], Callab
     biases = [torch.randn(heads, a, device=device, requires_grad=True) for _ in range(2)]
     encodings = sinusoids(descending_distances(n, 1, 0, device), heads * a, torch.float32)  # n - 1 to 0, and -1
     position = encodings.unflatten(-1, (heads, a)).permute(1, 2, 0).contiguous().requires_grad_()  # [H, A, T]
-    outer = torch.randn(heads, n, a, device=device)
+    grad_output = torch.randn(heads, n, a, device=device)
 
     def gradients(attended: Tensor) -> list[Tensor]:
-        *others, of_position = torch.autograd.grad(attended, (query, key, value, *biases, position), outer)
+        *others, of_position = torch.autograd.grad(attended, (query, key, value, *biases, position), grad_output)
         return [attended, *others, of_position[..., :n]]
 
     def tiled() -> list[Tensor]:

@@ -3,8 +3,8 @@
 With rotary positions, an option, `rotary_attention` takes its place, and there are no parameters R, u and v.
 
 Shapes: G groups (sequences, neighbors or chunks), N tokens of a sequence, P query blocks and Q tokens in each, S key
-blocks and J tokens in each, T distances, D width of the stream that asks, C width of the stream that answers, H heads,
-A head size.
+blocks and J tokens in each, T distances, D width of the queries' stream, C width of the keys' and values' stream,
+H heads, A head size.
 """
 
 from torch import Tensor, nn
@@ -116,8 +116,8 @@ class CrossAttention(nn.Module):
         """Create the projections.
 
         Args:
-            width: D, of the stream that asks.
-            context_width: C, of the stream that answers.
+            width: D, of the queries' stream.
+            context_width: C, of the keys' and values' stream.
             heads: H.
             head_size: A.
             positions: one of `POSITIONS`.

@@ -36,5 +36,5 @@ class DistanceEncoder:
         device, dtype = like.device, like.dtype
         if not self.rotary:
             return sinusoids(descending_distances(queries, keys, offset, device), self.width, dtype)
-        asking, answering = torch.arange(queries, device=device) + offset, torch.arange(keys, device=device)
-        return Rotations(*(rotations(at, self.head_size, self.rotary_base, dtype) for at in (asking, answering)))
+        positions = torch.arange(queries, device=device) + offset, torch.arange(keys, device=device)
+        return Rotations(*(rotations(at, self.head_size, self.rotary_base, dtype) for at in positions))

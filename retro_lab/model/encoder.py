@@ -92,7 +92,7 @@ class NeighborEncoder(nn.Module):
         for layer in cast("Iterable[EncoderLayer]", self.layers):
             hidden = layer.attention(hidden, within, present)
             if layer.cross_attention is not None:
-                # The K neighbors of a chunk ask the one chunk, [BL, K, R, E].
+                # The K neighbors of a chunk are blocks of queries, [BL, K, R, E], to the one chunk.
                 hidden = layer.cross_attention(hidden.view(embedded.flatten(0, 1).shape), chunk_states, to_chunk)
                 hidden = hidden.flatten(0, 1)
             hidden = layer.feed_forward(hidden)

@@ -6,7 +6,7 @@ product (4 and 4 in float32, 4 and 2 under autocast to half precision), a block 
     its norm            D (stream + product)        input, result
     self-attention      4 I product                 q, k, v, result
     cross-attention     2 I product                 q, result
-                        2 I product                 k and v of each token that answers; under autocast its state too
+                        2 I product                 k and v of each key token; under autocast its state too
     feed-forward        F product                   the inner layer before its non-linearity
 
 With rotary positions, q and k are kept as they were and rotated, and the result before and after heads merge:

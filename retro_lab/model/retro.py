@@ -118,7 +118,7 @@ class RetroModel(nn.Module):
                 belong together.
         """
         self._check_documents(tokens, documents)
-        neighbors, present = self._complete_chunks(tokens, neighbors, neighbor_lengths)
+        neighbors, present = self._cut_to_complete_chunks(tokens, neighbors, neighbor_lengths)
         hidden, encoded = self.embedding(tokens), None
         to_past = self.distances.to_past(tokens.shape[1], hidden)
         if neighbors is not None:
@@ -142,7 +142,7 @@ class RetroModel(nn.Module):
         if documents is not None and documents.shape != tokens.shape:
             raise ValueError(f"documents must be {list(tokens.shape)}, as the tokens are, not {list(documents.shape)}.")
 
-    def _complete_chunks(
+    def _cut_to_complete_chunks(
         self, tokens: Tensor, neighbors: Tensor | None, neighbor_lengths: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Check the neighbors and cut them to the complete chunks.

@@ -48,9 +48,9 @@ def test_token_losses_and_gradients_equal_the_plain_ones(inputs: tuple[Tensor, T
     plain = F.cross_entropy(hidden @ weight.t(), targets, reduction="none")
     ours = token_cross_entropy(hidden, weight, targets)
     torch.testing.assert_close(ours, plain)
-    outer = torch.randn(TOKENS, dtype=torch.float64)
-    expected = torch.autograd.grad(plain, (hidden, weight), outer)
-    torch.testing.assert_close(torch.autograd.grad(ours, (hidden, weight), outer), expected)
+    grad_output = torch.randn(TOKENS, dtype=torch.float64)
+    expected = torch.autograd.grad(plain, (hidden, weight), grad_output)
+    torch.testing.assert_close(torch.autograd.grad(ours, (hidden, weight), grad_output), expected)
 
 
 @pytest.mark.usefixtures("sliced")

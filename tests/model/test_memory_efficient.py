@@ -13,12 +13,12 @@ from retro_lab.model.kernels import memory_efficient
 def test_project_activated(activation, slice_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_efficient, "ROWS", slice_rows)
     inner = torch.randn(3, 4, 6, dtype=torch.float64, requires_grad=True)
-    weight, outer = torch.randn(5, 6, dtype=torch.float64, requires_grad=True), torch.randn(3, 4, 5).double()
+    weight, grad_output = torch.randn(5, 6, dtype=torch.float64, requires_grad=True), torch.randn(3, 4, 5).double()
     ours, torchs = memory_efficient.project_activated(inner, weight, activation), F.linear(activation(inner), weight)
     torch.testing.assert_close(ours, torchs)
     for actual, expected in zip(
-        torch.autograd.grad(ours, (inner, weight), outer),
-        torch.autograd.grad(torchs, (inner, weight), outer),
+        torch.autograd.grad(ours, (inner, weight), grad_output),
+        torch.autograd.grad(torchs, (inner, weight), grad_output),
         strict=True,
     ):
         torch.testing.assert_close(actual, expected)
@@ -34,10 +34,10 @@ def test_a_frozen_weight_gets_no_gradient() -> None:
 def test_rms_norm() -> None:
     ours, torchs = (norm(6, eps=1e-5, dtype=torch.float64) for norm in (memory_efficient.RMSNorm, nn.RMSNorm))
     torch.manual_seed(0)
-    hidden, outer = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True), torch.randn(2, 3, 6).double()
+    hidden, grad_output = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True), torch.randn(2, 3, 6).double()
     for norm in (ours, torchs):
         nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(1))
-    results = [torch.autograd.grad(norm(hidden), (hidden, norm.weight), outer) for norm in (ours, torchs)]
+    results = [torch.autograd.grad(norm(hidden), (hidden, norm.weight), grad_output) for norm in (ours, torchs)]
     torch.testing.assert_close(ours(hidden), torchs(hidden))
     torch.testing.assert_close(*results)
 

@@ -164,7 +164,7 @@ def reads_missing_neighbors(patch: pytest.MonkeyPatch) -> None:
     def complete(original: Any, self: RetroModel, tokens: Tensor, neighbors: Tensor | None, lengths: Any) -> Any:
         return original(self, tokens, None if neighbors is None else neighbors % VOCABULARY, None)
 
-    replace(patch, RetroModel, "_complete_chunks", complete)
+    replace(patch, RetroModel, "_cut_to_complete_chunks", complete)
 
 
 def attends_where_there_is_no_neighbor(patch: pytest.MonkeyPatch) -> None:
@@ -208,7 +208,7 @@ def mixes_the_batch_behind_the_first_encoder_cross_attention(patch: pytest.Monke
 
     def forward(original: Any, self: Any, hidden: Tensor, *rest: Any) -> Tensor:
         nonlocal calls
-        if hidden.shape[1] == K:  # neighbors ask
+        if hidden.shape[1] == K:  # neighbors are the queries
             calls += 1
             if calls % 2 == 0:
                 hidden = hidden.transpose(0, 1).reshape(hidden.shape)

@@ -2,9 +2,10 @@
 
     weights = softmax(((q + u) . k + (q + v) . R s(d)) / sqrt(A) over all keys);  result = weights V
 
-RETRO adds one thing to Dai et al. 2019: a neighbor axis on one of the two sides. Either the k neighbors of a chunk ask
-(encoder cross-attention, P = k) or they answer (chunked cross-attention, S = k), always with the same distances for
-each of them. So position logits are formed once for all S blocks of keys, and keys once for all P blocks of queries.
+RETRO adds one thing to Dai et al. 2019: a neighbor axis on one of the two sides. The k neighbors of a chunk are either
+the queries (encoder cross-attention, P = k) or the keys (chunked cross-attention, S = k), always with the same
+distances for each of them. So position logits are formed once for all S blocks of keys, and keys once for all P blocks
+of queries.
 
 Written in the textbook way, each attention keeps a few matrices of all queries by all keys for the backward pass, and
 a causal one computes twice what it needs. Here a tile of a few heads (and, if causal, of 128 queries and the keys up
@@ -104,11 +105,11 @@ class _RelativeAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query, content_bias, position_bias, key, value, position, padding, documents = ctx.saved_tensors
         run = _gradients_in_graph if torch.compiler.is_compiling() else _gradients
         inputs = (query, content_bias, position_bias, key, value, position, padding, ctx.causal, documents)
-        gradients: list[Tensor | None] = list(run(*inputs, outer))
+        gradients: list[Tensor | None] = list(run(*inputs, grad_output))
         if position is None:
             gradients[1] = gradients[2] = gradients[5] = None
         return *gradients, None, None, None
@@ -125,13 +126,13 @@ def _attend(
     causal: bool,
     documents: Tensor | None,
 ) -> Tensor:
-    attended, key = _heads_together(query), _attended(key, causal)
+    attended, key = _empty_result(query), _center_unless_causal(key, causal)
     for tile in _tiles(query, key, causal):
         content_query, position_query = _add_biases(tile, query, content_bias, position_bias)
         weights = _weights(tile, content_query, position_query, key, position, padding, causal, documents)
         weights = weights.to(value.dtype)
         result = attended[tile.rows]
-        result.copy_((weights @ _matrices(value[tile.columns])).view(result.shape))
+        result.copy_((weights @ _as_matrices(value[tile.columns])).view(result.shape))
     return attended
 
 
@@ -145,11 +146,11 @@ def _gradients(
     padding: Tensor | None,
     causal: bool,
     documents: Tensor | None,
-    outer: Tensor,
+    grad_output: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the first six arguments, empty for those that are None."""
     dtype, exact = value.dtype, _at_least_float32(value)
-    attended, key, value = _attended(key, causal), _centered(key), _centered(value)
+    logit_key, key, value = _center_unless_causal(key, causal), _center(key), _center(value)
     query_gradient = torch.empty_like(query)
     # Several tiles add to these, so they are summed in at least float32.
     content_bias_gradient, position_bias_gradient, key_gradient, value_gradient, position_gradient = (
@@ -160,18 +161,18 @@ def _gradients(
     for tile in _tiles(query, key, causal):
         by_query, by_key = query[tile.rows].shape, key[tile.columns].shape
         content_query, position_query = _add_biases(tile, query, content_bias, position_bias)
-        weights = _weights(tile, content_query, position_query, attended, position, padding, causal, documents)
-        scaled = outer[tile.rows] * scale
-        outer_rows = _matrices(outer[tile.rows])
-        value_gradient[tile.columns] += (weights.to(dtype).transpose(1, 2) @ outer_rows).view(by_key)
-        gradient = (_matrices(scaled) @ _matrices(value[tile.columns]).transpose(1, 2)).to(exact)
+        weights = _weights(tile, content_query, position_query, logit_key, position, padding, causal, documents)
+        scaled = grad_output[tile.rows] * scale
+        grad_rows = _as_matrices(grad_output[tile.rows])
+        value_gradient[tile.columns] += (weights.to(dtype).transpose(1, 2) @ grad_rows).view(by_key)
+        gradient = (_as_matrices(scaled) @ _as_matrices(value[tile.columns]).transpose(1, 2)).to(exact)
         # With g = d loss / d w, d loss / d logits = w (g - sum_j w_j g_j). The sum of w g is also the result times its
         # gradient, at less cost; but only of these same rounded g does it leave rows that add up to nothing.
         expected = torch.linalg.vecdot(weights, gradient).unsqueeze(-1)
         gradient = gradient.sub_(expected).mul_(weights).to(dtype)  # of logits, [HG, PQ, SJ]
-        content_query_gradient = (gradient @ _matrices(key[tile.columns])).view(by_query)
+        content_query_gradient = (gradient @ _as_matrices(key[tile.columns])).view(by_query)
         query_gradient[tile.rows] = content_query_gradient
-        key_gradient[tile.columns] += (gradient.transpose(1, 2) @ _matrices(content_query)).view(by_key)
+        key_gradient[tile.columns] += (gradient.transpose(1, 2) @ _as_matrices(content_query)).view(by_key)
         if position_query is None or position is None:
             continue
         gradient = gradient.view(*by_query[:4], *by_key[2:4])  # [H, G, P, Q, S, J]
@@ -191,10 +192,10 @@ def _gradients(
     return query_gradient, of_content_bias, of_position_bias, of_key, of_value, of_position
 
 
-def _heads_together(query: Tensor) -> Tensor:
+def _empty_result(query: Tensor) -> Tensor:
     """Empty [H, G, P, Q, A] that lies in memory as [G, P, Q, H, A]."""
-    heads, groups, askers, queries, head_size = query.shape
-    return query.new_empty(groups, askers, queries, heads, head_size).movedim(-2, 0)
+    heads, groups, query_blocks, queries, head_size = query.shape
+    return query.new_empty(groups, query_blocks, queries, heads, head_size).movedim(-2, 0)
 
 
 # A compiled graph calls the two as operations of their own: the loops over tiles, unrolled into it, would make it many
@@ -210,30 +211,30 @@ _gradients_in_graph = torch.library.custom_op(
     "retro_lab::attend_gradients",
     _gradients,
     mutates_args=(),
-    schema=f"({_INPUTS}, Tensor outer) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({_INPUTS}, Tensor grad_output) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 @_attend_in_graph.register_fake
-def _attended_like(query: Tensor, *others: Any) -> Tensor:
-    return _heads_together(query)
+def _fake_attend(query: Tensor, *others: Any) -> Tensor:
+    return _empty_result(query)
 
 
 @_gradients_in_graph.register_fake
-def _gradients_like(*arguments: Any) -> tuple[Tensor, ...]:
+def _fake_gradients(*arguments: Any) -> tuple[Tensor, ...]:
     missing = arguments[0].new_empty(0)
     return tuple(missing.clone() if tensor is None else torch.empty_like(tensor) for tensor in arguments[:6])
 
 
-def _attended(key: Tensor, causal: bool) -> Tensor:
+def _center_unless_causal(key: Tensor, causal: bool) -> Tensor:
     """Keys as logits are formed of: centered, unless the mean would tell a query of keys that it must not see.
 
     What the mean changes is rounding alone, but that is enough for later tokens to move earlier logits.
     """
-    return key if causal else _centered(key)
+    return key if causal else _center(key)
 
 
-def _centered(tensor: Tensor) -> Tensor:
+def _center(tensor: Tensor) -> Tensor:
     """Subtract from keys or values [H, G, S, J, A] of half precision the mean of those that are attended to together.
 
     It changes neither weights nor gradients of logits, which differences between keys, and between values, make alone.
@@ -248,14 +249,14 @@ def _centered(tensor: Tensor) -> Tensor:
 
 def _tiles(query: Tensor, key: Tensor, causal: bool) -> Iterator[_Tile]:
     """Cut the logits of `query` [H, G, P, Q, A] and `key` [H, G, S, J, A] into tiles."""
-    heads, groups, askers, queries, _ = query.shape
-    answerers, keys = key.shape[2:4]
+    heads, groups, query_blocks, queries, _ = query.shape
+    key_blocks, keys = key.shape[2:4]
     limit = tile_limit(query.device)
     every = slice(None)
     for start in range(0, queries, BLOCK if causal else queries):
         end = min(start + BLOCK, queries) if causal else queries
         visible = end if causal else keys
-        step = max(1, limit // (groups * askers * (end - start) * answerers * visible))
+        step = max(1, limit // (groups * query_blocks * (end - start) * key_blocks * visible))
         for head in range(0, heads, step):
             some = slice(head, head + step)
             yield _Tile(
@@ -293,8 +294,8 @@ def _weights(
 ) -> Tensor:
     """Attention weights of one tile, [HG, PQ, SJ], at least float32."""
     key = key[tile.columns]
-    (heads, groups, askers, queries, head_size), (answerers, keys) = content_query.shape, key.shape[2:4]
-    shape = (heads, groups, askers, queries, answerers, keys)
+    (heads, groups, query_blocks, queries, head_size), (key_blocks, keys) = content_query.shape, key.shape[2:4]
+    shape = (heads, groups, query_blocks, queries, key_blocks, keys)
     if causal:  # the last query is as late as the last key; a query sees itself, so that no row is without keys
         mask = key.new_full((queries, keys), -math.inf).triu_(keys - queries + 1).unsqueeze(1)  # [Q, 1, J]
         if documents is not None:
@@ -310,13 +311,13 @@ def _weights(
         by_key = align_distances(by_distance.view(*shape[:4], -1), keys)
         torch.add(by_key.unsqueeze(-2).expand(shape), mask, out=logits)
     scale = 1 / math.sqrt(head_size)
-    logits = logits.view(heads * groups, askers * queries, answerers * keys).baddbmm_(
-        _matrices(content_query), _matrices(key).transpose(1, 2), beta=scale, alpha=scale
+    logits = logits.view(heads * groups, query_blocks * queries, key_blocks * keys).baddbmm_(
+        _as_matrices(content_query), _as_matrices(key).transpose(1, 2), beta=scale, alpha=scale
     )
     return torch.softmax(logits, dim=-1, dtype=_at_least_float32(logits))
 
 
-def _matrices(tensor: Tensor) -> Tensor:
+def _as_matrices(tensor: Tensor) -> Tensor:
     """[H, G, P, Q, A] as a batch of matrices, [HG, PQ, A]."""
     return tensor.flatten(2, 3).flatten(0, 1)
 
