@@ -83,6 +83,7 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         hidden: Tensor,
+        *,
         distances: Distances,
         present: Tensor | None = None,
         documents: Tensor | None = None,
@@ -131,7 +132,9 @@ class CrossAttention(nn.Module):
         learned = use_positions and positions == TRANSFORMER_XL
         self.positions = RelativePositions(width, heads, head_size) if learned else None
 
-    def forward(self, hidden: Tensor, context: Tensor, distances: Distances, present: Tensor | None = None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, *, context: Tensor, distances: Distances, present: Tensor | None = None
+    ) -> Tensor:
         """Attend from each group of `hidden` to the same group of `context`.
 
         Args:

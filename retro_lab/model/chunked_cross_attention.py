@@ -56,9 +56,10 @@ class ChunkedCrossAttention(nn.Module):
     def forward(
         self,
         hidden: Tensor,
+        *,
         encoded: Tensor,
         distances: Distances,
-        present: Tensor | None,
+        present: Tensor | None = None,
         documents: Tensor | None = None,
     ) -> Tensor:
         """Let each attending chunk attend to all tokens of all its neighbors jointly.
@@ -80,7 +81,9 @@ class ChunkedCrossAttention(nn.Module):
         attending = F.pad(hidden[:, first:], (0, 0, 0, missing_tail))
         attending = attending.reshape(batch * chunks, 1, self.chunk_length, width)
         present = None if present is None else present.flatten(0, 1)
-        attended = self.attention(attending, encoded.flatten(0, 1), distances, present)  # [BL, 1, M, D]
+        attended = self.attention(  # [BL, 1, M, D]
+            attending, context=encoded.flatten(0, 1), distances=distances, present=present
+        )
         if present is not None:
             # A chunk without a single neighbor token has attended to padding: it gets nothing instead.
             attended = attended * present.flatten(1).any(dim=1)[:, None, None, None]

@@ -90,10 +90,10 @@ class NeighborEncoder(nn.Module):
             chunk_states = self.chunk_norm(chunk_states.flatten(0, 1)).unsqueeze(1)  # [BL, 1, M, D]
         hidden = embedded.flatten(0, 2)  # every neighbor by itself, [BLK, R, E]
         for layer in cast("Iterable[EncoderLayer]", self.layers):
-            hidden = layer.attention(hidden, within, present)
+            hidden = layer.attention(hidden, distances=within, present=present)
             if layer.cross_attention is not None:
                 # The K neighbors of a chunk are blocks of queries, [BL, K, R, E], to the one chunk.
-                hidden = layer.cross_attention(hidden.view(embedded.flatten(0, 1).shape), chunk_states, to_chunk)
-                hidden = hidden.flatten(0, 1)
+                hidden = hidden.view(embedded.flatten(0, 1).shape)
+                hidden = layer.cross_attention(hidden, context=chunk_states, distances=to_chunk).flatten(0, 1)
             hidden = layer.feed_forward(hidden)
         return cast("Tensor", self.norm(hidden)).view(embedded.shape)

@@ -125,11 +125,11 @@ class RetroModel(nn.Module):
             m, r = self.chunk_length, neighbors.shape[3]
             to_neighbor = self.distances.between(m, r, m - 1, hidden)
         for layer in cast("Iterable[DecoderLayer]", self.layers):
-            hidden = layer.attention(hidden, to_past, None, documents)
+            hidden = layer.attention(hidden, distances=to_past, documents=documents)
             if layer.cca is not None and neighbors is not None:
                 if encoded is None:  # this is layer min(P)
                     encoded = self._encode(neighbors, hidden, present)
-                hidden = layer.cca(hidden, encoded, to_neighbor, present, documents)
+                hidden = layer.cca(hidden, encoded=encoded, distances=to_neighbor, present=present, documents=documents)
             hidden = layer.feed_forward(hidden)
         return cast("Tensor", self.norm(hidden))
 

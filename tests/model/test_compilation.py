@@ -101,7 +101,7 @@ def test_operations_in_the_graph_know_the_shapes_of_their_results(positions: boo
     queries, keys = torch.randn(2, 3, 1, 4, 5), torch.randn(2, 3, 2, 4, 5)
     biases = [torch.randn(2, 5), torch.randn(2, 5)] if positions else [None, None]
     distances = torch.randn(2, 5, 8) if positions else None
-    arguments = [queries, *biases, keys, keys.clone(), distances, None, False, None]
+    arguments = [queries, *biases, keys, keys.clone(), distances, None, None, False]
     torch.library.opcheck(attention._attend_in_graph, arguments)
     torch.library.opcheck(attention._gradients_in_graph, [*arguments, torch.ones_like(queries)])
 

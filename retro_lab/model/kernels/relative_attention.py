@@ -68,9 +68,23 @@ def relative_attention(
         padding = key.new_zeros(present.shape).masked_fill_(~present, absent)[:, None, None]  # [G, 1, 1, S, J]
     content_bias, position_bias, position = (None, None, None) if positions is None else positions
     attended: Tensor = _RelativeAttention.apply(
-        query, content_bias, position_bias, key, value, position, padding, causal, documents
+        *_Inputs(query, content_bias, position_bias, key, value, position, padding, documents, causal)
     )
     return attended
+
+
+class _Inputs(NamedTuple):
+    """What is attended with, `causal` last: the others are tensors, and kept for the backward pass."""
+
+    query: Tensor  # [H, G, P, Q, A]
+    content_bias: Tensor | None  # u, [H, A]
+    position_bias: Tensor | None  # v, [H, A]
+    key: Tensor  # [H, G, S, J, A]
+    value: Tensor  # [H, G, S, J, A]
+    position: Tensor | None  # R s(d), [H, A, T]
+    padding: Tensor | None  # [G, 1, 1, S, J], 0 or very negative: added to the logits
+    documents: Tensor | None  # [G, Q]
+    causal: bool
 
 
 class _Tile(NamedTuple):
@@ -85,72 +99,41 @@ class _RelativeAttention(torch.autograd.Function):
     """Forward and backward over the tiles."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        content_bias: Tensor | None,
-        position_bias: Tensor | None,
-        key: Tensor,
-        value: Tensor,
-        position: Tensor | None,
-        padding: Tensor | None,
-        causal: bool,
-        documents: Tensor | None,
-    ) -> Tensor:
-        run = _attend_in_graph if torch.compiler.is_compiling() else _attend
-        attended = run(query, content_bias, position_bias, key, value, position, padding, causal, documents)
-        ctx.save_for_backward(query, content_bias, position_bias, key, value, position, padding, documents)
-        ctx.causal = causal
-        return attended
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        given = _Inputs(*inputs)
+        ctx.save_for_backward(*inputs[:-1])
+        ctx.causal = given.causal
+        return _attend_in_graph(*inputs) if torch.compiler.is_compiling() else _attend(given)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        query, content_bias, position_bias, key, value, position, padding, documents = ctx.saved_tensors
-        run = _gradients_in_graph if torch.compiler.is_compiling() else _gradients
-        inputs = (query, content_bias, position_bias, key, value, position, padding, ctx.causal, documents)
-        gradients: list[Tensor | None] = list(run(*inputs, grad_output))
-        if position is None:
+        inputs = (*ctx.saved_tensors, ctx.causal)
+        given = _Inputs(*inputs)
+        in_graph = torch.compiler.is_compiling()
+        gradients: list[Tensor | None] = list(
+            _gradients_in_graph(*inputs, grad_output) if in_graph else _gradients(given, grad_output)
+        )
+        if given.position is None:
             gradients[1] = gradients[2] = gradients[5] = None
         return *gradients, None, None, None
 
 
-def _attend(
-    query: Tensor,
-    content_bias: Tensor | None,
-    position_bias: Tensor | None,
-    key: Tensor,
-    value: Tensor,
-    position: Tensor | None,
-    padding: Tensor | None,
-    causal: bool,
-    documents: Tensor | None,
-) -> Tensor:
-    attended, key = _empty_result(query), _center_unless_causal(key, causal)
-    for tile in _tiles(query, key, causal):
-        content_query, position_query = _add_biases(tile, query, content_bias, position_bias)
-        weights = _weights(tile, content_query, position_query, key, position, padding, causal, documents)
-        weights = weights.to(value.dtype)
+def _attend(inputs: _Inputs) -> Tensor:
+    attended, value = _empty_result(inputs.query), inputs.value
+    logit_key = _center_unless_causal(inputs)
+    for tile in _tiles(inputs):
+        weights = _weights(tile, inputs, logit_key, *_add_biases(tile, inputs)).to(value.dtype)
         result = attended[tile.rows]
         result.copy_((weights @ _as_matrices(value[tile.columns])).view(result.shape))
     return attended
 
 
-def _gradients(
-    query: Tensor,
-    content_bias: Tensor | None,
-    position_bias: Tensor | None,
-    key: Tensor,
-    value: Tensor,
-    position: Tensor | None,
-    padding: Tensor | None,
-    causal: bool,
-    documents: Tensor | None,
-    grad_output: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the first six arguments, empty for those that are None."""
+def _gradients(inputs: _Inputs, grad_output: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the first six inputs, empty for those that are None."""
+    query, content_bias, position_bias, key, value, position = inputs[:6]
     dtype, exact = value.dtype, _at_least_float32(value)
-    logit_key, key, value = _center_unless_causal(key, causal), _center(key), _center(value)
+    logit_key, key, value = _center_unless_causal(inputs), _center(key), _center(value)
     query_gradient = torch.empty_like(query)
     # Several tiles add to these, so they are summed in at least float32.
     content_bias_gradient, position_bias_gradient, key_gradient, value_gradient, position_gradient = (
@@ -158,10 +141,10 @@ def _gradients(
         for tensor in (content_bias, position_bias, key, value, position)
     )
     scale = 1 / math.sqrt(value.shape[-1])
-    for tile in _tiles(query, key, causal):
+    for tile in _tiles(inputs):
         by_query, by_key = query[tile.rows].shape, key[tile.columns].shape
-        content_query, position_query = _add_biases(tile, query, content_bias, position_bias)
-        weights = _weights(tile, content_query, position_query, logit_key, position, padding, causal, documents)
+        content_query, position_query = _add_biases(tile, inputs)
+        weights = _weights(tile, inputs, logit_key, content_query, position_query)
         scaled = grad_output[tile.rows] * scale
         grad_rows = _as_matrices(grad_output[tile.rows])
         value_gradient[tile.columns] += (weights.to(dtype).transpose(1, 2) @ grad_rows).view(by_key)
@@ -200,38 +183,44 @@ def _empty_result(query: Tensor) -> Tensor:
 
 # A compiled graph calls the two as operations of their own: the loops over tiles, unrolled into it, would make it many
 # times as large, and what is to fuse lies between the attentions.
-_INPUTS = (
+_SCHEMA = (
     "Tensor query, Tensor? content_bias, Tensor? position_bias, Tensor key, Tensor value, Tensor? position, "
-    "Tensor? padding, bool causal, Tensor? documents"
+    "Tensor? padding, Tensor? documents, bool causal"
 )
-_attend_in_graph = torch.library.custom_op(
-    "retro_lab::attend", _attend, mutates_args=(), schema=f"({_INPUTS}) -> Tensor"
-)
-_gradients_in_graph = torch.library.custom_op(
+
+
+@torch.library.custom_op("retro_lab::attend", mutates_args=(), schema=f"({_SCHEMA}) -> Tensor")
+def _attend_in_graph(*inputs: Any) -> Tensor:
+    return _attend(_Inputs(*inputs))
+
+
+@torch.library.custom_op(
     "retro_lab::attend_gradients",
-    _gradients,
     mutates_args=(),
-    schema=f"({_INPUTS}, Tensor grad_output) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({_SCHEMA}, Tensor grad_output) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
+def _gradients_in_graph(*inputs_and_gradient: Any) -> tuple[Tensor, ...]:
+    *inputs, grad_output = inputs_and_gradient
+    return _gradients(_Inputs(*inputs), grad_output)
 
 
 @_attend_in_graph.register_fake
-def _fake_attend(query: Tensor, *others: Any) -> Tensor:
-    return _empty_result(query)
+def _fake_attend(*inputs: Any) -> Tensor:
+    return _empty_result(_Inputs(*inputs).query)
 
 
 @_gradients_in_graph.register_fake
-def _fake_gradients(*arguments: Any) -> tuple[Tensor, ...]:
-    missing = arguments[0].new_empty(0)
-    return tuple(missing.clone() if tensor is None else torch.empty_like(tensor) for tensor in arguments[:6])
+def _fake_gradients(*inputs_and_gradient: Any) -> tuple[Tensor, ...]:
+    missing = inputs_and_gradient[0].new_empty(0)
+    return tuple(missing.clone() if tensor is None else torch.empty_like(tensor) for tensor in inputs_and_gradient[:6])
 
 
-def _center_unless_causal(key: Tensor, causal: bool) -> Tensor:
+def _center_unless_causal(inputs: _Inputs) -> Tensor:
     """Keys as logits are formed of: centered, unless the mean would tell a query of keys that it must not see.
 
     What the mean changes is rounding alone, but that is enough for later tokens to move earlier logits.
     """
-    return key if causal else _center(key)
+    return inputs.key if inputs.causal else _center(inputs.key)
 
 
 def _center(tensor: Tensor) -> Tensor:
@@ -247,11 +236,11 @@ def _center(tensor: Tensor) -> Tensor:
     return (exact - exact.mean(dim=(2, 3), keepdim=True)).to(tensor.dtype)
 
 
-def _tiles(query: Tensor, key: Tensor, causal: bool) -> Iterator[_Tile]:
-    """Cut the logits of `query` [H, G, P, Q, A] and `key` [H, G, S, J, A] into tiles."""
-    heads, groups, query_blocks, queries, _ = query.shape
-    key_blocks, keys = key.shape[2:4]
-    limit = tile_limit(query.device)
+def _tiles(inputs: _Inputs) -> Iterator[_Tile]:
+    """Cut the logits of all queries and keys into tiles."""
+    heads, groups, query_blocks, queries, _ = inputs.query.shape
+    key_blocks, keys = inputs.key.shape[2:4]
+    causal, limit = inputs.causal, tile_limit(inputs.query.device)
     every = slice(None)
     for start in range(0, queries, BLOCK if causal else queries):
         end = min(start + BLOCK, queries) if causal else queries
@@ -271,32 +260,22 @@ def tile_limit(device: torch.device) -> int:
     return 2**20 if device.type == "cpu" else 2**27
 
 
-def _add_biases(
-    tile: _Tile, query: Tensor, content_bias: Tensor | None, position_bias: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+def _add_biases(tile: _Tile, inputs: _Inputs) -> tuple[Tensor, Tensor | None]:
     """Return q + u, which meets the keys, and q + v, which meets the distances, of one tile, [H, G, P, Q, A]."""
-    query = query[tile.rows]
-    if content_bias is None or position_bias is None:
+    query = inputs.query[tile.rows]
+    if inputs.content_bias is None or inputs.position_bias is None:
         return query, None
-    content_bias, position_bias = (bias[tile.rows[0], None, None, None] for bias in (content_bias, position_bias))
-    return query + content_bias, query + position_bias
+    heads = tile.rows[0], None, None, None
+    return query + inputs.content_bias[heads], query + inputs.position_bias[heads]
 
 
-def _weights(
-    tile: _Tile,
-    content_query: Tensor,
-    position_query: Tensor | None,
-    key: Tensor,
-    position: Tensor | None,
-    padding: Tensor | None,
-    causal: bool,
-    documents: Tensor | None,
-) -> Tensor:
-    """Attention weights of one tile, [HG, PQ, SJ], at least float32."""
+def _weights(tile: _Tile, inputs: _Inputs, key: Tensor, content_query: Tensor, position_query: Tensor | None) -> Tensor:
+    """Attention weights of one tile, [HG, PQ, SJ], at least float32, with `key` in place of `inputs.key`."""
+    position, padding, documents = inputs.position, inputs.padding, inputs.documents
     key = key[tile.columns]
     (heads, groups, query_blocks, queries, head_size), (key_blocks, keys) = content_query.shape, key.shape[2:4]
     shape = (heads, groups, query_blocks, queries, key_blocks, keys)
-    if causal:  # the last query is as late as the last key; a query sees itself, so that no row is without keys
+    if inputs.causal:  # the last query is as late as the last key; a query sees itself, so that no row is without keys
         mask = key.new_full((queries, keys), -math.inf).triu_(keys - queries + 1).unsqueeze(1)  # [Q, 1, J]
         if documents is not None:
             other = documents[:, tile.rows[-1], None] != documents[:, None, tile.columns[-1]]  # [G, Q, J]
