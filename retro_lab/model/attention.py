@@ -49,12 +49,18 @@ def attend(
         value: [H, G, S, J, A].
         distances: of the queries and the keys; None for attention that knows no positions.
         present: bool [G, S, J], False where a key is padding; None where there is no padding.
-        causal: whether query i sees the keys j <= i alone.
-        documents: integers [G, Q], the document of each token, if causal attention is to stay within it.
+        causal: whether a query sees its own key and those before alone; the queries are those of the last Q of the J
+            tokens (P = S = 1, Q <= J).
+        documents: integers [G, J], the document of each token, if causal attention is to stay within it.
 
     Returns:
         [H, G, P, Q, A].
+
+    Raises:
+        ValueError: a causal query has no key.
     """
+    if causal and key.shape[3] < query.shape[3]:
+        raise ValueError(f"{query.shape[3]} causal queries need as many keys or more, not {key.shape[3]}.")
     if isinstance(distances, Rotations):
         return rotary_attention(query, key, value, distances, present=present, causal=causal, documents=documents)
     relative = None if positions is None or distances is None else positions(distances, query.dtype)

@@ -42,13 +42,13 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.checkpointed = False
 
-    def forward(self, hidden: Tensor, **inputs: Tensor | Distances | None) -> Tensor:
+    def forward(self, hidden: Tensor, **inputs: Tensor | Distances | int | None) -> Tensor:
         """Map [..., D] to [..., D]; `inputs` go to the block."""
         if self.checkpointed and torch.is_grad_enabled():
             return cast("Tensor", checkpoint(partial(self._add_block, **inputs), hidden, use_reentrant=False))
         return self._add_block(hidden, **inputs)
 
-    def _add_block(self, hidden: Tensor, /, **inputs: Tensor | Distances | None) -> Tensor:
+    def _add_block(self, hidden: Tensor, /, **inputs: Tensor | Distances | int | None) -> Tensor:
         return hidden + self.dropout(self.block(self.norm(hidden), **inputs))
 
 

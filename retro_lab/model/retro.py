@@ -120,7 +120,7 @@ class RetroModel(nn.Module):
         self._check_documents(tokens, documents)
         neighbors, present = self._cut_to_complete_chunks(tokens, neighbors, neighbor_lengths)
         hidden, encoded = self.embedding(tokens), None
-        to_past = self.distances.to_past(tokens.shape[1], hidden)
+        to_past = self.distances.to_past(tokens.shape[1], tokens.shape[1], hidden)
         if neighbors is not None:
             m, r = self.chunk_length, neighbors.shape[3]
             to_neighbor = self.distances.between(m, r, m - 1, hidden)

@@ -229,10 +229,10 @@ def reads_the_chunk_without_its_norm(patch: pytest.MonkeyPatch) -> None:
 def runs_the_decoder_without_positions(patch: pytest.MonkeyPatch) -> None:
     """9, Retro-li: GPT-2 blocks without GPT-2's position embeddings."""
 
-    def to_past(original: Any, self: DistanceEncoder, length: int, like: Tensor) -> Any:
-        distances = original(self, length, like)
+    def to_past(original: Any, self: DistanceEncoder, queries: int, keys: int, like: Tensor) -> Any:
+        distances = original(self, queries, keys, like)
         if isinstance(distances, Rotations):
-            return Rotations(*(rotation[:, :1].expand(-1, length, -1) for rotation in distances))
+            return Rotations(*(rotation[:, :1].expand_as(rotation) for rotation in distances))
         return torch.zeros_like(distances)
 
     replace(patch, DistanceEncoder, "to_past", to_past)

@@ -53,8 +53,9 @@ def relative_attention(
         positions: u, v [H, A] and R s(d) [H, A, T], for the distances of `descending_distances`, which may end at the
             filler -1 if causal; None for attention that knows no positions.
         present: bool [G, S, J], False where a key is padding; None where there is no padding.
-        causal: whether query i sees the keys j <= i alone (P = S = 1 and Q = J).
-        documents: integers [G, Q], the document of each token, if causal attention is to stay within it.
+        causal: whether a query sees its own key and those before alone (P = S = 1). The queries are those of the last Q
+            of the J tokens, Q <= J; positions are then those of distances from J - 1 to 0, and the filler.
+        documents: integers [G, J], the document of each token, if causal attention is to stay within it.
 
     Returns:
         [H, G, P, Q, A], in memory [G, P, Q, H, A] so that heads merge without a copy. A query without any key gets an
@@ -83,7 +84,7 @@ class _Inputs(NamedTuple):
     value: Tensor  # [H, G, S, J, A]
     position: Tensor | None  # R s(d), [H, A, T]
     padding: Tensor | None  # [G, 1, 1, S, J], 0 or very negative: added to the logits
-    documents: Tensor | None  # [G, Q]
+    documents: Tensor | None  # [G, J]
     causal: bool
 
 
@@ -244,7 +245,7 @@ def _tiles(inputs: _Inputs) -> Iterator[_Tile]:
     every = slice(None)
     for start in range(0, queries, BLOCK if causal else queries):
         end = min(start + BLOCK, queries) if causal else queries
-        visible = end if causal else keys
+        visible = keys - queries + end if causal else keys
         step = max(1, limit // (groups * query_blocks * (end - start) * key_blocks * visible))
         for head in range(0, heads, step):
             some = slice(head, head + step)
@@ -278,7 +279,7 @@ def _weights(tile: _Tile, inputs: _Inputs, key: Tensor, content_query: Tensor, p
     if inputs.causal:  # the last query is as late as the last key; a query sees itself, so that no row is without keys
         mask = key.new_full((queries, keys), -math.inf).triu_(keys - queries + 1).unsqueeze(1)  # [Q, 1, J]
         if documents is not None:
-            other = documents[:, tile.rows[-1], None] != documents[:, None, tile.columns[-1]]  # [G, Q, J]
+            other = documents[:, keys - queries : keys, None] != documents[:, None, :keys]  # [G, Q, J]
             mask = mask.masked_fill(other[:, None, :, None], -math.inf)
     else:
         mask = key.new_zeros(()) if padding is None else padding
