@@ -130,6 +130,17 @@ def executed_flops(
     return _count(size, model, vocabulary_size, batch)
 
 
+def device_hours(flops: float, peak_tflops: float, utilization: float) -> float:
+    """Return the hours that one device takes.
+
+    Args:
+        flops: Operations.
+        peak_tflops: What the device does at most, in 10^12 operations a second.
+        utilization: Share of the peak that is reached, from 0 to 1.
+    """
+    return flops / (peak_tflops * 1e12 * utilization) / 3600
+
+
 @dataclass(frozen=True)
 class _Batch:
     """Shape of a batch, and which of the two countings is asked for."""

@@ -10,8 +10,8 @@ from model_builders import small_choices, small_size
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from retro_lab.cost.memory import Precision, activation_bytes
 from retro_lab.model.blocks import Residual
-from retro_lab.model.memory import Precision, activation_bytes
 from retro_lab.model.retro import RetroModel
 
 SIZE = small_size(
