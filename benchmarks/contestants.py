@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retro_lab.cost.flops import TRAINING_TO_FORWARD, required_flops
 from retro_lab.model.config import ModelConfig, SizeConfig
-from retro_lab.model.flops import TRAINING_TO_FORWARD, required_flops
 from retro_lab.model.retro import RetroModel
 
 HEADS, HEAD_SIZE = 8, 64  # retro-pytorch has 8 heads, whatever it is told

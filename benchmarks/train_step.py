@@ -18,9 +18,9 @@ from contestants import CHUNK, ByteModel, Shape, Step, our_step, peer_step, text
 from side_by_side import Clock, Row, markdown, matrix_product, origin, peak_memory, print_growth
 from torch import Tensor
 
-from retro_lab.model.loss import summed_cross_entropy
+from retro_lab.model.kernels.cross_entropy import summed_cross_entropy
+from retro_lab.model.kernels.relative_attention import relative_attention
 from retro_lab.model.positions import descending_distances, sinusoids
-from retro_lab.model.relative_attention import relative_attention
 
 LARGE_VOCABULARY = 128_000
 LENGTHS = (512, 2048)
@@ -159,10 +159,10 @@ def attentions(device: torch.device) -> tuple[Callable[[], list[Tensor]], Callab
     biases = [torch.randn(heads, a, device=device, requires_grad=True) for _ in range(2)]
     encodings = sinusoids(descending_distances(n, 1, 0, device), heads * a, torch.float32)  # n - 1 to 0, and -1
     position = encodings.unflatten(-1, (heads, a)).permute(1, 2, 0).contiguous().requires_grad_()  # [H, A, T]
-    outer = torch.randn(heads, n, a, device=device)
+    grad_output = torch.randn(heads, n, a, device=device)
 
     def gradients(attended: Tensor) -> list[Tensor]:
-        *others, of_position = torch.autograd.grad(attended, (query, key, value, *biases, position), outer)
+        *others, of_position = torch.autograd.grad(attended, (query, key, value, *biases, position), grad_output)
         return [attended, *others, of_position[..., :n]]
 
     def tiled() -> list[Tensor]:

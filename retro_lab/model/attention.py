@@ -3,15 +3,15 @@
 With rotary positions, an option, `rotary_attention` takes its place, and there are no parameters R, u and v.
 
 Shapes: G groups (sequences, neighbors or chunks), N tokens of a sequence, P query blocks and Q tokens in each, S key
-blocks and J tokens in each, T distances, D width of the stream that asks, C width of the stream that answers, H heads,
-A head size.
+blocks and J tokens in each, T distances, D width of the queries' stream, C width of the keys' and values' stream,
+H heads, A head size.
 """
 
 from torch import Tensor, nn
 
 from retro_lab.model.distances import TRANSFORMER_XL, Distances
+from retro_lab.model.kernels.relative_attention import relative_attention
 from retro_lab.model.positions import RelativePositions
-from retro_lab.model.relative_attention import relative_attention
 from retro_lab.model.rotary import Rotations, rotary_attention
 
 
@@ -49,12 +49,18 @@ def attend(
         value: [H, G, S, J, A].
         distances: of the queries and the keys; None for attention that knows no positions.
         present: bool [G, S, J], False where a key is padding; None where there is no padding.
-        causal: whether query i sees the keys j <= i alone.
-        documents: integers [G, Q], the document of each token, if causal attention is to stay within it.
+        causal: whether a query sees its own key and those before alone; the queries are those of the last Q of the J
+            tokens (P = S = 1, Q <= J).
+        documents: integers [G, J], the document of each token, if causal attention is to stay within it.
 
     Returns:
         [H, G, P, Q, A].
+
+    Raises:
+        ValueError: a causal query has no key.
     """
+    if causal and key.shape[3] < query.shape[3]:
+        raise ValueError(f"{query.shape[3]} causal queries need as many keys or more, not {key.shape[3]}.")
     if isinstance(distances, Rotations):
         return rotary_attention(query, key, value, distances, present=present, causal=causal, documents=documents)
     relative = None if positions is None or distances is None else positions(distances, query.dtype)
@@ -83,6 +89,7 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         hidden: Tensor,
+        *,
         distances: Distances,
         present: Tensor | None = None,
         documents: Tensor | None = None,
@@ -116,8 +123,8 @@ class CrossAttention(nn.Module):
         """Create the projections.
 
         Args:
-            width: D, of the stream that asks.
-            context_width: C, of the stream that answers.
+            width: D, of the queries' stream.
+            context_width: C, of the keys' and values' stream.
             heads: H.
             head_size: A.
             positions: one of `POSITIONS`.
@@ -131,7 +138,9 @@ class CrossAttention(nn.Module):
         learned = use_positions and positions == TRANSFORMER_XL
         self.positions = RelativePositions(width, heads, head_size) if learned else None
 
-    def forward(self, hidden: Tensor, context: Tensor, distances: Distances, present: Tensor | None = None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, *, context: Tensor, distances: Distances, present: Tensor | None = None
+    ) -> Tensor:
         """Attend from each group of `hidden` to the same group of `context`.
 
         Args:

@@ -6,6 +6,7 @@ Shapes: D width, F inner width of the feed-forward network.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from retro_lab.model.distances import Distances
-from retro_lab.model.lean import RMSNorm, project_activated
+from retro_lab.model.kernels.memory_efficient import RMSNorm, project_activated
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
@@ -30,7 +31,7 @@ class Residual(nn.Module):
         """Wrap a block.
 
         Args:
-            block: module that maps [..., D] and further arguments to [..., D].
+            block: module that maps [..., D], given further inputs by keyword, to [..., D].
             width: D.
             norm_eps: epsilon of RMSNorm.
             dropout: probability with which an entry of the block's output is dropped while training.
@@ -41,14 +42,14 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.checkpointed = False
 
-    def forward(self, hidden: Tensor, *arguments: Distances | None) -> Tensor:
-        """Map [..., D] to [..., D]; `arguments` go to the block."""
+    def forward(self, hidden: Tensor, **inputs: Tensor | Distances | int | None) -> Tensor:
+        """Map [..., D] to [..., D]; `inputs` go to the block."""
         if self.checkpointed and torch.is_grad_enabled():
-            return cast("Tensor", checkpoint(self._add_block, hidden, *arguments, use_reentrant=False))
-        return self._add_block(hidden, *arguments)
+            return cast("Tensor", checkpoint(partial(self._add_block, **inputs), hidden, use_reentrant=False))
+        return self._add_block(hidden, **inputs)
 
-    def _add_block(self, hidden: Tensor, *arguments: Distances | None) -> Tensor:
-        return hidden + self.dropout(self.block(self.norm(hidden), *arguments))
+    def _add_block(self, hidden: Tensor, /, **inputs: Tensor | Distances | int | None) -> Tensor:
+        return hidden + self.dropout(self.block(self.norm(hidden), **inputs))
 
 
 class FeedForward(nn.Module):

@@ -11,8 +11,8 @@ With M = 4:
 Token 4 is the last of C_1; what it computes predicts token 5. The first M - 1 tokens pass unchanged. The last attending
 chunk has as many tokens as the sequence has left, from 1 (N a multiple of M) to M.
 
-Shapes: B batch, N sequence length, L complete chunks, M chunk length, K neighbors, R neighbor tokens, D width of the
-decoder, E width of the encoder.
+Shapes: B batch, N sequence length, Q tokens from an offset on, L complete chunks, M chunk length, K neighbors, R
+neighbor tokens, D width of the decoder, E width of the encoder.
 """
 
 import torch.nn.functional as F
@@ -56,38 +56,45 @@ class ChunkedCrossAttention(nn.Module):
     def forward(
         self,
         hidden: Tensor,
+        *,
         encoded: Tensor,
         distances: Distances,
-        present: Tensor | None,
+        present: Tensor | None = None,
         documents: Tensor | None = None,
+        offset: int = 0,
     ) -> Tensor:
         """Let each attending chunk attend to all tokens of all its neighbors jointly.
 
         Args:
-            hidden: [B, N, D] with N >= M.
+            hidden: [B, Q, D], the tokens of a sequence from position `offset` on, to its end N = offset + Q >= M.
             encoded: [B, L, K, R, E], encoded neighbors of the L = floor(N / M) complete chunks.
             distances: i - i' + M - 1, encoded.
             present: bool [B, L, K, R], False where a neighbor's token is padding; None without padding.
             documents: integers [B, N], the document of each token, if neighbors are to stay with theirs.
+            offset: tokens of the sequence that come before `hidden`.
 
         Returns:
-            [B, N, D], zero for the first M - 1 tokens, for the tokens whose neighbors are all missing, and, if there
-            are `documents`, for those of another document than the whole of the chunk that retrieved.
+            [B, Q, D], zero for the first M - 1 tokens of the sequence, for the tokens whose neighbors are all missing,
+            and, if there are `documents`, for those of another document than the whole of the chunk that retrieved.
         """
         batch, length, width = hidden.shape
-        chunks, first = encoded.shape[1], self.chunk_length - 1
-        missing_tail = first + chunks * self.chunk_length - length  # 0 to M - 1 tokens
-        attending = F.pad(hidden[:, first:], (0, 0, 0, missing_tail))
-        attending = attending.reshape(batch * chunks, 1, self.chunk_length, width)
-        present = None if present is None else present.flatten(0, 1)
-        attended = self.attention(attending, encoded.flatten(0, 1), distances, present)  # [BL, 1, M, D]
+        m, first = self.chunk_length, self.chunk_length - 1
+        unchanged = max(0, first - offset)  # tokens of `hidden` before the first that attends
+        chunk, start = divmod(max(0, offset - first), m)  # of the first that attends: its chunk, its place there
+        encoded, present = encoded[:, chunk:], None if present is None else present[:, chunk:].flatten(0, 1)
+        chunks, end = encoded.shape[1], start + length - unchanged
+        attending = F.pad(hidden[:, unchanged:], (0, 0, start, chunks * m - end))  # the end lacks 0 to M - 1 tokens
+        attending = attending.reshape(batch * chunks, 1, m, width)
+        attended = self.attention(  # [BL, 1, M, D]
+            attending, context=encoded.flatten(0, 1), distances=distances, present=present
+        )
         if present is not None:
             # A chunk without a single neighbor token has attended to padding: it gets nothing instead.
             attended = attended * present.flatten(1).any(dim=1)[:, None, None, None]
-        attended = attended.reshape(batch, chunks * self.chunk_length, width)[:, : length - first]
+        attended = attended.reshape(batch, chunks * m, width)[:, start:end]
         if documents is not None:
             # The documents of a sequence are contiguous: a chunk that starts in a token's document is all of it.
-            retrieving = documents[:, : chunks * self.chunk_length : self.chunk_length]  # of its first token, [B, L]
-            retrieving = retrieving.repeat_interleave(self.chunk_length, dim=1)[:, : length - first]
-            attended = attended * (retrieving == documents[:, first:])[..., None]
-        return F.pad(attended, (0, 0, first, 0))
+            retrieving = documents[:, chunk * m : (chunk + chunks) * m : m]  # of its first token, [B, L]
+            retrieving = retrieving.repeat_interleave(m, dim=1)[:, start:end]
+            attended = attended * (retrieving == documents[:, offset + unchanged :])[..., None]
+        return F.pad(attended, (0, 0, unchanged, 0))

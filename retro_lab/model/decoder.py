@@ -13,10 +13,16 @@ from retro_lab.model.config import ModelConfig, SizeConfig
 
 
 class DecoderLayer(nn.Module):
-    """The blocks of one decoder layer; `cca` is None outside P.
+    """The blocks of one decoder layer, in the order in which the model calls them.
 
     The layer has no `forward` of its own: the encoder runs between two of its blocks, so the model calls them, and
-    sharding (FSDP) or activation checkpointing wraps the blocks, not the layer.
+    sharding (FSDP) or activation checkpointing wraps the blocks, not the layer. These three calls are all that the
+    model asks of a layer, so RETROfit of another decoder is a layer with the same three attributes.
+
+    Attributes:
+        attention: ATTN, `attention(hidden, distances=..., documents=...)`.
+        cca: CCA, `cca(hidden, encoded=..., distances=..., present=..., documents=...)`; None outside P.
+        feed_forward: FFW, `feed_forward(hidden)`.
     """
 
     def __init__(self, size: SizeConfig, model: ModelConfig, *, retrieval: bool) -> None:

@@ -26,15 +26,23 @@ class DistanceEncoder:
         self.rotary, self.rotary_base = model.positions == ROTARY, model.rotary_base
         self.width, self.head_size = width, head_size
 
-    def to_past(self, length: int, like: Tensor) -> Distances:
-        """Distances i - j of a causal attention of `length` tokens, on the device and of the type of `like`."""
-        # For sinusoids the distances from N - 1 to 0, and the filler -1: all there are to the past.
-        return self.between(length, length if self.rotary else 1, 0, like)
+    def to_past(self, queries: int, keys: int, like: Tensor) -> Distances:
+        """Distances i - j of a causal attention, on the device and of the type of `like`.
+
+        Args:
+            queries: Q; they are those of the last Q of the J tokens.
+            keys: J.
+            like: Hidden states.
+        """
+        if self.rotary:
+            return self.between(queries, keys, keys - queries, like)
+        # From J - 1 to 0, and the filler -1: all there are to the past, however many of the tokens are queries.
+        return self.between(keys, 1, 0, like)
 
     def between(self, queries: int, keys: int, offset: int, like: Tensor) -> Distances:
         """Distances `query - key + offset` of Q queries and J keys, on the device and of the type of `like`."""
         device, dtype = like.device, like.dtype
         if not self.rotary:
             return sinusoids(descending_distances(queries, keys, offset, device), self.width, dtype)
-        asking, answering = torch.arange(queries, device=device) + offset, torch.arange(keys, device=device)
-        return Rotations(*(rotations(at, self.head_size, self.rotary_base, dtype) for at in (asking, answering)))
+        positions = torch.arange(queries, device=device) + offset, torch.arange(keys, device=device)
+        return Rotations(*(rotations(at, self.head_size, self.rotary_base, dtype) for at in positions))

@@ -23,7 +23,7 @@ from retro_lab.model.attention import CrossAttention, SelfAttention
 from retro_lab.model.blocks import FeedForward, Residual
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.distances import DistanceEncoder
-from retro_lab.model.lean import RMSNorm
+from retro_lab.model.kernels.memory_efficient import RMSNorm
 
 
 class EncoderLayer(nn.Module):
@@ -90,10 +90,10 @@ class NeighborEncoder(nn.Module):
             chunk_states = self.chunk_norm(chunk_states.flatten(0, 1)).unsqueeze(1)  # [BL, 1, M, D]
         hidden = embedded.flatten(0, 2)  # every neighbor by itself, [BLK, R, E]
         for layer in cast("Iterable[EncoderLayer]", self.layers):
-            hidden = layer.attention(hidden, within, present)
+            hidden = layer.attention(hidden, distances=within, present=present)
             if layer.cross_attention is not None:
-                # The K neighbors of a chunk ask the one chunk, [BL, K, R, E].
-                hidden = layer.cross_attention(hidden.view(embedded.flatten(0, 1).shape), chunk_states, to_chunk)
-                hidden = hidden.flatten(0, 1)
+                # The K neighbors of a chunk are blocks of queries, [BL, K, R, E], to the one chunk.
+                hidden = hidden.view(embedded.flatten(0, 1).shape)
+                hidden = layer.cross_attention(hidden, context=chunk_states, distances=to_chunk).flatten(0, 1)
             hidden = layer.feed_forward(hidden)
         return cast("Tensor", self.norm(hidden)).view(embedded.shape)

@@ -9,9 +9,9 @@ with learned u, v (one vector per head), a learned projection R and sinusoids s 
     decoder self-attention       d = i - j          j <= i (causal)
     encoder self-attention       d = i - j          both directions
     chunked cross-attention      d = i - i' + M - 1  (Borgeaud et al. 2022, appendix B.1.2)
-    encoder cross-attention      d = i' - i          (the neighbor token i' asks, the chunk token i answers)
+    encoder cross-attention      d = i' - i          (query: neighbor token i', key: chunk token i)
 
-R reads sinusoids as wide as the stream that asks, so it has width x (heads x head size) entries: with these entries,
+R reads sinusoids as wide as the queries' stream, so it has width x (heads x head size) entries: with these entries,
 and only with them, the eight parameter counts of Table 2 come out.
 
 Shapes: Q query tokens, J key tokens, T distances, D width, H heads, A head size.
@@ -78,7 +78,7 @@ class RelativePositions(nn.Module):
         """Create the parameters; `RetroModel.reset_parameters` fills them.
 
         Args:
-            width: D, width of the stream that asks, and of the sinusoids.
+            width: D, width of the queries' stream, and of the sinusoids.
             heads: H.
             head_size: A.
         """

@@ -28,8 +28,8 @@ from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.decoder import DecoderLayer
 from retro_lab.model.distances import DistanceEncoder
 from retro_lab.model.encoder import NeighborEncoder
-from retro_lab.model.lean import RMSNorm
-from retro_lab.model.loss import summed_cross_entropy, token_cross_entropy
+from retro_lab.model.kernels.cross_entropy import summed_cross_entropy, token_cross_entropy
+from retro_lab.model.kernels.memory_efficient import RMSNorm
 from retro_lab.model.validation import check_model
 
 
@@ -118,18 +118,18 @@ class RetroModel(nn.Module):
                 belong together.
         """
         self._check_documents(tokens, documents)
-        neighbors, present = self._complete_chunks(tokens, neighbors, neighbor_lengths)
+        neighbors, present = self._cut_to_complete_chunks(tokens, neighbors, neighbor_lengths)
         hidden, encoded = self.embedding(tokens), None
-        to_past = self.distances.to_past(tokens.shape[1], hidden)
+        to_past = self.distances.to_past(tokens.shape[1], tokens.shape[1], hidden)
         if neighbors is not None:
             m, r = self.chunk_length, neighbors.shape[3]
             to_neighbor = self.distances.between(m, r, m - 1, hidden)
         for layer in cast("Iterable[DecoderLayer]", self.layers):
-            hidden = layer.attention(hidden, to_past, None, documents)
+            hidden = layer.attention(hidden, distances=to_past, documents=documents)
             if layer.cca is not None and neighbors is not None:
                 if encoded is None:  # this is layer min(P)
                     encoded = self._encode(neighbors, hidden, present)
-                hidden = layer.cca(hidden, encoded, to_neighbor, present, documents)
+                hidden = layer.cca(hidden, encoded=encoded, distances=to_neighbor, present=present, documents=documents)
             hidden = layer.feed_forward(hidden)
         return cast("Tensor", self.norm(hidden))
 
@@ -142,7 +142,7 @@ class RetroModel(nn.Module):
         if documents is not None and documents.shape != tokens.shape:
             raise ValueError(f"documents must be {list(tokens.shape)}, as the tokens are, not {list(documents.shape)}.")
 
-    def _complete_chunks(
+    def _cut_to_complete_chunks(
         self, tokens: Tensor, neighbors: Tensor | None, neighbor_lengths: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Check the neighbors and cut them to the complete chunks.

@@ -70,19 +70,22 @@ def rotary_attention(
         value: [H, G, S, J, A].
         rotation: of the Q queries and the J keys of a block.
         present: bool [G, S, J], False where a key is padding; None where there is no padding.
-        causal: whether query i sees the keys j <= i alone (P = S = 1 and Q = J).
-        documents: integers [G, Q], the document of each token, if causal attention is to stay within it.
+        causal: whether a query sees its own key and those before alone; the queries are those of the last Q of the J
+            tokens (P = S = 1, Q <= J).
+        documents: integers [G, J], the document of each token, if causal attention is to stay within it.
 
     Returns:
         [H, G, P, Q, A]. A query without any key gets an arbitrary finite vector, never NaN: the caller discards it.
     """
-    mask = None
+    mask, past = None, key.shape[3] - query.shape[3]
     if present is not None:
         keys = present.flatten(1)
         keys = keys | ~keys.any(dim=1, keepdim=True)  # without any key, attend to padding: kernels differ on no key
         mask = keys[None, :, None]  # [1, G, 1, SJ]
     if documents is not None:
-        mask = (documents[:, :, None] == documents[:, None]).tril()[None]  # [1, G, Q, Q]
+        mask = (documents[:, past:, None] == documents[:, None]).tril(past)[None]  # [1, G, Q, J]
+    elif causal and past:  # what torch calls causal aligns the first query with the first key
+        mask = torch.ones(query.shape[3], key.shape[3], dtype=torch.bool, device=query.device).tril_(past)
     attended = F.scaled_dot_product_attention(
         rotate(query, rotation.query).flatten(2, 3),
         rotate(key, rotation.key).flatten(2, 3),

@@ -1,7 +1,7 @@
 """Refuse a training step that this machine's memory cannot hold, before the kernel ends the process for it.
 
 What is compared is less than a step takes: weights, the moments of AdamW, and either gradients or the activations that
-`retro_lab.model.memory` counts. So what is refused would surely fail; what is not refused may still be too much.
+`retro_lab.cost.memory` counts. So what is refused would surely fail; what is not refused may still be too much.
 """
 
 import os
@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 
+from retro_lab.cost.memory import least_bytes
 from retro_lab.errors import ConfigurationError
 from retro_lab.model.config import ModelConfig, SizeConfig
-from retro_lab.model.memory import activation_bytes
-from retro_lab.model.retro import RetroModel
 from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.plan_tables import BYTES, scaled
 from retro_lab.training.config import Init
@@ -37,7 +36,24 @@ def check_memory(config: RunConfig, size: SizeConfig, model: ModelConfig, sequen
     """
     accelerator = str(config.trainer.get("accelerator", "auto"))
     available = memory(accelerator)
-    state, activations = least_bytes(config, size, model, sequences, sharded_over=devices)
+    k = config.retrieval.k if size.cca_layers else 0
+    # Strategies other than these may cut the state up between devices.
+    copied = str(config.trainer.get("strategy", "auto")).startswith(("auto", "ddp"))
+    state, activations = least_bytes(
+        size,
+        model,
+        getattr(config.tokenizer, "vocabulary_size", 1),
+        PRECISIONS[checked_precision(config.trainer.get("precision"), accelerator)],
+        sequences=sequences,
+        sequence_length=config.data.sequence_length,
+        k=k,
+        neighbor_length=config.retrieval.value.length(model.chunk_length),
+        # A compiler may compute again what it likes, so no more is certain than with checkpoints.
+        checkpointing=config.compute.checkpoint_activations or config.compute.compile,
+        retrofit=config.init.name is Init.retrofit and bool(size.cca_layers),
+        moments=config.optimizer._target_ == "torch.optim.AdamW",
+        shards=1 if copied else max(1, devices),
+    )
     here = max(1, devices // config.trainer.get("num_nodes", 1)) if on_processor(accelerator) else 1  # share a memory
     if available is None or here * (state + activations) <= available:
         return
@@ -47,50 +63,12 @@ def check_memory(config: RunConfig, size: SizeConfig, model: ModelConfig, sequen
             f"size={size.name} takes at least {scaled(here * state, BYTES)} for weights and AdamW's moments, more than "
             f"the {where}; use a smaller size."
         )
-    k = config.retrieval.k if size.cca_layers else 0
     raise ConfigurationError(
         f"data.batch_size={config.data.batch_size} makes {sequences:,} sequences of data.sequence_length="
         f"{config.data.sequence_length} tokens at a time, with retrieval.k={k} neighbors, for which a step takes at "
         f"least {scaled(here * (state + activations), BYTES)}, more than the {where}; lower one of them, or raise "
         "trainer.accumulate_grad_batches, which cuts it into smaller pieces."
     )
-
-
-def least_bytes(
-    config: RunConfig, size: SizeConfig, model: ModelConfig, sequences: int, sharded_over: int
-) -> tuple[int, int]:
-    """Return bytes that a device holds at least: for the whole training, and while the loss is computed."""
-    with torch.device("meta"):
-        network = RetroModel(size, model, getattr(config.tokenizer, "vocabulary_size", 1))
-    accelerator = str(config.trainer.get("accelerator", "auto"))
-    precision = PRECISIONS[checked_precision(config.trainer.get("precision"), accelerator)]
-    retrieves = bool(size.cca_layers)
-    fitted = config.init.name is Init.retrofit and retrieves
-    weights = network.parameter_counts()["total"]
-    trained = sum(parameter.numel() for _, parameter in network.retrieval_parameters()) if fitted else weights
-    moments = 2 * trained if config.optimizer._target_ == "torch.optim.AdamW" else 0
-    # Strategies other than these may cut the state up between devices.
-    share = 1 if str(config.trainer.get("strategy", "auto")).startswith(("auto", "ddp")) else max(1, sharded_over)
-
-    def activations(k: int) -> int:
-        return activation_bytes(
-            size,
-            model,
-            1,
-            precision,
-            sequences=sequences,
-            sequence_length=config.data.sequence_length,
-            k=k,
-            neighbor_length=config.retrieval.value.length(model.chunk_length),
-            # A compiler may compute again what it likes, so no more is certain than with checkpoints.
-            checkpointing=config.compute.checkpoint_activations or config.compute.compile,
-        )
-
-    kept = activations(config.retrieval.k if retrieves else 0)
-    if fitted:  # frozen layers below the first chunked cross-attention keep nothing
-        kept = max(0, kept - activations(0))
-    state = (weights + moments) * precision.stream // share
-    return state, max(kept, trained * precision.stream // share)
 
 
 def memory(accelerator: str) -> int | None:

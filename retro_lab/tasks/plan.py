@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from rich.console import Group
 
 from retro_lab import console
-from retro_lab.model.blocks import Residual
+from retro_lab.cost.flops import TRAINING_TO_FORWARD, Flops, device_hours, required_flops
+from retro_lab.cost.memory import ADAMW_MOMENTS, activation_bytes, replicated_state, sharded_state
+from retro_lab.cost.parameters import Parameters
 from retro_lab.model.config import ModelConfig, SizeConfig
-from retro_lab.model.flops import TRAINING_TO_FORWARD, Flops, required_flops
-from retro_lab.model.memory import activation_bytes
-from retro_lab.model.retro import RetroModel
 from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks.checks import check_batch, check_trainer, device_count
 from retro_lab.tasks.config import PlanConfig, RunConfig
@@ -28,8 +26,6 @@ PAPER_VOCABULARY = 128_000
 """Vocabulary counted with where the tokenizer's is not known before it is made (Borgeaud et al. 2022, Sec. 2.1)."""
 GUESSED_DEVICES = 8
 """GPUs of a node where `trainer.devices` is not a number."""
-ADAMW_MOMENTS = 2
-"""Numbers that AdamW keeps for each weight, in the weight's precision."""
 LABELS = {
     "self_attention": "self-attention",
     "feed_forward": "feed-forward",
@@ -71,16 +67,11 @@ class Plan:
     sequence_length: int
     tokens: float
     """Of the training run."""
-    parts: Mapping[str, int]
-    """Parameters by part, `RetroModel.parameter_counts`."""
-    retrieval_parameters: int
-    """Those that RETROfit trains."""
-    largest_unit: int
-    """Parameters of the largest block or embedding table."""
+    parameters: Parameters
 
     @classmethod
     def of(cls, config: RunConfig) -> "Plan":
-        """Check the configuration and build its model on the meta device.
+        """Check the configuration and count its model's parameters.
 
         Raises:
             ConfigurationError: a value, or a combination of values, that cannot work.
@@ -93,9 +84,6 @@ class Plan:
         check_trainer(config.trainer, accelerator="gpu")  # planned here, trained elsewhere
         if not k:
             size = replace(size, cca_layers=[])
-        with torch.device("meta"):
-            network = RetroModel(size, model, vocabulary)
-        units = [unit for unit in network.modules() if isinstance(unit, Residual | torch.nn.Embedding)]
         return cls(
             size=size,
             model=model,
@@ -105,9 +93,7 @@ class Plan:
             neighbor_length=config.retrieval.value.length(model.chunk_length),
             sequence_length=n,
             tokens=config.schedule.tokens,
-            parts=network.parameter_counts(),
-            retrieval_parameters=sum(parameter.numel() for _, parameter in network.retrieval_parameters()),
-            largest_unit=max(sum(parameter.numel() for parameter in unit.parameters()) for unit in units),
+            parameters=Parameters.of(size, model, vocabulary),
         )
 
     def flops_per_token(self, k: int) -> Flops:
@@ -132,7 +118,7 @@ def _parameters(plan: Plan) -> Group:
     return section(
         f"Parameters of {plan.size.name}",
         f"vocabulary {plan.vocabulary:,} ({plan.vocabulary_source})",
-        {LABELS.get(part, part): [f"{count:,}"] for part, count in plan.parts.items() if count},
+        {LABELS.get(part, part): [f"{count:,}"] for part, count in plan.parameters.parts.items() if count},
         ["parameters"],
     )
 
@@ -166,14 +152,13 @@ def _training(plan: Plan, config: RunConfig, task: PlanConfig) -> Group:
     batch_size = config.data.batch_size
     steps = plan.tokens / (plan.sequence_length * batch_size)
     flops = [TRAINING_TO_FORWARD * plan.flops_per_token(k).total * plan.tokens for k in plan.models.values()]
-    rate = task.peak_tflops * 1e12 * task.utilization
     return section(
         f"Training on {plan.tokens:,.0f} tokens",
         f"{steps:,.0f} steps of {batch_size} x {plan.sequence_length:,} tokens; GPU hours at {task.utilization:.0%} of "
         f"{task.peak_tflops:,.0f} TFLOP/s",
         {
             "FLOPs": [f"{count:.3g}" for count in flops],
-            "GPU hours": [f"{count / rate / 3600:,.1f}" for count in flops],
+            "GPU hours": [f"{device_hours(count, task.peak_tflops, task.utilization):,.1f}" for count in flops],
         },
         list(plan.models),
     )
@@ -185,19 +170,17 @@ def _memory(plan: Plan, config: RunConfig) -> Group:
     sequences = _sequences(config, gpus, guessed=bool(guess))
     name = checked_precision(config.trainer.get("precision"), accelerator="gpu")
     precision = PRECISIONS[name]
-    trained = plan.retrieval_parameters if config.init.name is Init.retrofit else plan.parts["total"]
-    state = {
-        "weights": plan.parts["total"] * precision.stream,
-        "gradients": trained * precision.stream,
-        f"{ADAMW_MOMENTS} moments of AdamW": ADAMW_MOMENTS * trained * precision.stream,
+    retrofit = config.init.name is Init.retrofit
+    ddp, fsdp = (
+        state(plan.parameters, precision, retrofit=retrofit, devices=gpus)
+        for state in (replicated_state, sharded_state)
+    )
+    rows = {
+        "weights": (ddp.weights, fsdp.weights),
+        "gradients": (ddp.gradients, fsdp.gradients),
+        f"{ADAMW_MOMENTS} moments of AdamW": (ddp.moments, fsdp.moments),
+        "copies in use": (ddp.copies, fsdp.copies),
     }
-    # Under DDP the buckets in which gradients travel, and what autocast makes of weights; under FSDP the weights and
-    # gradients of one unit, gathered.
-    casts = plan.parts["non_embedding"] * precision.product if precision.casts else 0
-    buckets = trained * precision.stream if gpus > 1 else 0
-    rows = {part: (count, count / gpus) for part, count in state.items()}
-    rows["copies in use"] = casts + buckets, plan.largest_unit * (precision.stream + precision.product)
-    before = [sum(column) for column in zip(*rows.values(), strict=True)]
     activations = {
         kind: activation_bytes(
             plan.size,
@@ -213,11 +196,11 @@ def _memory(plan: Plan, config: RunConfig) -> Group:
         for kind in ("", ", checkpointed")
     }
     rows |= {f"activations{kind}": (count, count) for kind, count in activations.items()}
-    rows |= {f"total{kind}": (before[0] + count, before[1] + count) for kind, count in activations.items()}
+    rows |= {f"total{kind}": (ddp.total + count, fsdp.total + count) for kind, count in activations.items()}
     return section(
         f"Memory per GPU, with {gpus} GPU{'s' * (gpus > 1)}{guess}",
         f"precision {name}; {sequences} sequence{'s' * (sequences > 1)} on a GPU at a time, fewer with "
-        "trainer.accumulate_grad_batches; activations as estimated in retro_lab.model.memory",
+        "trainer.accumulate_grad_batches; activations as estimated in retro_lab.cost.memory",
         {part: [scaled(count, BYTES) for count in row] for part, row in rows.items()},
         ["DDP", "FSDP"],
     )

@@ -1,16 +1,11 @@
-"""What a retrieval database takes: the part of `task=plan` about building, whose arithmetic is `DatabaseSizes`."""
-
-import math
+"""What a retrieval database takes: the part of `task=plan` about building, whose arithmetic is `cost.database`."""
 
 from rich.console import Group
 
+from retro_lab.cost.database import BuildLayout, DatabaseSizes
 from retro_lab.retrieval.neighbors import SHARD_QUERIES
-from retro_lab.retrieval.sizes import DatabaseSizes
 from retro_lab.tasks.config import PlanConfig, RunConfig
 from retro_lab.tasks.plan_tables import BYTES, scaled, section
-
-SHARD_SECONDS = 600
-"""What an embedding shard of the suggested size takes one GPU: no more than that is lost when a rank is killed."""
 
 
 def database_sizes(config: RunConfig, task: PlanConfig, vocabulary: int) -> DatabaseSizes:
@@ -49,8 +44,8 @@ def _database(sizes: DatabaseSizes, task: PlanConfig) -> Group:
         "as the paper stores it": f"{scaled(sizes.paper_bytes, BYTES)}, keys in float32 and tokens in 32 bits",
         "index family": f"{shards} x {sizes.index_factory}",
         "memory to search": f"{scaled(sizes.index_bytes / shards, BYTES)} at a time",
-        "GPU hours to embed": f"{sizes.corpus_chunks / task.embedding_chunks_per_second / 3600:,.1f}",
-        "CPU hours to search": f"{sizes.searched_chunks * shards / task.queries_per_second / 3600:,.1f}",
+        "GPU hours to embed": f"{sizes.embedding_hours(task.embedding_chunks_per_second):,.1f}",
+        "CPU hours to search": f"{sizes.search_hours(task.queries_per_second):,.1f}",
     }
     return section(
         f"Database of {sizes.database_tokens:,.0f} tokens",
@@ -63,20 +58,15 @@ def _database(sizes: DatabaseSizes, task: PlanConfig) -> Group:
 
 
 def _layout(sizes: DatabaseSizes, task: PlanConfig, gpus: int) -> Group:
-    """Suggest how to cut the build, so that all ranks have work to the end and a killed one loses little."""
-    rate = task.embedding_chunks_per_second
-    longest = 2 ** math.floor(math.log2(max(1, rate * SHARD_SECONDS)))
-    shard_size = max(1, min(longest, math.ceil(sizes.corpus_chunks / gpus)))
-    embedding_shards = math.ceil(sizes.corpus_chunks / shard_size)
-    rounds = math.ceil(embedding_shards / gpus)
-    search_shards = math.ceil(sizes.searched_chunks / SHARD_QUERIES) * sizes.index_shards
+    """Suggest how to cut the build."""
+    layout = BuildLayout(sizes, gpus, task.embedding_chunks_per_second, SHARD_QUERIES)
     rows = {
-        "embedder.shard_size": f"{shard_size:,}",
-        "embedding shards": f"{embedding_shards:,}, {shard_size / rate / 60:,.1f} minutes each",
-        "index shards": f"{sizes.index_shards:,} of {math.ceil(sizes.chunks / sizes.index_shards):,} chunks",
-        "search shards": f"{search_shards:,} of up to {SHARD_QUERIES:,} chunks in one index",
+        "embedder.shard_size": f"{layout.embedding_shard_size:,}",
+        "embedding shards": f"{layout.embedding_shards:,}, {layout.shard_hours * 60:,.1f} minutes each",
+        "index shards": f"{sizes.index_shards:,} of {layout.index_shard_chunks:,} chunks",
+        "search shards": f"{layout.search_shards:,} of up to {SHARD_QUERIES:,} chunks in one index",
         "ranks": f"{gpus:,}, each with a GPU",
-        "hours to embed": f"{rounds * shard_size / rate / 3600:,.1f}",
+        "hours to embed": f"{layout.embedding_hours:,.1f}",
     }
     return section(
         "Layout of the build",

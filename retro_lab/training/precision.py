@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
+from retro_lab.cost.memory import Precision
 from retro_lab.errors import ConfigurationError
-from retro_lab.model.memory import Precision
 
 HALF_WITH_SCALER = "16-mixed"
 PRECISIONS = {

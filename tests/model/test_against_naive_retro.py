@@ -10,8 +10,8 @@ from model_builders import random_tokens, small_choices, small_model, small_size
 from naive_retro import NaiveRetro
 from torch import Tensor
 
-from retro_lab.model import relative_attention
 from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.model.kernels import relative_attention
 from retro_lab.model.retro import RetroModel
 
 

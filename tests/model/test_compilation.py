@@ -96,19 +96,19 @@ def test_the_graph_holds_no_tiles() -> None:
 
 @pytest.mark.parametrize("positions", [True, False])
 def test_operations_in_the_graph_know_the_shapes_of_their_results(positions: bool) -> None:
-    from retro_lab.model import relative_attention as attention
+    from retro_lab.model.kernels import relative_attention as attention
 
     queries, keys = torch.randn(2, 3, 1, 4, 5), torch.randn(2, 3, 2, 4, 5)
     biases = [torch.randn(2, 5), torch.randn(2, 5)] if positions else [None, None]
     distances = torch.randn(2, 5, 8) if positions else None
-    arguments = [queries, *biases, keys, keys.clone(), distances, None, False, None]
+    arguments = [queries, *biases, keys, keys.clone(), distances, None, None, False]
     torch.library.opcheck(attention._attend_in_graph, arguments)
     torch.library.opcheck(attention._gradients_in_graph, [*arguments, torch.ones_like(queries)])
 
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_the_loss_in_the_graph_knows_the_shapes_of_its_results(trained: bool) -> None:
-    from retro_lab.model.loss import _loss_and_gradients_in_graph
+    from retro_lab.model.kernels.cross_entropy import _loss_and_gradients_in_graph
 
     hidden, weight, targets = torch.randn(7, 3), torch.randn(11, 3), torch.arange(7)
     for dtype in (torch.float32, torch.bfloat16):

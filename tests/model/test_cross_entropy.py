@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from model_builders import VOCABULARY, LargestTensor, random_tokens, small_model
 from torch import Tensor
 
-from retro_lab.model import loss as loss_module
-from retro_lab.model.loss import summed_cross_entropy, token_cross_entropy
+from retro_lab.model.kernels import cross_entropy
+from retro_lab.model.kernels.cross_entropy import summed_cross_entropy, token_cross_entropy
 
 TOKENS, WIDTH = 37, 6
 
@@ -17,7 +17,7 @@ TOKENS, WIDTH = 37, 6
 @pytest.fixture(params=[1, 5, 64], ids=lambda tokens: f"slices-of-{tokens}")
 def sliced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut the tokens into slices of a given size, one larger than all tokens among them."""
-    monkeypatch.setattr(loss_module, "slice_limit", lambda device: request.param * VOCABULARY)
+    monkeypatch.setattr(cross_entropy, "slice_limit", lambda device: request.param * VOCABULARY)
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ def test_token_losses_and_gradients_equal_the_plain_ones(inputs: tuple[Tensor, T
     plain = F.cross_entropy(hidden @ weight.t(), targets, reduction="none")
     ours = token_cross_entropy(hidden, weight, targets)
     torch.testing.assert_close(ours, plain)
-    outer = torch.randn(TOKENS, dtype=torch.float64)
-    expected = torch.autograd.grad(plain, (hidden, weight), outer)
-    torch.testing.assert_close(torch.autograd.grad(ours, (hidden, weight), outer), expected)
+    grad_output = torch.randn(TOKENS, dtype=torch.float64)
+    expected = torch.autograd.grad(plain, (hidden, weight), grad_output)
+    torch.testing.assert_close(torch.autograd.grad(ours, (hidden, weight), grad_output), expected)
 
 
 @pytest.mark.usefixtures("sliced")
@@ -79,7 +79,7 @@ def test_a_frozen_readout_gets_no_gradient(inputs: tuple[Tensor, Tensor, Tensor,
 def test_the_logits_of_all_tokens_are_never_in_memory(
     inputs: tuple[Tensor, Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss_module, "slice_limit", lambda device: 5 * VOCABULARY)
+    monkeypatch.setattr(cross_entropy, "slice_limit", lambda device: 5 * VOCABULARY)
     with LargestTensor() as largest:
         summed_cross_entropy(*inputs).backward()
     assert largest.entries <= max(5 * VOCABULARY, TOKENS * WIDTH)
@@ -87,7 +87,7 @@ def test_the_logits_of_all_tokens_are_never_in_memory(
 
 def test_the_paper_s_vocabulary_is_cut_into_slices_of_131_tokens() -> None:
     hidden, weight = torch.empty(1_000, 1), torch.empty(128_000, 1, device="meta")
-    slices = list(loss_module.token_slices(hidden, weight))
+    slices = list(cross_entropy.token_slices(hidden, weight))
     assert {s.stop - s.start for s in slices} == {131}
     assert [s.start for s in slices] == list(range(0, 1_000, 131))
 

@@ -147,13 +147,14 @@ def is_off_by_one(patch: pytest.MonkeyPatch) -> None:
 def counts_positions_through_all_neighbors(patch: pytest.MonkeyPatch) -> None:
     """2, Norlund and PipeRAG: k neighbors are one long neighbor of k r tokens."""
 
-    def forward(original: Any, self: Any, hidden: Tensor, encoded: Tensor, _: Any, present: Any, *rest: Any) -> Any:
+    def forward(original: Any, self: Any, hidden: Tensor, encoded: Tensor, distances: Any, **rest: Any) -> Any:
         one = encoded.flatten(2, 3).unsqueeze(2)
         heads, width = self.attention.heads, hidden.shape[-1]
         head_size = self.attention.output.in_features // heads
         positions = "rotary" if self.attention.positions is None else "transformer_xl"
         encoder = DistanceEncoder(ModelConfig(positions=positions), width, head_size)
-        return original(self, hidden, one, encoder.between(M, one.shape[3], M - 1, hidden), present, *rest)
+        distances = encoder.between(M, one.shape[3], M - 1, hidden)
+        return original(self, hidden, encoded=one, distances=distances, **rest)
 
     replace(patch, ChunkedCrossAttention, "forward", forward)
 
@@ -164,17 +165,15 @@ def reads_missing_neighbors(patch: pytest.MonkeyPatch) -> None:
     def complete(original: Any, self: RetroModel, tokens: Tensor, neighbors: Tensor | None, lengths: Any) -> Any:
         return original(self, tokens, None if neighbors is None else neighbors % VOCABULARY, None)
 
-    replace(patch, RetroModel, "_complete_chunks", complete)
+    replace(patch, RetroModel, "_cut_to_complete_chunks", complete)
 
 
 def attends_where_there_is_no_neighbor(patch: pytest.MonkeyPatch) -> None:
     """Of the matrix, lucidrains: a chunk without neighbors attends to something, and is not retrieval off."""
 
-    def forward(
-        original: Any, self: Any, hidden: Tensor, encoded: Tensor, distances: Any, present: Any, *_: Any
-    ) -> Any:
+    def forward(original: Any, self: Any, hidden: Tensor, present: Tensor | None, **rest: Any) -> Any:
         everything = None if present is None else torch.ones_like(present)
-        return original(self, hidden, encoded, distances, everything)
+        return original(self, hidden, present=everything, **rest)
 
     replace(patch, ChunkedCrossAttention, "forward", forward)
 
@@ -195,9 +194,9 @@ def gives_the_encoder_no_positions(patch: pytest.MonkeyPatch) -> None:
 def aligns_chunks_to_the_right(patch: pytest.MonkeyPatch) -> None:
     """6, Megatron: if N is no multiple of m, the chunks that attend are counted from the end."""
 
-    def forward(original: Any, self: Any, hidden: Tensor, encoded: Tensor, *rest: Any) -> Tensor:
+    def forward(original: Any, self: Any, hidden: Tensor, **rest: Any) -> Tensor:
         ragged = hidden.shape[1] % M
-        return F.pad(original(self, hidden[:, ragged:], encoded, *rest), (0, 0, ragged, 0))
+        return F.pad(original(self, hidden[:, ragged:], **rest), (0, 0, ragged, 0))
 
     replace(patch, ChunkedCrossAttention, "forward", forward)
 
@@ -206,13 +205,13 @@ def mixes_the_batch_behind_the_first_encoder_cross_attention(patch: pytest.Monke
     """7, Megatron: the layout turns from [batch][k] to [k][batch], right only if P_enc = [1]."""
     calls = 0
 
-    def forward(original: Any, self: Any, hidden: Tensor, *rest: Any) -> Tensor:
+    def forward(original: Any, self: Any, hidden: Tensor, **rest: Any) -> Tensor:
         nonlocal calls
-        if hidden.shape[1] == K:  # neighbors ask
+        if hidden.shape[1] == K:  # neighbors are the queries
             calls += 1
             if calls % 2 == 0:
                 hidden = hidden.transpose(0, 1).reshape(hidden.shape)
-        return original(self, hidden, *rest)
+        return original(self, hidden, **rest)
 
     replace(patch, CrossAttention, "forward", forward)
 
@@ -230,10 +229,10 @@ def reads_the_chunk_without_its_norm(patch: pytest.MonkeyPatch) -> None:
 def runs_the_decoder_without_positions(patch: pytest.MonkeyPatch) -> None:
     """9, Retro-li: GPT-2 blocks without GPT-2's position embeddings."""
 
-    def to_past(original: Any, self: DistanceEncoder, length: int, like: Tensor) -> Any:
-        distances = original(self, length, like)
+    def to_past(original: Any, self: DistanceEncoder, queries: int, keys: int, like: Tensor) -> Any:
+        distances = original(self, queries, keys, like)
         if isinstance(distances, Rotations):
-            return Rotations(*(rotation[:, :1].expand(-1, length, -1) for rotation in distances))
+            return Rotations(*(rotation[:, :1].expand_as(rotation) for rotation in distances))
         return torch.zeros_like(distances)
 
     replace(patch, DistanceEncoder, "to_past", to_past)
@@ -264,14 +263,14 @@ def ignores_heads(patch: pytest.MonkeyPatch) -> None:
 
 def does_not_bring_retrieval_to_the_model(patch: pytest.MonkeyPatch) -> None:
     """18, Mengzi: the same perplexity with any database."""
-    replace(patch, ChunkedCrossAttention, "forward", lambda forward, self, hidden, *rest: torch.zeros_like(hidden))
+    replace(patch, ChunkedCrossAttention, "forward", lambda forward, self, hidden, **rest: torch.zeros_like(hidden))
 
 
 def attends_one_token_early(patch: pytest.MonkeyPatch) -> None:
     """Issue 35 of lucidrains asks whether the shift is causal: chunk u read from its last token but one on is not."""
 
-    def forward(original: Any, self: Any, hidden: Tensor, *rest: Any) -> Tensor:
-        return original(self, hidden.roll(1, dims=1), *rest).roll(-1, dims=1)
+    def forward(original: Any, self: Any, hidden: Tensor, **rest: Any) -> Tensor:
+        return original(self, hidden.roll(1, dims=1), **rest).roll(-1, dims=1)
 
     replace(patch, ChunkedCrossAttention, "forward", forward)
 

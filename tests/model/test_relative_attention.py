@@ -8,18 +8,18 @@ import torch
 from model_builders import LargestTensor, random_tokens, small_model
 from torch import Tensor
 
-from retro_lab.model import relative_attention as module
+from retro_lab.model.kernels import relative_attention as module
+from retro_lab.model.kernels.relative_attention import relative_attention
 from retro_lab.model.positions import descending_distances
-from retro_lab.model.relative_attention import relative_attention
 
 HEADS, GROUPS, HEAD_SIZE = 3, 2, 4
 
 
-def random_inputs(askers: int, queries: int, answerers: int, keys: int, distances: int) -> list[Tensor]:
+def random_inputs(query_blocks: int, queries: int, key_blocks: int, keys: int, distances: int) -> list[Tensor]:
     """Queries, keys, values, u, v and projected distances, float64, in need of gradients."""
     torch.manual_seed(0)
-    query_shape = (HEADS, GROUPS, askers, queries, HEAD_SIZE)
-    key_shape = (HEADS, GROUPS, answerers, keys, HEAD_SIZE)
+    query_shape = (HEADS, GROUPS, query_blocks, queries, HEAD_SIZE)
+    key_shape = (HEADS, GROUPS, key_blocks, keys, HEAD_SIZE)
     bias_shape = (HEADS, HEAD_SIZE)
     shapes = (query_shape, key_shape, key_shape, bias_shape, bias_shape, (*bias_shape, distances))
     return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
@@ -61,14 +61,14 @@ def test_position_logits_depend_on_the_distance_alone(m: int, r: int, k: int) ->
 
 
 @pytest.mark.parametrize("tile_limit", [1, 2**20])
-@pytest.mark.parametrize("kind", ["causal", "neighbors ask", "neighbors answer", "no positions"])
+@pytest.mark.parametrize("kind", ["causal", "neighbors are queries", "neighbors are keys", "no positions"])
 def test_gradients_are_those_of_finite_differences(kind: str, tile_limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK", 2)
     monkeypatch.setattr(module, "tile_limit", lambda device: tile_limit)
     if kind == "causal":
         inputs, causal = random_inputs(1, 5, 1, 5, 6), True
     else:
-        inputs, causal = random_inputs(*((2, 3, 1, 2) if kind == "neighbors ask" else (1, 2, 2, 3)), 5), False
+        inputs, causal = random_inputs(*((2, 3, 1, 2) if kind == "neighbors are queries" else (1, 2, 2, 3)), 5), False
     if kind == "no positions":
         assert torch.autograd.gradcheck(lambda *tensors: relative_attention(*tensors, None), inputs[:3])
     else:
@@ -107,14 +107,14 @@ def test_the_chunk_is_projected_once_for_all_its_neighbors() -> None:
 def test_half_precision_keeps_the_differences_between_keys_and_values_that_are_much_alike() -> None:
     """Those of an encoder at the start of training: queries must get gradients, not noise that AdamW makes steps of."""
     torch.manual_seed(0)
-    query, outer = (torch.randn(HEADS, GROUPS, 1, 8, 32).bfloat16() for _ in range(2))
+    query, grad_output = (torch.randn(HEADS, GROUPS, 1, 8, 32).bfloat16() for _ in range(2))
     # 1 to 1 + 7/128 in steps that bfloat16 can just tell apart.
     key, value = (1 + torch.randint(8, (HEADS, GROUPS, 2, 64, 32)) / 128 for _ in range(2))
 
     def query_gradient(dtype: torch.dtype) -> Tensor:
-        asking = query.to(dtype).requires_grad_()
-        attended = relative_attention(asking, key.to(dtype), value.to(dtype), None)
-        (gradient,) = torch.autograd.grad(attended, asking, outer.to(dtype))
+        attending = query.to(dtype).requires_grad_()
+        attended = relative_attention(attending, key.to(dtype), value.to(dtype), None)
+        (gradient,) = torch.autograd.grad(attended, attending, grad_output.to(dtype))
         return gradient.double()
 
     exact, rough = query_gradient(torch.float64), query_gradient(torch.bfloat16)

@@ -51,10 +51,10 @@ def test_the_attending_token_stands_m_minus_1_behind_the_neighbor() -> None:
     """d(i, i') = i - i' + m - 1: the query's position less the key's."""
     m, r = 64, 128
     encoded = DistanceEncoder(ModelConfig(positions="rotary"), 8, HEAD_SIZE).between(m, r, m - 1, torch.empty(0))
-    asking = rotations(torch.arange(m - 1, 2 * m - 1), HEAD_SIZE, 10_000.0, torch.float32)
-    answering = rotations(torch.arange(r), HEAD_SIZE, 10_000.0, torch.float32)
-    assert torch.equal(encoded.query, asking)
-    assert torch.equal(encoded.key, answering)
+    query = rotations(torch.arange(m - 1, 2 * m - 1), HEAD_SIZE, 10_000.0, torch.float32)
+    key = rotations(torch.arange(r), HEAD_SIZE, 10_000.0, torch.float32)
+    assert torch.equal(encoded.query, query)
+    assert torch.equal(encoded.key, key)
 
 
 def test_a_group_without_keys_gives_finite_results_and_gradients() -> None:

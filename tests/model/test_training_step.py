@@ -5,7 +5,7 @@ import torch
 from model_builders import VOCABULARY, random_tokens, small_choices, small_model, small_size
 from torch import Tensor
 
-from retro_lab.model import relative_attention
+from retro_lab.model.kernels import relative_attention
 from retro_lab.model.retro import RetroModel
 
 

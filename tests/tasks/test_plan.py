@@ -7,6 +7,7 @@ import pytest
 
 from retro_lab.config.compose import compose
 from retro_lab.errors import ConfigurationError
+from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks import plan
 
 Printed = dict[str, dict[str, list[str]]]
@@ -20,7 +21,7 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.chdir(tmp_path)
 
     def run(*overrides: str) -> Printed:
-        plan.run(compose(["task=plan", *overrides]))
+        plan.run(compose(["task=plan", *overrides]), RunFolder(Path()))
         printed = capsys.readouterr()
         assert printed.err == ""
         assert list(tmp_path.iterdir()) == []
@@ -91,9 +92,9 @@ def test_flops_and_hours_of_the_papers_largest_model(planned) -> None:
     assert "40% of 989 TFLOP/s" in rows[""][0]
 
 
-def test_utilisation_peak_and_tokens_scale_the_hours(planned) -> None:
+def test_utilization_peak_and_tokens_scale_the_hours(planned) -> None:
     once = planned()["Training"]
-    twice = planned("task.utilisation=0.8", "task.peak_tflops=494.5", "schedule.tokens=838860800000")["Training"]
+    twice = planned("task.utilization=0.8", "task.peak_tflops=494.5", "schedule.tokens=838860800000")["Training"]
     assert number(twice["GPU hours"][0]) == pytest.approx(2 * number(once["GPU hours"][0]), rel=0.01)
     assert number(twice["FLOPs"][0]) == pytest.approx(2 * number(once["FLOPs"][0]), rel=0.01)
 
@@ -245,7 +246,7 @@ def test_the_vocabulary_and_where_it_is_known_from(planned) -> None:
         ("retrieval.value=both", r"retrieval\.value=both is not one of neighbor_and_continuation, "),
         ("size.cca_layers=[]", r"2 neighbors .* size\.cca_layers is empty; .* retrieval\.k=0"),
         ("size.width=7", r"size\.width must be even"),
-        ("task.utilisation=40", r"task\.utilisation is a share, above 0 and up to 1, not 40"),
+        ("task.utilization=40", r"task\.utilization is a share, above 0 and up to 1, not 40"),
         ("task.index_memory=100", r"task\.index_memory=100 bytes do not hold an index of even one chunk"),
         ("task.tokens_per_document=0", r"task\.tokens_per_document must be positive, not 0"),
         ("index.factory=nonsense", r"index\.factory=nonsense is not a FAISS factory string for vectors"),

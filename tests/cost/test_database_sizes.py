@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pipeline import RandomSentences, build_chunks, search
 
-from retro_lab.retrieval.sizes import DatabaseSizes, index_bytes
+from retro_lab.cost.database import DatabaseSizes, index_bytes
 
 STORED = 4
 

@@ -1,4 +1,7 @@
-"""How many bytes of activations a training step keeps from its forward to its backward pass, from the shapes alone.
+"""How many bytes a training step takes on each device, from the shapes alone: its state, and its activations.
+
+The state is weights, gradients and the moments of AdamW, all in the precision of the weights. DDP copies it to each
+device; FSDP cuts it up. Activations are what is kept from the forward to the backward pass.
 
 For each token, with `stream` bytes for an entry of the residual stream and `product` bytes for a factor of a matrix
 product (4 and 4 in float32, 4 and 2 under autocast to half precision), a block keeps
@@ -6,13 +9,14 @@ product (4 and 4 in float32, 4 and 2 under autocast to half precision), a block 
     its norm            D (stream + product)        input, result
     self-attention      4 I product                 q, k, v, result
     cross-attention     2 I product                 q, result
-                        2 I product                 k and v of each token that answers; under autocast its state too
+                        2 I product                 k and v of each key token; under autocast its state too
     feed-forward        F product                   the inner layer before its non-linearity
 
 With rotary positions, q and k are kept as they were and rotated, and the result before and after heads merge:
 7 I product for self-attention, and 3 I in place of both 2 I for cross-attention.
 
-No attention keeps weights or logits (`relative_attention`), and the loss keeps gradients in place of logits (`loss`).
+No attention keeps weights or logits (`relative_attention`), and the loss keeps gradients in place of logits
+(`cross_entropy`).
 With checkpointing, each block keeps its input (D stream), and one block at a time all of the above.
 
 It is an estimate: token ids, masks, dropout and what depends on distances alone are left out, below a few percent
@@ -22,10 +26,15 @@ Shapes: D width, F inner width of the feed-forward network, I heads x head size;
 length, K neighbors of a chunk, R neighbor tokens, V vocabulary.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from retro_lab.cost.parameters import Parameters
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.distances import ROTARY
+
+ADAMW_MOMENTS = 2
+"""Numbers that AdamW keeps for each weight, in the weight's precision."""
 
 
 class Precision(NamedTuple):
@@ -40,6 +49,128 @@ class Precision(NamedTuple):
     def casts(self) -> bool:
         """Whether factors of products are copies in another precision."""
         return self.stream != self.product
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Bytes that one device holds from step to step, and copies that it makes of them."""
+
+    weights: float
+    gradients: float
+    moments: float
+    """Of AdamW."""
+    copies: float
+    """In use while a step is computed."""
+
+    @property
+    def total(self) -> float:
+        """Sum of the parts."""
+        return self.weights + self.gradients + self.moments + self.copies
+
+
+def replicated_state(
+    parameters: Parameters, precision: Precision, *, retrofit: bool = False, devices: int = 1
+) -> TrainingState:
+    """Count what each device holds under DDP, which copies all to each, or what the only device holds.
+
+    Args:
+        parameters: of the model.
+        precision: of weights and products.
+        retrofit: whether the retrieval weights alone are trained.
+        devices: of all nodes.
+
+    Returns:
+        Bytes of one device. Copies are what autocast makes of weights, and the buckets in which gradients travel.
+    """
+    trained = parameters.trained(retrofit=retrofit) * precision.stream
+    casts = parameters.parts["non_embedding"] * precision.product if precision.casts else 0
+    return TrainingState(
+        weights=parameters.total * precision.stream,
+        gradients=trained,
+        moments=ADAMW_MOMENTS * trained,
+        copies=casts + (trained if devices > 1 else 0),
+    )
+
+
+def sharded_state(
+    parameters: Parameters, precision: Precision, *, retrofit: bool = False, devices: int = 1
+) -> TrainingState:
+    """Count what each device holds under FSDP, which cuts all up between them.
+
+    Args:
+        parameters: as in `replicated_state`.
+        precision: as in `replicated_state`.
+        retrofit: as in `replicated_state`.
+        devices: as in `replicated_state`.
+
+    Returns:
+        Bytes of one device. Copies are the weights and gradients of one unit, gathered.
+    """
+    trained = parameters.trained(retrofit=retrofit) * precision.stream
+    return TrainingState(
+        weights=parameters.total * precision.stream / devices,
+        gradients=trained / devices,
+        moments=ADAMW_MOMENTS * trained / devices,
+        copies=parameters.largest_unit * (precision.stream + precision.product),
+    )
+
+
+def least_bytes(
+    size: SizeConfig,
+    model: ModelConfig,
+    vocabulary_size: int,
+    precision: Precision,
+    *,
+    sequences: int,
+    sequence_length: int,
+    k: int = 0,
+    neighbor_length: int = 0,
+    checkpointing: bool = False,
+    retrofit: bool = False,
+    moments: bool = True,
+    shards: int = 1,
+) -> tuple[int, int]:
+    """Count what a device holds at least: with less memory than this it cannot train; with more it may not either.
+
+    Args:
+        size: as in `activation_bytes`.
+        model: as in `activation_bytes`.
+        vocabulary_size: V, at least.
+        precision: as in `activation_bytes`.
+        sequences: as in `activation_bytes`.
+        sequence_length: as in `activation_bytes`.
+        k: as in `activation_bytes`.
+        neighbor_length: as in `activation_bytes`.
+        checkpointing: as in `activation_bytes`.
+        retrofit: whether the retrieval weights alone are trained.
+        moments: whether AdamW is the optimizer.
+        shards: devices that the state is cut up between.
+
+    Returns:
+        Bytes for the whole training, weights and moments; and those that come on top while the loss is computed,
+        activations, or while weights are updated, gradients, whichever are more.
+    """
+    parameters = Parameters.of(size, model, vocabulary_size)
+    trained = parameters.trained(retrofit=retrofit)
+
+    def activations(k: int) -> int:
+        return activation_bytes(
+            size,
+            model,
+            1,
+            precision,
+            sequences=sequences,
+            sequence_length=sequence_length,
+            k=k,
+            neighbor_length=neighbor_length,
+            checkpointing=checkpointing,
+        )
+
+    kept = activations(k)
+    if retrofit:  # frozen layers below the first chunked cross-attention keep nothing
+        kept = max(0, kept - activations(0))
+    state = (parameters.total + moments * ADAMW_MOMENTS * trained) * precision.stream // shards
+    return state, max(kept, trained * precision.stream // shards)
 
 
 def activation_bytes(

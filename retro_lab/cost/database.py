@@ -1,4 +1,7 @@
-"""How large a database and what belongs to it will be: closed forms, which builds are held against."""
+"""How large a database and what belongs to it will be, and how long its build takes: closed forms.
+
+Builds are held against them.
+"""
 
 import math
 from dataclasses import dataclass
@@ -8,6 +11,8 @@ from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval.factory import FLOAT32, INT32, INT64, choose_factory, index_bytes
 
 FLOAT16 = 2
+SHARD_SECONDS = 600
+"""What an embedding shard of the suggested size takes one GPU: no more than that is lost when a rank is killed."""
 NUMBERS_PER_DOCUMENT = 3
 """First chunk, tokens and bytes, which the token store keeps in 64 bits each."""
 
@@ -112,9 +117,62 @@ class DatabaseSizes:
         id_bytes = INT32 if self.chunks < 2**31 else INT64
         return self.searched_chunks * self.stored * (id_bytes + FLOAT32)
 
+    def embedding_hours(self, chunks_per_second: float) -> float:
+        """Return the hours that one GPU takes to embed all chunks."""
+        return self.corpus_chunks / chunks_per_second / 3600
+
+    def search_hours(self, queries_per_second: float) -> float:
+        """Return the hours that one processor takes to search each index for all chunks that need neighbors."""
+        return self.searched_chunks * self.index_shards / queries_per_second / 3600
+
     def _factory(self, shards: int) -> str:
         vectors = math.ceil(self.chunks / shards)
         return choose_factory(self.factory, vectors, self.width, self.exact_below, self.recall, self.max_bytes).factory
 
     def _shard_index_bytes(self, shards: int) -> float:
         return index_bytes(self._factory(shards), math.ceil(self.chunks / shards), self.width)
+
+
+@dataclass(frozen=True)
+class BuildLayout:
+    """How a build is cut up, so that all ranks have work to the end and a killed one loses little."""
+
+    sizes: DatabaseSizes
+    gpus: int
+    """Ranks, each with a GPU."""
+    chunks_per_second: float
+    """Embedded by one GPU."""
+    queries_per_shard: int
+    """Chunks that one search shard searches for in one index."""
+
+    @property
+    def embedding_shard_size(self) -> int:
+        """Chunks of an embedding shard: a power of two that takes `SHARD_SECONDS` at most, or each rank's part."""
+        longest = 2 ** math.floor(math.log2(max(1, self.chunks_per_second * SHARD_SECONDS)))
+        return max(1, min(longest, math.ceil(self.sizes.corpus_chunks / self.gpus)))
+
+    @property
+    def embedding_shards(self) -> int:
+        """Embedding shards of all ranks."""
+        return math.ceil(self.sizes.corpus_chunks / self.embedding_shard_size)
+
+    @property
+    def shard_hours(self) -> float:
+        """Hours that one embedding shard takes."""
+        return self.embedding_shard_size / self.chunks_per_second / 3600
+
+    @property
+    def embedding_hours(self) -> float:
+        """Hours until all ranks have embedded all shards."""
+        rounds = math.ceil(self.embedding_shards / self.gpus)
+        return rounds * self.embedding_shard_size / self.chunks_per_second / 3600
+
+    @property
+    def search_shards(self) -> int:
+        """Search shards, over all indexes."""
+        return math.ceil(self.sizes.searched_chunks / self.queries_per_shard) * self.sizes.index_shards
+
+    @property
+    def index_shard_chunks(self) -> int:
+        """Chunks in the largest index."""
+        return math.ceil(self.sizes.chunks / self.sizes.index_shards)

@@ -12,9 +12,9 @@ from model_builders import VOCABULARY, small_choices, small_size
 from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
+from retro_lab.cost.flops import TRAINING_TO_FORWARD, Flops, executed_flops, required_flops
 from retro_lab.errors import ConfigurationError
 from retro_lab.model.config import ModelConfig, SizeConfig
-from retro_lab.model.flops import TRAINING_TO_FORWARD, Flops, executed_flops, required_flops
 from retro_lab.model.retro import RetroModel
 
 SIZES = Path(__file__).parents[2] / "conf" / "size"

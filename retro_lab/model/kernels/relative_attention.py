@@ -2,9 +2,10 @@
 
     weights = softmax(((q + u) . k + (q + v) . R s(d)) / sqrt(A) over all keys);  result = weights V
 
-RETRO adds one thing to Dai et al. 2019: a neighbor axis on one of the two sides. Either the k neighbors of a chunk ask
-(encoder cross-attention, P = k) or they answer (chunked cross-attention, S = k), always with the same distances for
-each of them. So position logits are formed once for all S blocks of keys, and keys once for all P blocks of queries.
+RETRO adds one thing to Dai et al. 2019: a neighbor axis on one of the two sides. The k neighbors of a chunk are either
+the queries (encoder cross-attention, P = k) or the keys (chunked cross-attention, S = k), always with the same
+distances for each of them. So position logits are formed once for all S blocks of keys, and keys once for all P blocks
+of queries.
 
 Written in the textbook way, each attention keeps a few matrices of all queries by all keys for the backward pass, and
 a causal one computes twice what it needs. Here a tile of a few heads (and, if causal, of 128 queries and the keys up
@@ -52,8 +53,9 @@ def relative_attention(
         positions: u, v [H, A] and R s(d) [H, A, T], for the distances of `descending_distances`, which may end at the
             filler -1 if causal; None for attention that knows no positions.
         present: bool [G, S, J], False where a key is padding; None where there is no padding.
-        causal: whether query i sees the keys j <= i alone (P = S = 1 and Q = J).
-        documents: integers [G, Q], the document of each token, if causal attention is to stay within it.
+        causal: whether a query sees its own key and those before alone (P = S = 1). The queries are those of the last Q
+            of the J tokens, Q <= J; positions are then those of distances from J - 1 to 0, and the filler.
+        documents: integers [G, J], the document of each token, if causal attention is to stay within it.
 
     Returns:
         [H, G, P, Q, A], in memory [G, P, Q, H, A] so that heads merge without a copy. A query without any key gets an
@@ -67,9 +69,23 @@ def relative_attention(
         padding = key.new_zeros(present.shape).masked_fill_(~present, absent)[:, None, None]  # [G, 1, 1, S, J]
     content_bias, position_bias, position = (None, None, None) if positions is None else positions
     attended: Tensor = _RelativeAttention.apply(
-        query, content_bias, position_bias, key, value, position, padding, causal, documents
+        *_Inputs(query, content_bias, position_bias, key, value, position, padding, documents, causal)
     )
     return attended
+
+
+class _Inputs(NamedTuple):
+    """What is attended with, `causal` last: the others are tensors, and kept for the backward pass."""
+
+    query: Tensor  # [H, G, P, Q, A]
+    content_bias: Tensor | None  # u, [H, A]
+    position_bias: Tensor | None  # v, [H, A]
+    key: Tensor  # [H, G, S, J, A]
+    value: Tensor  # [H, G, S, J, A]
+    position: Tensor | None  # R s(d), [H, A, T]
+    padding: Tensor | None  # [G, 1, 1, S, J], 0 or very negative: added to the logits
+    documents: Tensor | None  # [G, J]
+    causal: bool
 
 
 class _Tile(NamedTuple):
@@ -84,72 +100,41 @@ class _RelativeAttention(torch.autograd.Function):
     """Forward and backward over the tiles."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        content_bias: Tensor | None,
-        position_bias: Tensor | None,
-        key: Tensor,
-        value: Tensor,
-        position: Tensor | None,
-        padding: Tensor | None,
-        causal: bool,
-        documents: Tensor | None,
-    ) -> Tensor:
-        run = _attend_in_graph if torch.compiler.is_compiling() else _attend
-        attended = run(query, content_bias, position_bias, key, value, position, padding, causal, documents)
-        ctx.save_for_backward(query, content_bias, position_bias, key, value, position, padding, documents)
-        ctx.causal = causal
-        return attended
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        given = _Inputs(*inputs)
+        ctx.save_for_backward(*inputs[:-1])
+        ctx.causal = given.causal
+        return _attend_in_graph(*inputs) if torch.compiler.is_compiling() else _attend(given)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-        query, content_bias, position_bias, key, value, position, padding, documents = ctx.saved_tensors
-        run = _gradients_in_graph if torch.compiler.is_compiling() else _gradients
-        inputs = (query, content_bias, position_bias, key, value, position, padding, ctx.causal, documents)
-        gradients: list[Tensor | None] = list(run(*inputs, outer))
-        if position is None:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = (*ctx.saved_tensors, ctx.causal)
+        given = _Inputs(*inputs)
+        in_graph = torch.compiler.is_compiling()
+        gradients: list[Tensor | None] = list(
+            _gradients_in_graph(*inputs, grad_output) if in_graph else _gradients(given, grad_output)
+        )
+        if given.position is None:
             gradients[1] = gradients[2] = gradients[5] = None
         return *gradients, None, None, None
 
 
-def _attend(
-    query: Tensor,
-    content_bias: Tensor | None,
-    position_bias: Tensor | None,
-    key: Tensor,
-    value: Tensor,
-    position: Tensor | None,
-    padding: Tensor | None,
-    causal: bool,
-    documents: Tensor | None,
-) -> Tensor:
-    attended, key = _heads_together(query), _attended(key, causal)
-    for tile in _tiles(query, key, causal):
-        content_query, position_query = _add_biases(tile, query, content_bias, position_bias)
-        weights = _weights(tile, content_query, position_query, key, position, padding, causal, documents)
-        weights = weights.to(value.dtype)
+def _attend(inputs: _Inputs) -> Tensor:
+    attended, value = _empty_result(inputs.query), inputs.value
+    logit_key = _center_unless_causal(inputs)
+    for tile in _tiles(inputs):
+        weights = _weights(tile, inputs, logit_key, *_add_biases(tile, inputs)).to(value.dtype)
         result = attended[tile.rows]
-        result.copy_((weights @ _matrices(value[tile.columns])).view(result.shape))
+        result.copy_((weights @ _as_matrices(value[tile.columns])).view(result.shape))
     return attended
 
 
-def _gradients(
-    query: Tensor,
-    content_bias: Tensor | None,
-    position_bias: Tensor | None,
-    key: Tensor,
-    value: Tensor,
-    position: Tensor | None,
-    padding: Tensor | None,
-    causal: bool,
-    documents: Tensor | None,
-    outer: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the first six arguments, empty for those that are None."""
+def _gradients(inputs: _Inputs, grad_output: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the first six inputs, empty for those that are None."""
+    query, content_bias, position_bias, key, value, position = inputs[:6]
     dtype, exact = value.dtype, _at_least_float32(value)
-    attended, key, value = _attended(key, causal), _centered(key), _centered(value)
+    logit_key, key, value = _center_unless_causal(inputs), _center(key), _center(value)
     query_gradient = torch.empty_like(query)
     # Several tiles add to these, so they are summed in at least float32.
     content_bias_gradient, position_bias_gradient, key_gradient, value_gradient, position_gradient = (
@@ -157,21 +142,21 @@ def _gradients(
         for tensor in (content_bias, position_bias, key, value, position)
     )
     scale = 1 / math.sqrt(value.shape[-1])
-    for tile in _tiles(query, key, causal):
+    for tile in _tiles(inputs):
         by_query, by_key = query[tile.rows].shape, key[tile.columns].shape
-        content_query, position_query = _add_biases(tile, query, content_bias, position_bias)
-        weights = _weights(tile, content_query, position_query, attended, position, padding, causal, documents)
-        scaled = outer[tile.rows] * scale
-        outer_rows = _matrices(outer[tile.rows])
-        value_gradient[tile.columns] += (weights.to(dtype).transpose(1, 2) @ outer_rows).view(by_key)
-        gradient = (_matrices(scaled) @ _matrices(value[tile.columns]).transpose(1, 2)).to(exact)
+        content_query, position_query = _add_biases(tile, inputs)
+        weights = _weights(tile, inputs, logit_key, content_query, position_query)
+        scaled = grad_output[tile.rows] * scale
+        grad_rows = _as_matrices(grad_output[tile.rows])
+        value_gradient[tile.columns] += (weights.to(dtype).transpose(1, 2) @ grad_rows).view(by_key)
+        gradient = (_as_matrices(scaled) @ _as_matrices(value[tile.columns]).transpose(1, 2)).to(exact)
         # With g = d loss / d w, d loss / d logits = w (g - sum_j w_j g_j). The sum of w g is also the result times its
         # gradient, at less cost; but only of these same rounded g does it leave rows that add up to nothing.
         expected = torch.linalg.vecdot(weights, gradient).unsqueeze(-1)
         gradient = gradient.sub_(expected).mul_(weights).to(dtype)  # of logits, [HG, PQ, SJ]
-        content_query_gradient = (gradient @ _matrices(key[tile.columns])).view(by_query)
+        content_query_gradient = (gradient @ _as_matrices(key[tile.columns])).view(by_query)
         query_gradient[tile.rows] = content_query_gradient
-        key_gradient[tile.columns] += (gradient.transpose(1, 2) @ _matrices(content_query)).view(by_key)
+        key_gradient[tile.columns] += (gradient.transpose(1, 2) @ _as_matrices(content_query)).view(by_key)
         if position_query is None or position is None:
             continue
         gradient = gradient.view(*by_query[:4], *by_key[2:4])  # [H, G, P, Q, S, J]
@@ -191,49 +176,55 @@ def _gradients(
     return query_gradient, of_content_bias, of_position_bias, of_key, of_value, of_position
 
 
-def _heads_together(query: Tensor) -> Tensor:
+def _empty_result(query: Tensor) -> Tensor:
     """Empty [H, G, P, Q, A] that lies in memory as [G, P, Q, H, A]."""
-    heads, groups, askers, queries, head_size = query.shape
-    return query.new_empty(groups, askers, queries, heads, head_size).movedim(-2, 0)
+    heads, groups, query_blocks, queries, head_size = query.shape
+    return query.new_empty(groups, query_blocks, queries, heads, head_size).movedim(-2, 0)
 
 
 # A compiled graph calls the two as operations of their own: the loops over tiles, unrolled into it, would make it many
 # times as large, and what is to fuse lies between the attentions.
-_INPUTS = (
+_SCHEMA = (
     "Tensor query, Tensor? content_bias, Tensor? position_bias, Tensor key, Tensor value, Tensor? position, "
-    "Tensor? padding, bool causal, Tensor? documents"
+    "Tensor? padding, Tensor? documents, bool causal"
 )
-_attend_in_graph = torch.library.custom_op(
-    "retro_lab::attend", _attend, mutates_args=(), schema=f"({_INPUTS}) -> Tensor"
-)
-_gradients_in_graph = torch.library.custom_op(
+
+
+@torch.library.custom_op("retro_lab::attend", mutates_args=(), schema=f"({_SCHEMA}) -> Tensor")
+def _attend_in_graph(*inputs: Any) -> Tensor:
+    return _attend(_Inputs(*inputs))
+
+
+@torch.library.custom_op(
     "retro_lab::attend_gradients",
-    _gradients,
     mutates_args=(),
-    schema=f"({_INPUTS}, Tensor outer) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({_SCHEMA}, Tensor grad_output) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
+def _gradients_in_graph(*inputs_and_gradient: Any) -> tuple[Tensor, ...]:
+    *inputs, grad_output = inputs_and_gradient
+    return _gradients(_Inputs(*inputs), grad_output)
 
 
 @_attend_in_graph.register_fake
-def _attended_like(query: Tensor, *others: Any) -> Tensor:
-    return _heads_together(query)
+def _fake_attend(*inputs: Any) -> Tensor:
+    return _empty_result(_Inputs(*inputs).query)
 
 
 @_gradients_in_graph.register_fake
-def _gradients_like(*arguments: Any) -> tuple[Tensor, ...]:
-    missing = arguments[0].new_empty(0)
-    return tuple(missing.clone() if tensor is None else torch.empty_like(tensor) for tensor in arguments[:6])
+def _fake_gradients(*inputs_and_gradient: Any) -> tuple[Tensor, ...]:
+    missing = inputs_and_gradient[0].new_empty(0)
+    return tuple(missing.clone() if tensor is None else torch.empty_like(tensor) for tensor in inputs_and_gradient[:6])
 
 
-def _attended(key: Tensor, causal: bool) -> Tensor:
+def _center_unless_causal(inputs: _Inputs) -> Tensor:
     """Keys as logits are formed of: centered, unless the mean would tell a query of keys that it must not see.
 
     What the mean changes is rounding alone, but that is enough for later tokens to move earlier logits.
     """
-    return key if causal else _centered(key)
+    return inputs.key if inputs.causal else _center(inputs.key)
 
 
-def _centered(tensor: Tensor) -> Tensor:
+def _center(tensor: Tensor) -> Tensor:
     """Subtract from keys or values [H, G, S, J, A] of half precision the mean of those that are attended to together.
 
     It changes neither weights nor gradients of logits, which differences between keys, and between values, make alone.
@@ -246,16 +237,16 @@ def _centered(tensor: Tensor) -> Tensor:
     return (exact - exact.mean(dim=(2, 3), keepdim=True)).to(tensor.dtype)
 
 
-def _tiles(query: Tensor, key: Tensor, causal: bool) -> Iterator[_Tile]:
-    """Cut the logits of `query` [H, G, P, Q, A] and `key` [H, G, S, J, A] into tiles."""
-    heads, groups, askers, queries, _ = query.shape
-    answerers, keys = key.shape[2:4]
-    limit = tile_limit(query.device)
+def _tiles(inputs: _Inputs) -> Iterator[_Tile]:
+    """Cut the logits of all queries and keys into tiles."""
+    heads, groups, query_blocks, queries, _ = inputs.query.shape
+    key_blocks, keys = inputs.key.shape[2:4]
+    causal, limit = inputs.causal, tile_limit(inputs.query.device)
     every = slice(None)
     for start in range(0, queries, BLOCK if causal else queries):
         end = min(start + BLOCK, queries) if causal else queries
-        visible = end if causal else keys
-        step = max(1, limit // (groups * askers * (end - start) * answerers * visible))
+        visible = keys - queries + end if causal else keys
+        step = max(1, limit // (groups * query_blocks * (end - start) * key_blocks * visible))
         for head in range(0, heads, step):
             some = slice(head, head + step)
             yield _Tile(
@@ -270,35 +261,25 @@ def tile_limit(device: torch.device) -> int:
     return 2**20 if device.type == "cpu" else 2**27
 
 
-def _add_biases(
-    tile: _Tile, query: Tensor, content_bias: Tensor | None, position_bias: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+def _add_biases(tile: _Tile, inputs: _Inputs) -> tuple[Tensor, Tensor | None]:
     """Return q + u, which meets the keys, and q + v, which meets the distances, of one tile, [H, G, P, Q, A]."""
-    query = query[tile.rows]
-    if content_bias is None or position_bias is None:
+    query = inputs.query[tile.rows]
+    if inputs.content_bias is None or inputs.position_bias is None:
         return query, None
-    content_bias, position_bias = (bias[tile.rows[0], None, None, None] for bias in (content_bias, position_bias))
-    return query + content_bias, query + position_bias
+    heads = tile.rows[0], None, None, None
+    return query + inputs.content_bias[heads], query + inputs.position_bias[heads]
 
 
-def _weights(
-    tile: _Tile,
-    content_query: Tensor,
-    position_query: Tensor | None,
-    key: Tensor,
-    position: Tensor | None,
-    padding: Tensor | None,
-    causal: bool,
-    documents: Tensor | None,
-) -> Tensor:
-    """Attention weights of one tile, [HG, PQ, SJ], at least float32."""
+def _weights(tile: _Tile, inputs: _Inputs, key: Tensor, content_query: Tensor, position_query: Tensor | None) -> Tensor:
+    """Attention weights of one tile, [HG, PQ, SJ], at least float32, with `key` in place of `inputs.key`."""
+    position, padding, documents = inputs.position, inputs.padding, inputs.documents
     key = key[tile.columns]
-    (heads, groups, askers, queries, head_size), (answerers, keys) = content_query.shape, key.shape[2:4]
-    shape = (heads, groups, askers, queries, answerers, keys)
-    if causal:  # the last query is as late as the last key; a query sees itself, so that no row is without keys
+    (heads, groups, query_blocks, queries, head_size), (key_blocks, keys) = content_query.shape, key.shape[2:4]
+    shape = (heads, groups, query_blocks, queries, key_blocks, keys)
+    if inputs.causal:  # the last query is as late as the last key; a query sees itself, so that no row is without keys
         mask = key.new_full((queries, keys), -math.inf).triu_(keys - queries + 1).unsqueeze(1)  # [Q, 1, J]
         if documents is not None:
-            other = documents[:, tile.rows[-1], None] != documents[:, None, tile.columns[-1]]  # [G, Q, J]
+            other = documents[:, keys - queries : keys, None] != documents[:, None, :keys]  # [G, Q, J]
             mask = mask.masked_fill(other[:, None, :, None], -math.inf)
     else:
         mask = key.new_zeros(()) if padding is None else padding
@@ -310,13 +291,13 @@ def _weights(
         by_key = align_distances(by_distance.view(*shape[:4], -1), keys)
         torch.add(by_key.unsqueeze(-2).expand(shape), mask, out=logits)
     scale = 1 / math.sqrt(head_size)
-    logits = logits.view(heads * groups, askers * queries, answerers * keys).baddbmm_(
-        _matrices(content_query), _matrices(key).transpose(1, 2), beta=scale, alpha=scale
+    logits = logits.view(heads * groups, query_blocks * queries, key_blocks * keys).baddbmm_(
+        _as_matrices(content_query), _as_matrices(key).transpose(1, 2), beta=scale, alpha=scale
     )
     return torch.softmax(logits, dim=-1, dtype=_at_least_float32(logits))
 
 
-def _matrices(tensor: Tensor) -> Tensor:
+def _as_matrices(tensor: Tensor) -> Tensor:
     """[H, G, P, Q, A] as a batch of matrices, [HG, PQ, A]."""
     return tensor.flatten(2, 3).flatten(0, 1)
 

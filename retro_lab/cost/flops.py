@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from retro_lab.errors import ConfigurationError
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.distances import TRANSFORMER_XL
-from retro_lab.model.relative_attention import BLOCK
+from retro_lab.model.kernels.relative_attention import BLOCK
 from retro_lab.model.validation import check_model
 
 TRAINING_TO_FORWARD = 3
@@ -130,6 +130,17 @@ def executed_flops(
     return _count(size, model, vocabulary_size, batch)
 
 
+def device_hours(flops: float, peak_tflops: float, utilization: float) -> float:
+    """Return the hours that one device takes.
+
+    Args:
+        flops: Operations.
+        peak_tflops: What the device does at most, in 10^12 operations a second.
+        utilization: Share of the peak that is reached, from 0 to 1.
+    """
+    return flops / (peak_tflops * 1e12 * utilization) / 3600
+
+
 @dataclass(frozen=True)
 class _Batch:
     """Shape of a batch, and which of the two countings is asked for."""
@@ -170,9 +181,9 @@ class _Batch:
         by_distance = sum((end - start) * (end + 1) for start, end in tiles)
         return self.b * by_key, self.b * by_distance
 
-    def position_logits(self, asking: int, queries: int, keys: int) -> int:
-        """Count the logits between token and distance of `asking` tokens, in blocks of `queries` that meet `keys`."""
-        return asking * (queries + keys if self.executed else keys) * self.learned
+    def position_logits(self, tokens: int, queries: int, keys: int) -> int:
+        """Count the logits between token and distance of `tokens` queries, in blocks of `queries` that meet `keys`."""
+        return tokens * (queries + keys if self.executed else keys) * self.learned
 
     def distances(self, queries: int, keys: int) -> int:
         """Count the distances between blocks of `queries` and `keys` that R projects for the batch."""
@@ -182,9 +193,9 @@ class _Batch:
 def _attention(
     inner: int,
     *,
-    asking: int,
+    queries: int,
     width: int,
-    answering: int,
+    keys: int,
     context_width: int,
     pairs: int,
     position_logits: int,
@@ -194,15 +205,15 @@ def _attention(
 
     Args:
         inner: heads x head size.
-        asking: tokens that have a query and an output.
+        queries: tokens that have a query and an output.
         width: width of their stream.
-        answering: tokens that have a key and a value.
+        keys: tokens that have a key and a value.
         context_width: width of their stream.
         pairs: logits of one head between tokens; as many weights meet values.
         position_logits: logits of one head between token and distance.
         distances: distances that R projects.
     """
-    projected = (2 * asking + distances) * width + 2 * answering * context_width
+    projected = (2 * queries + distances) * width + 2 * keys * context_width
     return 2 * inner * (projected + 2 * pairs + position_logits)
 
 
@@ -211,9 +222,9 @@ def _count(size: SizeConfig, model: ModelConfig, vocabulary_size: int, batch: _B
     pairs, position_logits = batch.causal_logits()
     attention = _attention(
         size.heads * size.head_size,
-        asking=batch.tokens,
+        queries=batch.tokens,
         width=size.width,
-        answering=batch.tokens,
+        keys=batch.tokens,
         context_width=size.width,
         pairs=pairs,
         position_logits=position_logits,
@@ -233,9 +244,9 @@ def _chunked_cross_attention(size: SizeConfig, model: ModelConfig, batch: _Batch
     attending = batch.chunks * m if batch.executed else batch.b * (batch.n - m + 1)
     return len(size.cca_layers) * _attention(
         size.heads * size.head_size,
-        asking=attending,
+        queries=attending,
         width=size.width,
-        answering=batch.neighbor_tokens,
+        keys=batch.neighbor_tokens,
         context_width=size.encoder_width,
         pairs=attending * k * r,
         position_logits=batch.position_logits(attending, m, r) * model.cca_positions,
@@ -248,9 +259,9 @@ def _encoder(size: SizeConfig, model: ModelConfig, batch: _Batch) -> int:
     width, inner = size.encoder_width, size.encoder_heads * size.encoder_head_size
     self_attention = _attention(
         inner,
-        asking=tokens,
+        queries=tokens,
         width=width,
-        answering=tokens,
+        keys=tokens,
         context_width=width,
         pairs=tokens * r,
         position_logits=batch.position_logits(tokens, r, r),
@@ -258,9 +269,9 @@ def _encoder(size: SizeConfig, model: ModelConfig, batch: _Batch) -> int:
     )
     cross_attention = _attention(
         inner,
-        asking=tokens,
+        queries=tokens,
         width=width,
-        answering=batch.chunks * m,
+        keys=batch.chunks * m,
         context_width=size.width,
         pairs=tokens * m,
         position_logits=batch.position_logits(tokens, r, m),

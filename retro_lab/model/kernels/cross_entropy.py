@@ -88,13 +88,13 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         # In place where that can be: the gradient of a large read-out is the largest tensor of a step. A second
         # backward pass through the same graph is then refused by autograd.
         scale = torch.Tensor.mul if torch.compiler.is_compiling() else torch.Tensor.mul_
         hidden_gradient, weight_gradient = ctx.saved_tensors
-        weight_gradient = scale(weight_gradient, outer) if ctx.weight_is_trained else None
-        return hidden_gradient * outer, weight_gradient, None, None
+        weight_gradient = scale(weight_gradient, grad_output) if ctx.weight_is_trained else None
+        return hidden_gradient * grad_output, weight_gradient, None, None
 
 
 def _loss_and_gradients(
@@ -157,7 +157,7 @@ _loss_and_gradients_in_graph = torch.library.custom_op(
 
 
 @_loss_and_gradients_in_graph.register_fake
-def _loss_and_gradients_like(
+def _fake_loss_and_gradients(
     hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, dtype: torch.dtype, weight_is_trained: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     total = hidden.new_empty((), dtype=torch.promote_types(dtype, torch.float32))

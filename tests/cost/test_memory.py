@@ -10,8 +10,8 @@ from model_builders import small_choices, small_size
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from retro_lab.cost.memory import Precision, activation_bytes
 from retro_lab.model.blocks import Residual
-from retro_lab.model.memory import Precision, activation_bytes
 from retro_lab.model.retro import RetroModel
 
 SIZE = small_size(
@@ -89,20 +89,23 @@ def test_activations_of_checkpointed_blocks(
     model = RetroModel(SIZE, small_choices(chunk_length=M, **choices), V)
     forward, calls = Residual.forward, []
 
-    def checkpointed(block: Residual, *arguments: Any) -> Any:
-        calls.append((block, arguments))
-        return checkpoint(forward, block, *arguments, use_reentrant=True)
+    def checkpointed(block: Residual, hidden: Tensor, **inputs: Any) -> Any:
+        def run(hidden: Tensor, *values: Any) -> Tensor:
+            return forward(block, hidden, **dict(zip(inputs, values, strict=True)))
+
+        calls.append((block, hidden, inputs))
+        return checkpoint(run, hidden, *inputs.values(), use_reentrant=True)
 
     monkeypatch.setattr(Residual, "forward", checkpointed)
     kept = saved_bytes(precision, list(model.parameters()), lambda: loss(model, k))
     at_work = []
-    for block, arguments in calls:
-        hidden = arguments[0].detach().requires_grad_()
-        given = [hidden, *(argument for argument in arguments if isinstance(argument, Tensor))]
+    for block, given_hidden, inputs in calls:
+        hidden = given_hidden.detach().requires_grad_()
+        given = [hidden, given_hidden, *(given for given in inputs.values() if isinstance(given, Tensor))]
         saved = saved_bytes(
             precision,
             [*model.parameters(), *given],
-            lambda block=block, hidden=hidden, rest=arguments[1:]: forward(block, hidden, *rest),
+            lambda block=block, hidden=hidden, inputs=inputs: forward(block, hidden, **inputs),
         )
         at_work.append(saved - cast_bytes(block) * precision.casts)
     assert kept + max(at_work) == pytest.approx(estimate(precision, k, choices, checkpointing=True), rel=0.03)

@@ -5,20 +5,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retro_lab.model import lean
+from retro_lab.model.kernels import memory_efficient
 
 
 @pytest.mark.parametrize("slice_rows", [1, 4, 5, 1000])
 @pytest.mark.parametrize("activation", [F.gelu, F.relu])
 def test_project_activated(activation, slice_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lean, "ROWS", slice_rows)
+    monkeypatch.setattr(memory_efficient, "ROWS", slice_rows)
     inner = torch.randn(3, 4, 6, dtype=torch.float64, requires_grad=True)
-    weight, outer = torch.randn(5, 6, dtype=torch.float64, requires_grad=True), torch.randn(3, 4, 5).double()
-    ours, torchs = lean.project_activated(inner, weight, activation), F.linear(activation(inner), weight)
+    weight, grad_output = torch.randn(5, 6, dtype=torch.float64, requires_grad=True), torch.randn(3, 4, 5).double()
+    ours, torchs = memory_efficient.project_activated(inner, weight, activation), F.linear(activation(inner), weight)
     torch.testing.assert_close(ours, torchs)
     for actual, expected in zip(
-        torch.autograd.grad(ours, (inner, weight), outer),
-        torch.autograd.grad(torchs, (inner, weight), outer),
+        torch.autograd.grad(ours, (inner, weight), grad_output),
+        torch.autograd.grad(torchs, (inner, weight), grad_output),
         strict=True,
     ):
         torch.testing.assert_close(actual, expected)
@@ -26,18 +26,18 @@ def test_project_activated(activation, slice_rows: int, monkeypatch: pytest.Monk
 
 def test_a_frozen_weight_gets_no_gradient() -> None:
     inner, weight = torch.randn(4, 6, requires_grad=True), torch.randn(5, 6)
-    lean.project_activated(inner, weight, F.gelu).sum().backward()
+    memory_efficient.project_activated(inner, weight, F.gelu).sum().backward()
     assert weight.grad is None
     assert inner.grad is not None
 
 
 def test_rms_norm() -> None:
-    ours, torchs = (norm(6, eps=1e-5, dtype=torch.float64) for norm in (lean.RMSNorm, nn.RMSNorm))
+    ours, torchs = (norm(6, eps=1e-5, dtype=torch.float64) for norm in (memory_efficient.RMSNorm, nn.RMSNorm))
     torch.manual_seed(0)
-    hidden, outer = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True), torch.randn(2, 3, 6).double()
+    hidden, grad_output = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True), torch.randn(2, 3, 6).double()
     for norm in (ours, torchs):
         nn.init.uniform_(norm.weight, generator=torch.Generator().manual_seed(1))
-    results = [torch.autograd.grad(norm(hidden), (hidden, norm.weight), outer) for norm in (ours, torchs)]
+    results = [torch.autograd.grad(norm(hidden), (hidden, norm.weight), grad_output) for norm in (ours, torchs)]
     torch.testing.assert_close(ours(hidden), torchs(hidden))
     torch.testing.assert_close(*results)
 
@@ -57,6 +57,6 @@ def kept_bytes(work) -> int:
 
 def test_less_is_kept() -> None:
     inner, weight = torch.randn(64, 32, requires_grad=True), torch.randn(8, 32, requires_grad=True)
-    small = kept_bytes(lambda: lean.project_activated(inner, weight, F.gelu))
+    small = kept_bytes(lambda: memory_efficient.project_activated(inner, weight, F.gelu))
     assert small == inner.nbytes + weight.nbytes
     assert small < kept_bytes(lambda: F.linear(F.gelu(inner), weight))

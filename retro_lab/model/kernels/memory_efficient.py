@@ -41,13 +41,13 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden, weight, scale = ctx.saved_tensors
         normalized = hidden * scale
-        weight_gradient = (outer * normalized).flatten(0, -2).sum(dim=0)
-        outer = outer.to(normalized.dtype) * weight
-        along = torch.linalg.vecdot(outer, normalized).unsqueeze(-1) / hidden.shape[-1]
-        gradient = outer.sub_(normalized.mul_(along)).mul_(scale)
+        weight_gradient = (grad_output * normalized).flatten(0, -2).sum(dim=0)
+        grad_output = grad_output.to(normalized.dtype) * weight
+        along = torch.linalg.vecdot(grad_output, normalized).unsqueeze(-1) / hidden.shape[-1]
+        gradient = grad_output.sub_(normalized.mul_(along)).mul_(scale)
         return gradient.to(hidden.dtype), weight_gradient.to(weight.dtype), None
 
 
@@ -68,17 +68,17 @@ class _ProjectActivated(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor | None, None]:
         inner, weight = ctx.saved_tensors
-        rows, outer_rows = inner.flatten(0, -2), outer.flatten(0, -2)
+        rows, grad_rows = inner.flatten(0, -2), grad_output.flatten(0, -2)
         gradient = torch.empty_like(rows)
         weight_gradient = torch.zeros_like(weight, dtype=ctx.weight_dtype) if ctx.needs_input_grad[1] else None
         # In slices: what is [rows, F] only for a moment would be the largest memory of a whole training step.
-        for part, outer_part, gradient_part in zip(*(t.split(ROWS) for t in (rows, outer_rows, gradient)), strict=True):
+        for part, grad_part, gradient_part in zip(*(t.split(ROWS) for t in (rows, grad_rows, gradient)), strict=True):
             with torch.enable_grad():
                 part = part.detach().requires_grad_()
                 activated = ctx.activation(part)
-            gradient_part.copy_(torch.autograd.grad(activated, part, outer_part @ weight)[0])
+            gradient_part.copy_(torch.autograd.grad(activated, part, grad_part @ weight)[0])
             if weight_gradient is not None:
-                weight_gradient += outer_part.t() @ activated.detach()
+                weight_gradient += grad_part.t() @ activated.detach()
         return gradient.view_as(inner), weight_gradient, None
