@@ -19,7 +19,7 @@ from side_by_side import Clock, Row, markdown, matrix_product, origin
 from transformers import AutoConfig
 
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus.python_source import PythonSource
+from retro_lab.corpus.sources.python_source import PythonSource
 from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import ByteBPE
 from retro_lab.corpus.tokens import TokenStore

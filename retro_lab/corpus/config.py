@@ -27,7 +27,7 @@ class CorpusConfig:
 class PythonSourceConfig(CorpusConfig):
     """Python source files of installed packages."""
 
-    _target_: str = "retro_lab.corpus.python_source.PythonSource"
+    _target_: str = "retro_lab.corpus.sources.python_source.PythonSource"
     packages: list[str] = MISSING
     """Import names of installed packages."""
     include: list[str] = field(default_factory=lambda: ["**/*.py"])
@@ -42,7 +42,7 @@ class PythonSourceConfig(CorpusConfig):
 class LocalConfig(CorpusConfig):
     """Files of the user's own: json, jsonl, parquet, text or arrow, compressed or not."""
 
-    _target_: str = "retro_lab.corpus.local.LocalSource"
+    _target_: str = "retro_lab.corpus.sources.local.LocalSource"
     path: str = MISSING
     """A file, a folder or a glob pattern; a single text file is cut into documents, several are one document each."""
     validation_path: str | None = None
@@ -59,7 +59,7 @@ class LocalConfig(CorpusConfig):
 class HubConfig(CorpusConfig):
     """A dataset of the Hugging Face hub, or a folder in the same layout."""
 
-    _target_: str = "retro_lab.corpus.hub.HubSource"
+    _target_: str = "retro_lab.corpus.sources.hub.HubSource"
     dataset: str = MISSING
     """Name of the dataset, or a folder."""
     subset: str | None = None
@@ -82,7 +82,7 @@ class HubConfig(CorpusConfig):
 class WikipediaConfig(HubConfig):
     """Wikipedia, without articles that another corpus holds out."""
 
-    _target_: str = "retro_lab.corpus.wikipedia.WikipediaSource"
+    _target_: str = "retro_lab.corpus.sources.wikipedia.WikipediaSource"
     title_field: str = "title"
     """Name of the field that holds an article's title."""
     without: Any = None
@@ -93,7 +93,7 @@ class WikipediaConfig(HubConfig):
 class MixtureConfig(CorpusConfig):
     """Several corpora, each with a share of the text (Borgeaud et al. 2022, Table 1)."""
 
-    _target_: str = "retro_lab.corpus.mixture.MixtureSource"
+    _target_: str = "retro_lab.corpus.sources.mixture.MixtureSource"
     sources: dict[str, Any] = MISSING
     """Corpora by name, each a `corpus` configuration of its own."""
     weights: dict[str, float] = MISSING

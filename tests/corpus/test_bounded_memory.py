@@ -14,7 +14,7 @@ from written_files import write_lines
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus import parquet, stages
 from retro_lab.corpus.documents import MAX_DOCUMENT_BYTES, TOO_LONG
-from retro_lab.corpus.local import LocalSource
+from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import ByteBPE
 from retro_lab.corpus.tokens import TokenStore
@@ -24,7 +24,7 @@ IMPORTED = 200e6
 BUILD = """
 from pathlib import Path
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus.local import LocalSource
+from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import ByteBPE
 root = Path({root!r})
@@ -45,7 +45,7 @@ def test_a_gigabyte_in_one_line_is_skipped(tmp_path):
             file.write(b"x" * 2**24)
         file.write(b'"}\n{"text": "short"}\n')
     script = (
-        f"from retro_lab.corpus.local import LocalSource; source = LocalSource({str(path)!r}); "
+        f"from retro_lab.corpus.sources.local import LocalSource; source = LocalSource({str(path)!r}); "
         "print([document.problem for _, document in source.read(0)])"
     )
     printed, peak = peak_memory(script)

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from written_files import read_all, write_lines, write_parquet
 
 from retro_lab.config.session import register
-from retro_lab.corpus.wikipedia import HELD_OUT
+from retro_lab.corpus.sources.wikipedia import HELD_OUT
 
 CONF = Path(__file__).parents[2] / "conf"
 

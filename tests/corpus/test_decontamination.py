@@ -20,9 +20,9 @@ from retro_lab.corpus.decontamination import (
     jaccard,
     signature,
 )
-from retro_lab.corpus.local import LocalSource
 from retro_lab.corpus.parquet import document_files, read_documents
-from retro_lab.corpus.python_source import PythonSource
+from retro_lab.corpus.sources.local import LocalSource
+from retro_lab.corpus.sources.python_source import PythonSource
 from retro_lab.corpus.stages import DocumentsStage
 from retro_lab.errors import ConfigurationError, CorpusError
 

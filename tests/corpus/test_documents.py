@@ -17,7 +17,7 @@ from retro_lab.corpus.documents import (
     text_bytes,
     valid_unicode,
 )
-from retro_lab.corpus.local import LocalSource
+from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.errors import ConfigurationError
 
 
@@ -105,7 +105,7 @@ def test_impossible_limits_are_refused(wrong):
 
 def test_importing_sources_loads_no_heavy_library():
     script = (
-        "import sys; import retro_lab.corpus.python_source, retro_lab.corpus.mixture, retro_lab.corpus.local;"
+        "import sys; from retro_lab.corpus.sources import local, mixture, python_source;"
         "print({'datasets', 'torch', 'transformers', 'huggingface_hub'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

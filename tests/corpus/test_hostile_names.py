@@ -5,7 +5,7 @@ import pytest
 from written_files import write_bytes, write_lines
 
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus.local import LocalSource
+from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import ByteBPE
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from written_files import read_all, texts, write_lines, write_parquet
 
-from retro_lab.corpus import hub
-from retro_lab.corpus.hub import HubSource
+from retro_lab.corpus.sources import hub
+from retro_lab.corpus.sources.hub import HubSource
 from retro_lab.errors import CorpusError
 
 COMMIT = "a" * 40
@@ -127,8 +127,8 @@ def test_without_the_hub_the_reason_comes_at_once_and_a_pinned_corpus_keeps_its_
 
 ONLINE = """
 import json, sys, time
-from retro_lab.corpus import hub
-from retro_lab.corpus.hub import HubSource
+from retro_lab.corpus.sources import hub
+from retro_lab.corpus.sources.hub import HubSource
 from retro_lab.errors import CorpusError
 def refusal(**options):
     start = time.monotonic()

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from written_files import COMPRESS, read_all, texts, write_arrow, write_bytes, write_lines, write_parquet
 
-from retro_lab.corpus import local, local_rows
 from retro_lab.corpus.documents import rejection
-from retro_lab.corpus.local import LocalSource
+from retro_lab.corpus.sources import local, local_rows
+from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.errors import CorpusError
 
 LINUX_DOCS = Path(__file__).parents[3] / "shared" / "data" / "linuxdoc.jsonl.zst"

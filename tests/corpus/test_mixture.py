@@ -6,8 +6,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from written_files import read_all, write_lines
 
-from retro_lab.corpus.local import LocalSource
-from retro_lab.corpus.mixture import MixtureSource
+from retro_lab.corpus.sources.local import LocalSource
+from retro_lab.corpus.sources.mixture import MixtureSource
 from retro_lab.errors import ConfigurationError
 
 
@@ -103,8 +103,8 @@ def test_a_configuration_makes_it_with_its_sources(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", *({"text": "x" * 10} for _ in range(100)))
     config = OmegaConf.create(
         {
-            "_target_": "retro_lab.corpus.mixture.MixtureSource",
-            "sources": {"web": {"_target_": "retro_lab.corpus.local.LocalSource", "path": str(path)}},
+            "_target_": "retro_lab.corpus.sources.mixture.MixtureSource",
+            "sources": {"web": {"_target_": "retro_lab.corpus.sources.local.LocalSource", "path": str(path)}},
             "weights": {"web": 0.5},
             "max_bytes": 100.0,
         }

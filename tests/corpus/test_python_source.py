@@ -5,7 +5,7 @@ import pytest
 from written_files import read_all, texts, write_bytes
 
 from retro_lab.corpus.documents import rejection
-from retro_lab.corpus.python_source import FILES_IN_PART, PythonSource
+from retro_lab.corpus.sources.python_source import FILES_IN_PART, PythonSource
 from retro_lab.errors import ConfigurationError, CorpusError
 
 FILES = {
@@ -135,7 +135,7 @@ def test_what_cannot_be_read_is_told_in_one_sentence(options, error, message):
 
 def test_a_large_package_is_found_without_importing_it():
     script = (
-        "import sys; from retro_lab.corpus.python_source import PythonSource;"
+        "import sys; from retro_lab.corpus.sources.python_source import PythonSource;"
         "source = PythonSource(['transformers'], include=['models/*/configuration_*.py'], max_bytes=1e5);"
         "print(len(list(source.read(0))) > 5, 'transformers' in sys.modules)"
     )

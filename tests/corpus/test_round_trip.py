@@ -10,8 +10,8 @@ from written_files import write_lines
 
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus import parquet
-from retro_lab.corpus.local import LocalSource
 from retro_lab.corpus.round_trip import check_round_trip
+from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import DocumentTokenizer, TokenizerRecipe
 from retro_lab.corpus.tokens import TokenStore

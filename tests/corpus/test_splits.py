@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from written_files import write_bytes, write_lines
 
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus import local
 from retro_lab.corpus.documents import held_out
-from retro_lab.corpus.local import LocalSource
-from retro_lab.corpus.mixture import MixtureSource
 from retro_lab.corpus.parquet import document_files, read_documents
+from retro_lab.corpus.sources import local
+from retro_lab.corpus.sources.local import LocalSource
+from retro_lab.corpus.sources.mixture import MixtureSource
 from retro_lab.corpus.stages import DocumentsStage
 from retro_lab.errors import CorpusError
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from written_files import read_all, write_parquet
 
-from retro_lab.corpus.wikitext import WikiTextSource
+from retro_lab.corpus.sources.wikitext import WikiTextSource
 
 WIKITEXT = Path(__file__).parents[3] / "shared" / "data" / "wiki.valid.raw"
 ROWS = [

@@ -17,9 +17,9 @@ from retro_lab.corpus.documents import (
     split_budgets,
     take_bytes,
 )
-from retro_lab.corpus.local_files import LocalFile, checked_format, find_files
-from retro_lab.corpus.local_rows import Row, read_rows
-from retro_lab.corpus.records import ROWS_WITHOUT, RecordFields
+from retro_lab.corpus.sources.local_files import LocalFile, checked_format, find_files
+from retro_lab.corpus.sources.local_rows import Row, read_rows
+from retro_lab.corpus.sources.records import ROWS_WITHOUT, RecordFields
 from retro_lab.errors import ConfigurationError, CorpusError
 
 SOURCE_NAME = "local"

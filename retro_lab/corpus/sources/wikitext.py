@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from retro_lab.corpus.documents import Document, Split
-from retro_lab.corpus.hub import HubSource
+from retro_lab.corpus.sources.hub import HubSource
 
 ARTICLE_HEADING = re.compile(r" = (?!= )(?P<title>.+)(?<! =) = ?\n?")
 """A heading of the first level, ` = Title = `; sections have ` = = Section = = `."""

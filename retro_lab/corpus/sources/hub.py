@@ -14,9 +14,8 @@ from retro_lab.corpus.documents import (
     split_budgets,
     take_bytes,
 )
-from retro_lab.corpus.hub_dataset import HubDataset, HubSplit
-from retro_lab.corpus.local_rows import numbered
-from retro_lab.corpus.records import RecordFields
+from retro_lab.corpus.sources.hub_dataset import HubDataset, HubSplit
+from retro_lab.corpus.sources.records import RecordFields, enumerate_rows
 
 FILE_BYTES_PER_BYTE_TAKEN = 4
 """With `max_bytes`, no more shards are opened than hold this many times as much on disk, ..."""
@@ -35,7 +34,7 @@ class _Part:
         """Yield the records of the part's shards in order, each with its place, `file name:row`."""
         names = self.opened.shard_names
         for shard in self.shards:
-            for row, record in numbered(self.opened.stream.shard(len(names), shard), names[shard]):
+            for row, record in enumerate_rows(self.opened.stream.shard(len(names), shard), names[shard]):
                 yield f"{names[shard]}:{row}", record
 
 

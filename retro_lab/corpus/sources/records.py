@@ -1,9 +1,9 @@
-"""From a record of a file or a dataset to a document."""
+"""From the rows of a file or a dataset to documents."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from retro_lab.corpus.documents import NO_TEXT_FIELD, Document, valid_unicode
 from retro_lab.errors import CorpusError
@@ -11,6 +11,29 @@ from retro_lab.errors import CorpusError
 NAMED_FIELDS = 20
 ROWS_WITHOUT = 1000
 """Records without the text's field, from the first on, after which no more of them are read."""
+PARQUET_ROWS = 256
+"""Rows decoded at a time; the reader's own choice is a whole row group."""
+Item = TypeVar("Item")
+
+
+def enumerate_rows(items: Iterable[Item], name: str) -> Iterator[tuple[int, Item]]:
+    """Count `items` from 1, and say where in the file `name` their reader failed.
+
+    Raises:
+        CorpusError: The reader raised anything.
+    """
+    number = 0
+    iterator = iter(items)
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:  # every codec and every format raises a type of its own for damaged data
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise CorpusError(f"{name} cannot be read after row {number}: {lines[0]}; replace or repair it.") from error
+        number += 1
+        yield number, item
 
 
 class MissingFieldError(CorpusError):
