@@ -15,10 +15,12 @@ class CorpusConfig:
     _target_: str = MISSING
     """Class of the document source."""
     validation_fraction: float = 0.05
-    """Share of the documents held out, chosen by a hash of their ids, where the source has no validation split; at
-    least one of several documents, unless this is 0."""
+    """Share of the documents to choose settings on, by a hash of their ids, where the source names no held-out split;
+    at least one of three documents."""
+    test_fraction: float = 0.05
+    """Share of the documents to report results on, as above; what is trained on depends on the sum of both alone."""
     max_bytes: float | None = None
-    """UTF-8 bytes of text to take, whole documents, train and validation together; all of it when null."""
+    """UTF-8 bytes of text to take, whole documents, all splits together; all of it when null."""
     max_document_bytes: float = MAX_DOCUMENT_BYTES
     """Longer documents are skipped and counted; building takes about 150 times as much memory."""
 
@@ -46,7 +48,11 @@ class LocalConfig(CorpusConfig):
     path: str = MISSING
     """A file, a folder or a glob pattern; a single text file is cut into documents, several are one document each."""
     validation_path: str | None = None
-    """File, folder or glob pattern of the held-out documents; null holds out `validation_fraction` instead."""
+    """File, folder or glob pattern of the documents to choose settings on; null holds out `validation_fraction`, or
+    half of `test_path`."""
+    test_path: str | None = None
+    """File, folder or glob pattern of the documents to report results on; null holds out `test_fraction`, or half of
+    `validation_path`."""
     format: str | None = None
     """`json` (and jsonl), `parquet`, `text` or `arrow`; null tells it from the file names."""
     text_field: str = "text"
@@ -71,7 +77,11 @@ class HubConfig(CorpusConfig):
     train_split: str = "train"
     """Name of the split to train on."""
     validation_split: str | None = None
-    """Name of the held-out split; null holds out `validation_fraction` of the training split instead."""
+    """Name of the split to choose settings on; null holds out `validation_fraction` of the training split, or half of
+    `test_split`."""
+    test_split: str | None = None
+    """Name of the split to report results on; null holds out `test_fraction` of the training split, or half of
+    `validation_split`."""
     text_field: str = "text"
     """Name of the field that holds a document's text; `meta.text` is the field `text` within `meta`."""
     id_field: str | None = None

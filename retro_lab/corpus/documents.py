@@ -13,8 +13,10 @@ from typing import Any, Literal, Self, TypedDict
 
 from retro_lab.errors import ConfigurationError
 
-Split = Literal["train", "validation"]
-SPLITS: tuple[Split, ...] = ("train", "validation")
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+HELD_OUT: tuple[Split, ...] = ("validation", "test")
+"""Splits that are not trained on: settings are chosen on the first, and results are those of the second."""
 
 UNREADABLE = "unreadable record"
 NO_TEXT_FIELD = "no text field"
@@ -42,6 +44,7 @@ class SourceSettings(TypedDict, total=False):
     """What every source can be told; `retro_lab.corpus.config.CorpusConfig` describes it."""
 
     validation_fraction: float
+    test_fraction: float
     max_bytes: float | None
     max_document_bytes: float
 
@@ -51,36 +54,47 @@ class DocumentSource(ABC):
 
     def __init__(
         self,
+        *,
         validation_fraction: float = 0.05,
+        test_fraction: float = 0.05,
         max_bytes: float | None = None,
         max_document_bytes: float = MAX_DOCUMENT_BYTES,
     ) -> None:
-        """Hold out `validation_fraction` of the documents, and take `max_bytes` of text; all of it when None.
+        """Hold out two shares of the documents, and take `max_bytes` of text; all of it when None.
 
         Documents of more than `max_document_bytes` are not wanted; sources that can, pass over them without reading
         them whole.
 
         Raises:
-            ConfigurationError: The fraction is not in [0, 1), or a limit is not positive.
+            ConfigurationError: A fraction is not in [0, 1), both together leave nothing to train on, or a limit is not
+                positive.
         """
-        if not 0 <= validation_fraction < 1:
-            raise ConfigurationError(f"corpus.validation_fraction={validation_fraction} must be in [0, 1).")
+        for name, fraction in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
+            if not 0 <= fraction < 1:
+                raise ConfigurationError(f"corpus.{name}={fraction} must be in [0, 1).")
+        if not validation_fraction + test_fraction < 1:
+            raise ConfigurationError(
+                f"corpus.validation_fraction={validation_fraction} and corpus.test_fraction={test_fraction} leave "
+                "nothing to train on; their sum must be below 1."
+            )
         if max_bytes is not None and not max_bytes > 0:
             raise ConfigurationError(f"corpus.max_bytes={max_bytes} must be positive; null takes all of the text.")
         if not max_document_bytes >= 1:
             raise ConfigurationError(f"corpus.max_document_bytes={max_document_bytes} must be at least 1.")
         self.validation_fraction = validation_fraction
+        self.test_fraction = test_fraction
         self.max_bytes = max_bytes
         self.max_document_bytes = max_document_bytes
 
-    def limited(self, validation_fraction: float, max_bytes: float, max_document_bytes: float) -> Self:
-        """Return the same source as a part of a larger corpus.
+    def limited(self, larger: "DocumentSource", max_bytes: float) -> Self:
+        """Return the same source as a part of a `larger` one, of which it gives `max_bytes` of text.
 
-        It has the larger one's held-out fraction and longest document, and its limit of bytes if that is smaller.
+        It has the larger one's held-out fractions and longest document, and its own limit of bytes if that is smaller.
         """
         limited = copy.copy(self)
-        limited.validation_fraction = validation_fraction
-        limited.max_document_bytes = max_document_bytes
+        limited.validation_fraction = larger.validation_fraction
+        limited.test_fraction = larger.test_fraction
+        limited.max_document_bytes = larger.max_document_bytes
         limited.max_bytes = max_bytes if self.max_bytes is None else min(max_bytes, self.max_bytes)
         return limited
 
@@ -92,9 +106,12 @@ class DocumentSource(ABC):
         """
 
     @property
-    def has_validation_split(self) -> bool:
-        """Whether it is said which documents are held out, rather than left to a hash of their ids."""
-        return False
+    def named_splits(self) -> frozenset[Split]:
+        """Held-out splits of which it is said what is in them, rather than left to a hash of the ids.
+
+        Where it is one of the two, its documents are divided between both.
+        """
+        return frozenset()
 
     @abstractmethod
     def parts(self) -> int:
@@ -107,9 +124,26 @@ class DocumentSource(ABC):
         The text may be anything: empty, with NULs, with lone surrogates where bytes were not UTF-8 (see `rejection`).
         """
 
-    def _split(self, document: Document) -> Split:
-        """Split of a document, for sources that have no validation split of their own."""
-        return "validation" if held_out(document.id, self.validation_fraction) else "train"
+    def _split(self, document: Document, named: Split = "train") -> Split:
+        """Return the split of a document out of the split `named` of the source, `train` where it names none."""
+        if not self.named_splits:
+            return hashed_split(document.id, self.validation_fraction, self.test_fraction)
+        if named == "train" or len(self.named_splits) == len(HELD_OUT):
+            return named
+        return hashed_split(document.id, 0.5, 0.5)
+
+    def _budgets(self) -> dict[Split, float | None]:
+        """Divide `max_bytes` between the splits that are named, and the rest of the text; no limits where it is None.
+
+        A held-out split that is named alone has the shares of both.
+        """
+        shares: dict[Split, float] = {"validation": self.validation_fraction, "test": self.test_fraction}
+        if len(self.named_splits) < len(HELD_OUT):
+            shares = dict.fromkeys(self.named_splits, self.validation_fraction + self.test_fraction)
+        if self.max_bytes is None:
+            return dict.fromkeys(("train", *shares))
+        held = {split: share * self.max_bytes for split, share in shares.items()}
+        return {"train": self.max_bytes - sum(held.values()), **held}
 
 
 def rejection(text: str, max_bytes: float = MAX_DOCUMENT_BYTES) -> str | None:
@@ -125,16 +159,20 @@ def rejection(text: str, max_bytes: float = MAX_DOCUMENT_BYTES) -> str | None:
     return TOO_LONG if size > max_bytes else None
 
 
-def held_out(document_id: str, fraction: float) -> bool:
-    """Whether a document is held out: a hash of its id, so the same on any machine, in any order, at any time.
+def hashed_split(document_id: str, validation_fraction: float, test_fraction: float) -> Split:
+    """Return the split of a document by a hash of its id, so the same on any machine, in any order, at any time.
 
-    A larger fraction holds out all that a smaller one does.
+    The smallest hashes are held out, as many as both fractions together say: a larger sum holds out all that a smaller
+    one does. The smallest of these are the test split.
     """
-    return id_hash(document_id) < fraction * 2**64
+    place = id_hash(document_id)
+    if place >= (validation_fraction + test_fraction) * 2**64:
+        return "train"
+    return "test" if place < test_fraction * 2**64 else "validation"
 
 
 def sampled(document_id: str, fraction: float) -> bool:
-    """Whether a document is in a sample of its source; has nothing to do with whether it is held out."""
+    """Whether a document is in a sample of its source; has nothing to do with the split that it is in."""
     return id_hash(document_id, b"sample") < fraction * 2**64
 
 
@@ -162,14 +200,6 @@ def take_bytes(documents: Iterable[Document], max_bytes: float | None) -> Iterat
             return
         yield document
         taken += text_bytes(document.text)
-
-
-def split_budgets(max_bytes: float | None, validation_fraction: float) -> dict[Split, float | None]:
-    """Divide `max_bytes` between the splits of a source that has both; no limits where there is none."""
-    if max_bytes is None:
-        return {"train": None, "validation": None}
-    held = validation_fraction * max_bytes
-    return {"train": max_bytes - held, "validation": held}
 
 
 def byte_shares(sizes: Sequence[int], max_bytes: float | None) -> list[float | None]:

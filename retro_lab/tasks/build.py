@@ -14,7 +14,7 @@ from retro_lab.artifacts.stage import Artifact
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.config.plain import plain
 from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
-from retro_lab.corpus.documents import SPLITS, Split
+from retro_lab.corpus.documents import HELD_OUT, SPLITS, Split
 from retro_lab.corpus.round_trip import check_round_trip
 from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokens import TokenStore
@@ -32,7 +32,7 @@ from retro_lab.tasks.ranges import check_values
 
 @dataclass(frozen=True)
 class Corpus:
-    """Both splits as tokens."""
+    """The splits as tokens."""
 
     name: str
     documents: Artifact
@@ -41,7 +41,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Database:
-    """The retrieval database and what both splits retrieve from it."""
+    """The retrieval database and what each split retrieves from it."""
 
     chunks: int
     tokens: int
@@ -87,8 +87,8 @@ def build_corpus(config: DictConfig) -> Corpus:
         counts = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
         console.status("documents", f"skipped {counts}; such as {documents.facts['rejected_examples'][0]}")
     if config.decontamination.similarity is not None:
-        held_out = store.build(HeldOutStage(documents))
-        documents = store.build(DecontaminationStage(documents, held_out, config.decontamination.similarity))
+        grams = store.build(HeldOutStage(documents))
+        documents = store.build(DecontaminationStage(documents, grams, config.decontamination.similarity))
         if dropped := documents.facts["decontamination"]["dropped"]:
             example = documents.facts["decontamination"]["examples"][0]
             console.status(
@@ -102,17 +102,15 @@ def build_corpus(config: DictConfig) -> Corpus:
         for split in SPLITS
     }
     # The held-out documents come first: they tell whether the tokenizer can be used.
-    validation = TokenStore(store.build(stages["validation"]), tokenizer)
-    check_round_trip(validation, recipe.lossy)
-    stores: dict[Split, TokenStore] = {
-        "train": TokenStore(store.build(stages["train"]), tokenizer),
-        "validation": validation,
-    }
+    held_out = {split: TokenStore(store.build(stages[split]), tokenizer) for split in HELD_OUT}
+    for split in HELD_OUT:
+        check_round_trip(held_out[split], recipe.lossy)
+    stores: dict[Split, TokenStore] = {"train": TokenStore(store.build(stages["train"]), tokenizer), **held_out}
     return Corpus(config.corpus._target_.rpartition(".")[2], documents, stores)
 
 
 def build_database(config: DictConfig, corpus: Corpus) -> Database:
-    """Find the neighbors of every chunk of both splits among the training split's, by embeddings, tokens or both.
+    """Find the neighbors of every chunk of each split among the training split's, by embeddings, tokens or both.
 
     Raises:
         ConfigurationError: More neighbors are asked for than the database has chunks.
@@ -156,7 +154,7 @@ def build_database(config: DictConfig, corpus: Corpus) -> Database:
 
 
 def _embed(config: DictConfig, corpus: Corpus, store: ArtifactStore) -> dict[Split, Artifact]:
-    """Embed the chunks of both splits."""
+    """Embed the chunks of each split."""
     device = f"cuda:{place().local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     settings = {
         name: config.embedder[name]

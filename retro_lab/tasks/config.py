@@ -15,11 +15,11 @@ class TaskConfig:
 
 @dataclass(kw_only=True)
 class InspectConfig(TaskConfig):
-    """Show chunks of the held-out (or training) split beside their neighbors."""
+    """Show chunks of a split beside their neighbors."""
 
     name: str = "inspect"
     split: str = "validation"
-    """`validation` or `train`: where the chunks are taken from."""
+    """`validation`, `test` or `train`: where the chunks are taken from."""
     chunk: int | None = None
     """Id of the chunk to show; null shows `count` of them spread evenly."""
     count: int = 3

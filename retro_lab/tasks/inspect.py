@@ -7,6 +7,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from retro_lab import console
+from retro_lab.corpus.documents import SPLITS
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval.neighbors import MISSING
@@ -22,8 +23,8 @@ def run(config: DictConfig) -> None:
     """
     check_values(config)
     split, chunk = config.task.split, config.task.chunk
-    if split not in ("train", "validation"):
-        raise ConfigurationError(f"task.split={split} is neither train nor validation.")
+    if split not in SPLITS:
+        raise ConfigurationError(f"task.split={split} is none of {', '.join(SPLITS)}.")
     corpus = build_corpus(config)
     database = build_database(config, corpus)
     store, source = corpus.stores[split], corpus.stores["train"]

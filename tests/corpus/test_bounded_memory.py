@@ -61,7 +61,7 @@ def test_documents_of_a_large_file_are_not_held(tmp_path):
     with path.open("wb") as file:
         for _ in range(400_000_000 // len(line)):
             file.write(line)
-    write_lines(tmp_path / "held.jsonl", {"text": "held out"})
+    write_lines(tmp_path / "held.jsonl", {"text": "held out"}, {"text": "held out, too"})
     try:
         _, peak = peak_memory(BUILD.format(root=str(tmp_path)))
     finally:
@@ -74,7 +74,7 @@ def test_long_documents_are_not_encoded_together(tmp_path):
     draw = random.Random(0)
     texts = [" ".join(draw.choices(words, k=50_000)) for _ in range(48)]  # 14 MB: 1.8 GB, were they encoded at once
     write_lines(tmp_path / "train" / "a.jsonl", *({"text": text} for text in texts))
-    write_lines(tmp_path / "held.jsonl", {"text": "held out"})
+    write_lines(tmp_path / "held.jsonl", {"text": "held out"}, {"text": "held out, too"})
     _, peak = peak_memory(BUILD.format(root=str(tmp_path)) + TOKENS)
     assert peak < IMPORTED + 250e6
 
@@ -94,7 +94,7 @@ def source(tmp_path):
     draw = random.Random(0)
     texts = [" ".join(draw.choices(["one", "two", "three"], k=draw.randint(1, 60))) for _ in range(100)]
     path = write_lines(tmp_path / "a.jsonl", *({"text": text} for text in texts))
-    held = write_lines(tmp_path / "held.jsonl", {"text": "held out"})
+    held = write_lines(tmp_path / "held.jsonl", {"text": "held out"}, {"text": "held out, too"})
     return LocalSource(str(path), str(held))
 
 

@@ -1,6 +1,7 @@
 """The retrieval database: what is in it, at any size, from one search, with every method."""
 
 import json
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from retro_lab.config.compose import compose
+from retro_lab.corpus.documents import SPLITS
 from retro_lab.retrieval.neighbors import MISSING
 from retro_lab.tasks import build, inspect
 from retro_lab.tasks.build import build_corpus, build_database
@@ -43,7 +45,8 @@ def built(tmp_path_factory, tiny_bert):
     def built(*overrides, artifacts="artifacts"):
         config = compose([
             "corpus=local", f"corpus.path={folder / 'corpus.jsonl'}", "corpus.text_field=text",
-            "corpus.validation_fraction=0.1", "tokenizer.vocabulary_size=300", "model.chunk_length=8",
+            "corpus.validation_fraction=0.05", "corpus.test_fraction=0.05",
+            "tokenizer.vocabulary_size=300", "model.chunk_length=8",
             f"embedder.model={tiny_bert}", f"paths.artifacts={folder / artifacts}", "retrieval.k=1",
             "evaluation.neighbors=[1]", "retrieval.stored=4", *overrides,
         ])  # fmt: skip
@@ -64,7 +67,7 @@ def test_databases_of_many_sizes_cost_one_search(built, method):
     """Merging the shards of each size gives what one search of a database of that size finds."""
     given = [f"retrieval.method={method}", f"database.fractions={FRACTIONS}"]
     searched = stages(built(*given, artifacts=method))["search"]
-    assert searched == 2 * len(FRACTIONS)
+    assert searched == len(SPLITS) * len(FRACTIONS)
     chunks = []
     for fraction in FRACTIONS:
         merged = built(*given, f"database.fraction={fraction}", artifacts=method)
@@ -72,7 +75,7 @@ def test_databases_of_many_sizes_cost_one_search(built, method):
         chunks.append(merged.database.chunks)
         direct = built(f"retrieval.method={method}", f"database.fraction={fraction}", artifacts=f"direct {method}")
         assert direct.database.chunks == chunks[-1]
-        for split in ("train", "validation"):
+        for split in SPLITS:
             tables = [made.database.neighbors[split] for made in (merged, direct)]
             distances = [table.array("distances.npy") for table in tables]
             ids = [table.array("ids.npy") for table in tables]
@@ -106,7 +109,8 @@ def test_held_out_documents_are_in_no_database(built):
         split: set(pq.read_table(store.documents_table, columns=["id"])["id"].to_pylist())
         for split, store in made.corpus.stores.items()
     }
-    assert not names["train"] & names["validation"]
+    for one, other in combinations(names.values(), 2):
+        assert not one & other
     train = made.corpus.stores["train"]
     assert made.database.chunks == train.chunks == sum(index.facts["vectors"] for index in made.database.indexes)
     for table in made.database.neighbors.values():

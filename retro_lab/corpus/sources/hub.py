@@ -11,7 +11,6 @@ from retro_lab.corpus.documents import (
     SourceSettings,
     Split,
     byte_shares,
-    split_budgets,
     take_bytes,
 )
 from retro_lab.corpus.sources.hub_dataset import HubDataset, HubSplit
@@ -55,22 +54,29 @@ class HubSource(DocumentSource):
         data_files: Mapping[str, Any] | None = None,
         train_split: str = "train",
         validation_split: str | None = None,
+        test_split: str | None = None,
         text_field: str = "text",
         id_field: str | None = None,
         **settings: Unpack[SourceSettings],
     ) -> None:
-        """Stream `train_split` of a dataset, and hold out `validation_split` or a fraction of the documents.
+        """Stream `train_split` of a dataset, and hold out `validation_split` and `test_split`.
+
+        Without either, `validation_fraction` and `test_fraction` of the documents are held out by a hash of their ids.
+        Where only one of the two is given, such a hash divides its documents into two halves, one for each held-out
+        split.
 
         `max_bytes` is divided among the shards in proportion to the size of their files, evenly where that is not
         known, and each shard gives its first documents until its share is reached, at most one document beyond it. Of
-        a dataset much larger than `max_bytes` only some shards, evenly spaced, are opened. With `validation_split`,
-        `validation_fraction` of `max_bytes` goes to it.
+        a dataset much larger than `max_bytes` only some shards, evenly spaced, are opened. Of `max_bytes`, held-out
+        splits have their fractions, one that is given alone both.
         """
         super().__init__(**settings)
         self.dataset = HubDataset(dataset, subset, revision, data_files)
         self.splits: dict[Split, str] = {"train": train_split}
         if validation_split:
             self.splits["validation"] = validation_split
+        if test_split:
+            self.splits["test"] = test_split
         self.fields = RecordFields(text_field, id_field)
 
     def identity(self) -> dict[str, Any]:
@@ -91,13 +97,14 @@ class HubSource(DocumentSource):
             "text_field": self.fields.text,
             "id_field": self.fields.id,
             "validation_fraction": self.validation_fraction,
+            "test_fraction": self.test_fraction,
             "max_bytes": self.max_bytes,
         }
 
     @property
-    def has_validation_split(self) -> bool:
-        """Whether a held-out split is named."""
-        return "validation" in self.splits
+    def named_splits(self) -> frozenset[Split]:
+        """Held-out splits that are named."""
+        return frozenset(self.splits) - {"train"}
 
     def parts(self) -> int:
         """Return the number of shards to read.
@@ -116,7 +123,7 @@ class HubSource(DocumentSource):
         """
         chosen = self._parts()[part]
         for document in take_bytes(self._documents(chosen.records(), chosen.split), chosen.limit):
-            yield chosen.split if self.has_validation_split else self._split(document), document
+            yield self._split(document, chosen.split), document
 
     def _documents(self, records: Iterable[tuple[str, Mapping[str, Any]]], split: Split) -> Iterator[Document]:
         """Make documents of the records of one part, each with its place."""
@@ -127,11 +134,8 @@ class HubSource(DocumentSource):
         return "local" if self.dataset.folder else self.dataset.name
 
     def _parts(self) -> list[_Part]:
-        budgets: dict[Split, float | None] = {"train": self.max_bytes}
-        if "validation" in self.splits:
-            budgets = split_budgets(self.max_bytes, self.validation_fraction)
         parts = []
-        for split, budget in budgets.items():
+        for split, budget in self._budgets().items():
             opened = self.dataset.split(self.splits[split], f"corpus.{split}_split")
             shards = _enough(opened.shard_sizes, budget)
             if self.shards_are_independent:

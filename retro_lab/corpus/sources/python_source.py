@@ -61,10 +61,11 @@ class PythonSource(DocumentSource):
         self.max_file_bytes = max_file_bytes
 
     def identity(self) -> dict[str, Any]:
-        """Return the held-out fraction and the hash of every file read; how they were selected adds nothing to it."""
+        """Return the held-out fractions and the hash of every file read; how they were selected adds nothing to it."""
         return {
             "kind": "python_source",
             "validation_fraction": self.validation_fraction,
+            "test_fraction": self.test_fraction,
             "files": {file.id: file.sha256 for file in self._selected()},
         }
 
