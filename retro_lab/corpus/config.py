@@ -19,6 +19,9 @@ class CorpusConfig:
     at least one of three documents."""
     test_fraction: float = 0.05
     """Share of the documents to report results on, as above; what is trained on depends on the sum of both alone."""
+    group_pattern: str | None = None
+    """Regular expression; documents with the same first match of it in their ids are held out together, or not at all:
+    `^.*/` keeps a folder together. Null takes each document by itself."""
     max_bytes: float | None = None
     """UTF-8 bytes of text to take, whole documents, all splits together; all of it when null."""
     max_document_bytes: float = MAX_DOCUMENT_BYTES
@@ -59,6 +62,8 @@ class LocalConfig(CorpusConfig):
     """Name of the field that holds a document's text; `meta.text` is the field `text` within `meta`."""
     id_field: str | None = None
     """Name of the field that identifies a document; null numbers them by file and row."""
+    group_field: str | None = None
+    """Name of a field, such as the author; documents with the same value are held out together, or not at all."""
 
 
 @dataclass(kw_only=True)
@@ -86,6 +91,8 @@ class HubConfig(CorpusConfig):
     """Name of the field that holds a document's text; `meta.text` is the field `text` within `meta`."""
     id_field: str | None = None
     """Name of the field that identifies a document; null numbers them by split and row."""
+    group_field: str | None = None
+    """Name of a field, such as the author; documents with the same value are held out together, or not at all."""
 
 
 @dataclass(kw_only=True)

@@ -6,9 +6,10 @@ by whoever reads. This module imports nothing heavy: the readers of files and of
 
 import copy
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, TypedDict
 
 from retro_lab.errors import ConfigurationError
@@ -38,6 +39,12 @@ class Document:
     text: str
     problem: str | None = None
     """Why the document cannot be used, where whoever read it knows; its text is then whatever."""
+    group: str = ""
+    """Documents of one group are in one split; empty stands for the id, which makes a document a group by itself."""
+
+    def __post_init__(self) -> None:
+        """Put the id in the place of no group."""
+        object.__setattr__(self, "group", self.group or self.id)
 
 
 class SourceSettings(TypedDict, total=False):
@@ -45,6 +52,7 @@ class SourceSettings(TypedDict, total=False):
 
     validation_fraction: float
     test_fraction: float
+    group_pattern: str | None
     max_bytes: float | None
     max_document_bytes: float
 
@@ -57,17 +65,21 @@ class DocumentSource(ABC):
         *,
         validation_fraction: float = 0.05,
         test_fraction: float = 0.05,
+        group_pattern: str | None = None,
         max_bytes: float | None = None,
         max_document_bytes: float = MAX_DOCUMENT_BYTES,
     ) -> None:
         """Hold out two shares of the documents, and take `max_bytes` of text; all of it when None.
 
+        What the regular expression `group_pattern` first matches in a document's id, if anything, names its group:
+        documents of one group are held out together.
+
         Documents of more than `max_document_bytes` are not wanted; sources that can, pass over them without reading
         them whole.
 
         Raises:
-            ConfigurationError: A fraction is not in [0, 1), both together leave nothing to train on, or a limit is not
-                positive.
+            ConfigurationError: A fraction is not in [0, 1), both together leave nothing to train on, the pattern is no
+                regular expression, or a limit is not positive.
         """
         for name, fraction in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
             if not 0 <= fraction < 1:
@@ -77,23 +89,34 @@ class DocumentSource(ABC):
                 f"corpus.validation_fraction={validation_fraction} and corpus.test_fraction={test_fraction} leave "
                 "nothing to train on; their sum must be below 1."
             )
+        try:
+            re.compile(group_pattern or "")
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ConfigurationError(
+                f"corpus.group_pattern={group_pattern} is no regular expression ({error}); correct it, or set it to "
+                "null."
+            ) from error
         if max_bytes is not None and not max_bytes > 0:
             raise ConfigurationError(f"corpus.max_bytes={max_bytes} must be positive; null takes all of the text.")
         if not max_document_bytes >= 1:
             raise ConfigurationError(f"corpus.max_document_bytes={max_document_bytes} must be at least 1.")
         self.validation_fraction = validation_fraction
         self.test_fraction = test_fraction
+        self.group_pattern = group_pattern
         self.max_bytes = max_bytes
         self.max_document_bytes = max_document_bytes
 
     def limited(self, larger: "DocumentSource", max_bytes: float) -> Self:
         """Return the same source as a part of a `larger` one, of which it gives `max_bytes` of text.
 
-        It has the larger one's held-out fractions and longest document, and its own limit of bytes if that is smaller.
+        It has the larger one's held-out fractions and longest document, its pattern of groups if it has no groups of
+        its own, and its own limit of bytes if that is smaller.
         """
         limited = copy.copy(self)
         limited.validation_fraction = larger.validation_fraction
         limited.test_fraction = larger.test_fraction
+        if not self.is_grouped:
+            limited.group_pattern = larger.group_pattern
         limited.max_document_bytes = larger.max_document_bytes
         limited.max_bytes = max_bytes if self.max_bytes is None else min(max_bytes, self.max_bytes)
         return limited
@@ -106,8 +129,13 @@ class DocumentSource(ABC):
         """
 
     @property
+    def is_grouped(self) -> bool:
+        """Whether documents may be in groups of several."""
+        return self.group_pattern is not None
+
+    @property
     def named_splits(self) -> frozenset[Split]:
-        """Held-out splits of which it is said what is in them, rather than left to a hash of the ids.
+        """Held-out splits of which it is said what is in them, rather than left to a hash of the groups.
 
         Where it is one of the two, its documents are divided between both.
         """
@@ -124,13 +152,18 @@ class DocumentSource(ABC):
         The text may be anything: empty, with NULs, with lone surrogates where bytes were not UTF-8 (see `rejection`).
         """
 
-    def _split(self, document: Document, named: Split = "train") -> Split:
-        """Return the split of a document out of the split `named` of the source, `train` where it names none."""
+    def _placed(self, document: Document, named: Split = "train") -> tuple[Split, Document]:
+        """Return a document with its group and its split.
+
+        `named` is the split that the source says it is in, `train` where it names none.
+        """
+        if self.group_pattern is not None and (match := re.search(self.group_pattern, document.id)):
+            document = replace(document, group=match[0])
         if not self.named_splits:
-            return hashed_split(document.id, self.validation_fraction, self.test_fraction)
+            return hashed_split(document.group, self.validation_fraction, self.test_fraction), document
         if named == "train" or len(self.named_splits) == len(HELD_OUT):
-            return named
-        return hashed_split(document.id, 0.5, 0.5)
+            return named, document
+        return hashed_split(document.group, 0.5, 0.5), document
 
     def _budgets(self) -> dict[Split, float | None]:
         """Divide `max_bytes` between the splits that are named, and the rest of the text; no limits where it is None.
@@ -159,13 +192,13 @@ def rejection(text: str, max_bytes: float = MAX_DOCUMENT_BYTES) -> str | None:
     return TOO_LONG if size > max_bytes else None
 
 
-def hashed_split(document_id: str, validation_fraction: float, test_fraction: float) -> Split:
-    """Return the split of a document by a hash of its id, so the same on any machine, in any order, at any time.
+def hashed_split(group: str, validation_fraction: float, test_fraction: float) -> Split:
+    """Return the split of a group by a hash of its name, so the same on any machine, in any order, at any time.
 
     The smallest hashes are held out, as many as both fractions together say: a larger sum holds out all that a smaller
     one does. The smallest of these are the test split.
     """
-    place = id_hash(document_id)
+    place = name_hash(group)
     if place >= (validation_fraction + test_fraction) * 2**64:
         return "train"
     return "test" if place < test_fraction * 2**64 else "validation"
@@ -173,12 +206,12 @@ def hashed_split(document_id: str, validation_fraction: float, test_fraction: fl
 
 def sampled(document_id: str, fraction: float) -> bool:
     """Whether a document is in a sample of its source; has nothing to do with the split that it is in."""
-    return id_hash(document_id, b"sample") < fraction * 2**64
+    return name_hash(document_id, b"sample") < fraction * 2**64
 
 
-def id_hash(document_id: str, purpose: bytes = b"") -> int:
-    """Return a number below 2^64: a hash of the id, another one for each purpose."""
-    digest = hashlib.blake2b(document_id.encode("utf-8", "surrogatepass"), digest_size=8, person=purpose).digest()
+def name_hash(name: str, purpose: bytes = b"") -> int:
+    """Return a number below 2^64: a hash of a group's name or an id, another one for each purpose."""
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8, person=purpose).digest()
     return int.from_bytes(digest, "big")
 
 

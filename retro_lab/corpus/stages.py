@@ -17,7 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
-from retro_lab.corpus.documents import HELD_OUT, SPLITS, Document, DocumentSource, Split, id_hash, rejection, text_bytes
+from retro_lab.corpus.documents import (
+    HELD_OUT,
+    SPLITS,
+    Document,
+    DocumentSource,
+    Split,
+    name_hash,
+    rejection,
+    text_bytes,
+)
 from retro_lab.corpus.layout import TokenLayout
 from retro_lab.corpus.parquet import (
     DOCUMENT_COLUMNS,
@@ -63,10 +72,10 @@ class DocumentsStage(Stage):
 
     @cached_property
     def _moved(self) -> Mapping[str, Split]:
-        """Ids whose documents are in another held-out split than the source says, as one would be empty otherwise.
+        """Groups of documents that are in another held-out split than the source says, as one would be empty otherwise.
 
-        Documents are held out from the smallest hash on, first for the test split. So of a small corpus those of the
-        two smallest hashes are held out, whatever the fractions, where a third is left to train on. Reading ends at the
+        Groups are held out from the smallest hash on, first for the test split. So of a small corpus those of the two
+        smallest hashes are held out, whatever the fractions, where a third is left to train on. Reading ends at the
         first document of the second held-out split.
         """
         named, source = self.source.named_splits, self.source
@@ -81,10 +90,10 @@ class DocumentsStage(Stage):
                     continue
                 if split != "train":
                     seen.add(split)
-                    largest_held = sorted({*largest_held, document.id}, key=id_hash)[-1:]
+                    largest_held = sorted({*largest_held, document.group}, key=name_hash)[-1:]
                 if len(seen) == len(HELD_OUT):
                     return {}
-                smallest = sorted({*smallest, document.id}, key=id_hash)[:3]
+                smallest = sorted({*smallest, document.group}, key=name_hash)[:3]
         if len(smallest) < (2 if named else 3):
             return {}
         if largest_held in ([], smallest[:1]):
@@ -96,11 +105,13 @@ class DocumentsStage(Stage):
         moved, named = self._moved, self.source.named_splits
         kept = {split: Counter[str]() for split in SPLITS}
         rejected: Counter[str] = Counter()
+        grouped = 0
         examples: list[str] = []
         with ExitStack() as stack:
             writers = {split: stack.enter_context(DocumentsWriter(folder / documents_name(split))) for split in SPLITS}
             for given, document in self.source.read(shard):
-                split = given if named and given == "train" else moved.get(document.id, given)
+                split = given if named and given == "train" else moved.get(document.group, given)
+                grouped += document.group != document.id
                 reason = self._problem(document)
                 if reason is None:
                     size = text_bytes(document.text)
@@ -113,13 +124,14 @@ class DocumentsStage(Stage):
                 if len(examples) < MAX_REJECTED_EXAMPLES:
                     examples.append(f"{document.id}: {reason}")
         advance(1)
-        return {**{split: dict(kept[split]) for split in SPLITS}, "rejected": dict(rejected), "examples": examples}
+        counts: dict[str, Any] = {split: dict(kept[split]) for split in SPLITS}
+        return {**counts, "grouped": grouped, "rejected": dict(rejected), "examples": examples}
 
     def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
         """Add up the counts.
 
         Raises:
-            CorpusError: A split has no document.
+            CorpusError: A split has no document, or the pattern of groups matches no id.
         """
         totals: dict[str, Any] = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
         for split in SPLITS:
@@ -129,6 +141,11 @@ class DocumentsStage(Stage):
         skipped = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common()) or "none skipped"
         if not all(totals[split]["documents"] for split in SPLITS):
             raise CorpusError(self._unsplit(totals, skipped))
+        if self.source.group_pattern is not None and not sum(fact["grouped"] for fact in facts):
+            raise CorpusError(
+                f"corpus.group_pattern={self.source.group_pattern} matches a part of no document's id, such as "
+                f"{self._groups()[0].id!r}; change it, or set it to null."
+            )
         return {**totals, "rejected": dict(rejected), "rejected_examples": examples}
 
     def _unsplit(self, totals: Mapping[str, Any], skipped: str) -> str:
@@ -160,27 +177,33 @@ class DocumentsStage(Stage):
                 f"The corpus is {_documents(count)} ({skipped}), and training, validation and test need one each; give "
                 f"more documents, or {name_them.format('validation')}."
             )
-        ids = self._ids()
-        if len(ids) < len(SPLITS):
+        groups = self._groups()
+        if len(groups) < len(SPLITS):
+            names = " or ".join(repr(document.group) for document in groups)
+            if source.is_grouped:
+                return (
+                    f"All {count} documents are of the group {names}, and a group is in one split; name three "
+                    "groups or more by corpus.group_pattern or corpus.group_field, or set it to null."
+                )
             return (
-                f"All {count} documents have the id {' or '.join(map(repr, ids))}, and the ids decide what is held "
-                "out; set corpus.id_field to a field that differs between documents, or to null."
+                f"All {count} documents have the id {names}, and the ids decide what is held out; set corpus.id_field "
+                "to a field that differs between documents, or to null."
             )
         return (
             f"corpus.validation_fraction={source.validation_fraction:g} and corpus.test_fraction="
             f"{source.test_fraction:g} hold out all {count} documents; lower them."
         )
 
-    def _ids(self) -> list[str]:
-        """Return the first ids that differ, at most three."""
-        ids: list[str] = []
+    def _groups(self) -> list[Document]:
+        """Return a document of each of the first groups, at most three."""
+        found: dict[str, Document] = {}
         for part in range(self.source.parts()):
             for _, document in self.source.read(part):
-                if document.id not in ids and not self._problem(document):
-                    ids.append(document.id)
-                if len(ids) == len(SPLITS):
-                    return ids
-        return ids
+                if not self._problem(document):
+                    found.setdefault(document.group, document)
+                if len(found) == len(SPLITS):
+                    return list(found.values())
+        return list(found.values())
 
 
 def _documents(count: int) -> str:

@@ -1,18 +1,21 @@
 """What the documents stage holds out of corpora without held-out documents of their own, however small they are."""
 
+import itertools
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from written_files import write_bytes, write_lines
 
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus.documents import SPLITS, hashed_split, id_hash
+from retro_lab.corpus.documents import SPLITS, hashed_split, name_hash
 from retro_lab.corpus.parquet import document_files, read_documents
 from retro_lab.corpus.sources import local
 from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.corpus.sources.mixture import MixtureSource
 from retro_lab.corpus.stages import DocumentsStage
-from retro_lab.errors import CorpusError
+from retro_lab.errors import ConfigurationError, CorpusError
 
 
 def documents_of(tmp_path, source):
@@ -50,7 +53,7 @@ def test_of_three_documents_no_split_is_empty_and_the_smallest_hashes_are_held_o
         source = LocalSource(
             str(tmp_path / "corpus"), id_field="id", validation_fraction=validation, test_fraction=test
         )
-        ordered = sorted(names, key=id_hash)
+        ordered = sorted(names, key=name_hash)
         count = {split: [hashed_split(name, validation, test) for name in names].count(split) for split in SPLITS}
         if not count["train"]:
             return
@@ -70,8 +73,8 @@ def test_held_out_documents_that_are_named_together_are_divided_and_never_all_on
     held = write_lines(tmp_path / "held.jsonl", *({"text": "b", "id": name} for name in sorted(names)))
     found = documents_of(tmp_path, LocalSource(str(train), id_field="id", **{option: str(held)}))
     assert [row["text"] for row in found["train"]] == ["a"] * len(names)  # although they have the ids of others
-    ordered = sorted(names, key=id_hash)
-    tested = min(max(sum(id_hash(name) < 2**63 for name in names), 1), len(names) - 1)
+    ordered = sorted(names, key=name_hash)
+    tested = min(max(sum(name_hash(name) < 2**63 for name in names), 1), len(names) - 1)
     assert {row["id"] for row in found["test"]} == {*ordered[:tested]}
     assert {row["id"] for row in found["validation"]} == {*ordered[tested:]}
 
@@ -156,4 +159,82 @@ def test_what_cannot_be_split_is_told_with_what_to_do(tmp_path, monkeypatch, lin
     path = write_lines(tmp_path / "a.jsonl", *lines)
     with pytest.raises(CorpusError, match=message) as raised:
         splits_of(tmp_path, LocalSource(str(path), **options))
+    assert "\n" not in str(raised.value)
+
+
+KINDS = {
+    "group_pattern": "^[a-c]*",
+    "group_field": "by.author",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=20)
+@given(
+    names=st.sets(st.text("abcx", min_size=1, max_size=4), min_size=3, max_size=40),
+    validation=st.floats(0.01, 0.4),
+    test=st.floats(0.01, 0.4),
+)
+def test_no_group_is_in_two_splits(tmp_path_factory, kind, names, validation, test):
+    tmp_path = tmp_path_factory.mktemp("groups")
+    group = {name: re.match("[a-c]*", name)[0] or name for name in names}
+    lines = [{"text": "a", "id": name, "by": {"author": group[name]}} for name in names]
+    path = str(write_lines(tmp_path / "a.jsonl", *sorted(lines, key=lambda line: line["id"])))
+    fractions = {"validation_fraction": validation, "test_fraction": test}
+    source = LocalSource(path, id_field="id", **{kind: KINDS[kind]}, **fractions)
+    by_hash = {group: hashed_split(group, validation, test) for group in group.values()}
+    if len(by_hash) < 3 or "train" not in by_hash.values() or group == {name: name for name in names}:
+        return
+    found = splits_of(tmp_path, source)
+    assert sorted(name for split in found for name in split) == sorted(names)
+    groups = [{group[name] for name in split} for split in found]
+    assert all(groups)
+    assert not any(one & other for one, other in itertools.combinations(groups, 2))
+    if {*by_hash.values()} == {*SPLITS}:  # nothing had to be filled
+        assert all(by_hash[name] == split for split, those in zip(SPLITS, groups, strict=True) for name in those)
+
+
+def test_a_part_of_a_mixture_has_its_own_groups_or_the_mixtures(tmp_path):
+    names = ["a/1", "a/2", "b/1", "b/2"]
+    lines = [{"text": "text", "id": name, "author": name[-1]} for name in names]
+    path = str(write_lines(tmp_path / "a.jsonl", *lines))
+    sources = {
+        "plain": LocalSource(path, id_field="id"),
+        "own": LocalSource(path, id_field="id", group_pattern="[0-9]$"),
+        "field": LocalSource(path, id_field="id", group_field="author"),
+    }
+    mixture = MixtureSource(sources, dict.fromkeys(sources, 1), max_bytes=1e6, group_pattern="^.*/")
+    found = [document.group for part in range(mixture.parts()) for _, document in mixture.read(part)]
+    assert found == ["1", "2", "1", "2", "1", "2", "1", "2", "a/", "a/", "b/", "b/"]  # sources by name
+    without = MixtureSource(sources, dict.fromkeys(sources, 1), max_bytes=1e6)
+    for inner, pattern in ((mixture, "."), (without, "^.*/")):
+        outer = MixtureSource({"inner": inner}, {"inner": 1}, max_bytes=1e6, group_pattern=pattern)
+        assert [document.group for part in range(3) for _, document in outer.read(part)] == found
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"group_pattern": "(a"}, ConfigurationError, r"group_pattern=\(a is no regular expression \(.*\); correct it"),
+        ({"group_pattern": "a", "group_field": "id"}, ConfigurationError, "both name groups; set one of them to null"),
+        (
+            {"group_pattern": "^none"},
+            CorpusError,
+            r"=\^none matches a part of no document's id, such as 'x/\d'; change",
+        ),
+        (
+            {"group_pattern": "x/"},
+            CorpusError,
+            "All 9 documents are of the group 'x/', and a group is in one split; name",
+        ),
+        ({"group_field": "kind"}, CorpusError, "All 9 documents are of the group 'k', and .* corpus.group_field"),
+        ({"group_field": "where"}, CorpusError, "a.jsonl:1 has no field 'where' .*; set corpus.group_field to one"),
+        ({"group_field": "list"}, CorpusError, "a.jsonl:1: the field 'list' holds .* list; set corpus.group_field to"),
+    ],
+)
+def test_what_cannot_be_grouped_is_told_with_what_to_do(tmp_path, options, error, message):
+    lines = [{"text": "one", "id": f"x/{number}", "kind": "k", "list": [1]} for number in range(9)]
+    path = str(write_lines(tmp_path / "a.jsonl", *lines))
+    with pytest.raises(error, match=message) as raised:
+        splits_of(tmp_path, LocalSource(path, id_field="id", **options))
     assert "\n" not in str(raised.value)

@@ -14,7 +14,7 @@ from retro_lab.corpus.documents import (
     take_bytes,
 )
 from retro_lab.corpus.sources.hub_dataset import HubDataset, HubSplit
-from retro_lab.corpus.sources.records import RecordFields, enumerate_rows
+from retro_lab.corpus.sources.records import RecordFields, check_groups, enumerate_rows
 
 FILE_BYTES_PER_BYTE_TAKEN = 4
 """With `max_bytes`, no more shards are opened than hold this many times as much on disk, ..."""
@@ -57,6 +57,7 @@ class HubSource(DocumentSource):
         test_split: str | None = None,
         text_field: str = "text",
         id_field: str | None = None,
+        group_field: str | None = None,
         **settings: Unpack[SourceSettings],
     ) -> None:
         """Stream `train_split` of a dataset, and hold out `validation_split` and `test_split`.
@@ -69,6 +70,9 @@ class HubSource(DocumentSource):
         known, and each shard gives its first documents until its share is reached, at most one document beyond it. Of
         a dataset much larger than `max_bytes` only some shards, evenly spaced, are opened. Of `max_bytes`, held-out
         splits have their fractions, one that is given alone both.
+
+        Raises:
+            ConfigurationError: Groups are named twice.
         """
         super().__init__(**settings)
         self.dataset = HubDataset(dataset, subset, revision, data_files)
@@ -77,7 +81,8 @@ class HubSource(DocumentSource):
             self.splits["validation"] = validation_split
         if test_split:
             self.splits["test"] = test_split
-        self.fields = RecordFields(text_field, id_field)
+        self.fields = RecordFields(text_field, id_field, group_field)
+        check_groups(self.group_pattern, group_field)
 
     def identity(self) -> dict[str, Any]:
         """Return the settings, and the commit on the hub or the size and SHA-256 of every file of a folder.
@@ -96,10 +101,17 @@ class HubSource(DocumentSource):
             "splits": dict(self.splits),
             "text_field": self.fields.text,
             "id_field": self.fields.id,
+            "group_field": self.fields.group,
             "validation_fraction": self.validation_fraction,
             "test_fraction": self.test_fraction,
+            "group_pattern": self.group_pattern,
             "max_bytes": self.max_bytes,
         }
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether a field or a pattern names groups."""
+        return self.fields.group is not None or super().is_grouped
 
     @property
     def named_splits(self) -> frozenset[Split]:
@@ -123,7 +135,7 @@ class HubSource(DocumentSource):
         """
         chosen = self._parts()[part]
         for document in take_bytes(self._documents(chosen.records(), chosen.split), chosen.limit):
-            yield self._split(document, chosen.split), document
+            yield self._placed(document, chosen.split)
 
     def _documents(self, records: Iterable[tuple[str, Mapping[str, Any]]], split: Split) -> Iterator[Document]:
         """Make documents of the records of one part, each with its place."""

@@ -19,7 +19,7 @@ from retro_lab.corpus.documents import (
 )
 from retro_lab.corpus.sources.local_files import LocalFile, checked_format, find_files
 from retro_lab.corpus.sources.local_rows import Row, read_rows
-from retro_lab.corpus.sources.records import ROWS_WITHOUT, RecordFields
+from retro_lab.corpus.sources.records import ROWS_WITHOUT, RecordFields, check_groups
 from retro_lab.errors import ConfigurationError, CorpusError
 
 SOURCE_NAME = "local"
@@ -43,6 +43,7 @@ class LocalSource(DocumentSource):
         format: str | None = None,
         text_field: str = "text",
         id_field: str | None = None,
+        group_field: str | None = None,
         **settings: Unpack[SourceSettings],
     ) -> None:
         """Read `path`, and hold out `validation_path` and `test_path`; each is a file, a folder or a glob pattern.
@@ -56,14 +57,15 @@ class LocalSource(DocumentSource):
         splits' fractions, those of a path that is given alone both.
 
         Raises:
-            ConfigurationError: An id field is named for text files, which have no fields.
+            ConfigurationError: Groups are named twice.
             CorpusError: There is no such format.
         """
         super().__init__(**settings)
         self.path = path
         self.held_out_paths: dict[Split, str | None] = {"validation": validation_path, "test": test_path}
         self.format = checked_format(format)
-        self.fields = RecordFields(text_field, id_field)
+        self.fields = RecordFields(text_field, id_field, group_field)
+        check_groups(self.group_pattern, group_field)
 
     def identity(self) -> dict[str, Any]:
         """Return the settings, and name, size and SHA-256 of every file."""
@@ -71,8 +73,10 @@ class LocalSource(DocumentSource):
             "kind": "local",
             "text_field": self.fields.text,
             "id_field": self.fields.id,
+            "group_field": self.fields.group,
             "validation_fraction": self.validation_fraction,
             "test_fraction": self.test_fraction,
+            "group_pattern": self.group_pattern,
             "max_bytes": self.max_bytes,
         } | {split: self._facts[split] for split in SPLITS}
 
@@ -80,6 +84,11 @@ class LocalSource(DocumentSource):
     def _facts(self) -> dict[Split, dict[str, dict[str, str | int]]]:
         """Size and checksum of the files of each split; computed once, as it reads every byte."""
         return {split: {file.name: file.facts() for file in files} for split, files in self._files.items()}
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether a field or a pattern names groups."""
+        return self.fields.group is not None or super().is_grouped
 
     @property
     def named_splits(self) -> frozenset[Split]:
@@ -103,7 +112,7 @@ class LocalSource(DocumentSource):
         """
         split, files = self._groups[part]
         for document in take_bytes(self._documents(files), self._limits()[part]):
-            yield self._split(document, split), document
+            yield self._placed(document, split)
 
     def _documents(self, files: list[LocalFile]) -> Iterator[Document]:
         fields = RecordFields("text") if any(file.format == "text" for file in files) else self.fields
@@ -160,8 +169,10 @@ class LocalSource(DocumentSource):
             options = " and ".join(f"corpus.{split}_path" for split in held if held[split])
             raise CorpusError(f"{options} hold out every file of corpus.path={self.path}; leave some to train on.")
         found: dict[Split, list[LocalFile]] = {"train": train, **held}
-        if self.fields.id and any(file.format == "text" for files in found.values() for file in files):
-            raise ConfigurationError(f"corpus.id_field={self.fields.id} needs records, but text files have no fields.")
+        if any(file.format == "text" for files in found.values() for file in files):
+            for option, name in (("id_field", self.fields.id), ("group_field", self.fields.group)):
+                if name:
+                    raise ConfigurationError(f"corpus.{option}={name} needs records, but text files have no fields.")
         return found
 
 

@@ -27,7 +27,8 @@ class MixtureSource(DocumentSource):
         ids, so that what is taken comes from all over it (books at 4% in the paper's evaluation database).
 
         `validation_fraction`, `test_fraction` and `max_document_bytes` are those of every source, whatever its own say;
-        a source with a smaller `max_bytes` of its own gives no more than that.
+        `group_pattern` is that of every source without groups of its own. A source with a smaller `max_bytes` of its
+        own gives no more than that.
 
         Raises:
             ConfigurationError: There is no `max_bytes`, names do not match, no weight is positive, or a fraction is
@@ -68,6 +69,7 @@ class MixtureSource(DocumentSource):
             self.fractions,
             validation_fraction=part.validation_fraction,
             test_fraction=part.test_fraction,
+            group_pattern=larger.group_pattern if self.group_pattern is None else self.group_pattern,
             max_bytes=part.max_bytes,
             max_document_bytes=part.max_document_bytes,
         )
@@ -79,6 +81,11 @@ class MixtureSource(DocumentSource):
             "sources": {name: source.identity() for name, source in self._limited.items()},
             "fractions": self.fractions,
         }
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether a source of the mixture has groups, or all have."""
+        return super().is_grouped or any(source.is_grouped for source in self.sources.values())
 
     @property
     def named_splits(self) -> frozenset[Split]:
