@@ -10,12 +10,13 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 
 from retro_lab import console
+from retro_lab.corpus.corpus import Corpus
 from retro_lab.evaluation.windows import Windows
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.retro import RetroModel
 from retro_lab.model.validation import check_model
 from retro_lab.retrieval.sequences import Retrieved, Sequences
-from retro_lab.tasks.build import Corpus, Database
+from retro_lab.tasks.build import Database
 from retro_lab.training.checkpoints import DurableCheckpoints
 from retro_lab.training.loggers import build_loggers
 

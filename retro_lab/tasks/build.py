@@ -13,10 +13,9 @@ from retro_lab import console
 from retro_lab.artifacts.stage import Artifact
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.config.plain import plain
-from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
-from retro_lab.corpus.documents import HELD_OUT, SPLITS, Split
-from retro_lab.corpus.round_trip import check_round_trip
-from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
+from retro_lab.corpus import corpus as corpora
+from retro_lab.corpus.corpus import Corpus
+from retro_lab.corpus.documents import SPLITS, Split
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
 from retro_lab.ranks import place
@@ -28,15 +27,6 @@ from retro_lab.retrieval.index import IndexStage
 from retro_lab.retrieval.neighbors import NeighborsStage, Ranking, SearchStage
 from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher
 from retro_lab.tasks.ranges import check_values
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The splits as tokens."""
-
-    name: str
-    documents: Artifact
-    stores: Mapping[Split, TokenStore]
 
 
 @dataclass(frozen=True)
@@ -80,33 +70,15 @@ def build_corpus(config: DictConfig) -> Corpus:
     Raises:
         ConfigurationError: The tokenizer does not give the text of held-out documents back.
     """
-    store = ArtifactStore(Path(config.paths.artifacts))
-    documents = store.build(DocumentsStage(instantiate(config.corpus)))
-    rejected = documents.facts["rejected"]
-    if rejected:
-        counts = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
-        console.status("documents", f"skipped {counts}; such as {documents.facts['rejected_examples'][0]}")
-    if config.decontamination.similarity is not None:
-        grams = store.build(HeldOutStage(documents))
-        documents = store.build(DecontaminationStage(documents, grams, config.decontamination.similarity))
-        if dropped := documents.facts["decontamination"]["dropped"]:
-            example = documents.facts["decontamination"]["examples"][0]
-            console.status(
-                "decontamination",
-                f"dropped {dropped['documents']:,} documents much like held-out ones; such as {example}",
-            )
-    recipe = instantiate(config.tokenizer)
-    tokenizer = store.build(TokenizerStage(recipe, documents))
-    stages = {
-        split: TokensStage(documents, tokenizer, split, config.model.chunk_length, config.database.seed)
-        for split in SPLITS
-    }
-    # The held-out documents come first: they tell whether the tokenizer can be used.
-    held_out = {split: TokenStore(store.build(stages[split]), tokenizer) for split in HELD_OUT}
-    for split in HELD_OUT:
-        check_round_trip(held_out[split], recipe.lossy)
-    stores: dict[Split, TokenStore] = {"train": TokenStore(store.build(stages["train"]), tokenizer), **held_out}
-    return Corpus(config.corpus._target_.rpartition(".")[2], documents, stores)
+    return corpora.build_corpus(
+        ArtifactStore(Path(config.paths.artifacts)),
+        instantiate(config.corpus),
+        instantiate(config.tokenizer),
+        name=config.corpus._target_.rpartition(".")[2],
+        similarity=config.decontamination.similarity,
+        chunk_length=config.model.chunk_length,
+        seed=config.database.seed,
+    )
 
 
 def build_database(config: DictConfig, corpus: Corpus) -> Database:

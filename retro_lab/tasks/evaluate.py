@@ -8,12 +8,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from retro_lab import console
+from retro_lab.corpus.corpus import Corpus
 from retro_lab.errors import ArtifactError, ConfigurationError
 from retro_lab.launch.run_folder import held, note_configuration, run_folder
 from retro_lab.report.records import MODELS, RESULT_NAME, Evaluation, ModelRecord, load_result, write_result
 from retro_lab.tasks import report
 from retro_lab.tasks.assemble import build_model, build_trainer, sequences, windows
-from retro_lab.tasks.build import Corpus, Database, build_corpus, build_database
+from retro_lab.tasks.build import Database, build_corpus, build_database
 from retro_lab.tasks.checks import check_evaluation
 from retro_lab.tasks.identity import check_scored, identity, scored_windows
 from retro_lab.training.checkpoints import CHECKPOINT

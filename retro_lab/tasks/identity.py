@@ -8,9 +8,10 @@ from omegaconf import DictConfig
 
 from retro_lab.artifacts.fingerprint import differences, file_checksum
 from retro_lab.config.plain import plain
+from retro_lab.corpus.corpus import Corpus
 from retro_lab.errors import ArtifactError, ConfigurationError
 from retro_lab.launch.run_folder import run_folder
-from retro_lab.tasks.build import Corpus, Database
+from retro_lab.tasks.build import Database
 from retro_lab.training.checkpoints import CHECKPOINT
 
 IDENTITY_NAME = "run.json"

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from retro_lab import console
 from retro_lab.artifacts.manifest import write_json
+from retro_lab.corpus.corpus import Corpus
 from retro_lab.launch.provenance import provenance
 from retro_lab.launch.run_folder import held, note_configuration, run_folder
 from retro_lab.model.retro import RetroModel
@@ -23,7 +24,7 @@ from retro_lab.report.records import (
 )
 from retro_lab.tasks import report
 from retro_lab.tasks.assemble import build_model, build_trainer, sequences, windows
-from retro_lab.tasks.build import Corpus, Database, build_corpus, build_database
+from retro_lab.tasks.build import Database, build_corpus, build_database
 from retro_lab.tasks.checks import check_start, check_training
 from retro_lab.tasks.evaluate import evaluate, missing_evaluations
 from retro_lab.tasks.identity import IDENTITY_NAME, check_identity, identity, start_checkpoint
