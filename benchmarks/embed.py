@@ -19,7 +19,7 @@ from side_by_side import Clock, Row, markdown, matrix_product, origin
 from transformers import AutoConfig
 
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus.python_source import PythonSource
+from retro_lab.corpus.sources.python_source import PythonSource
 from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import ByteBPE
 from retro_lab.corpus.tokens import TokenStore
@@ -101,7 +101,8 @@ def real_chunks(count: int) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         artifacts = ArtifactStore(Path(folder))
         source = PythonSource(
-            packages=["torch"], include=["**/*.py"], exclude=[], max_file_bytes=1e5, validation_fraction=0.05,
+            packages=["torch"], include=["**/*.py"], exclude=[], max_file_bytes=1e5, validation_fraction=0.025,
+            test_fraction=0.025,
             max_bytes=2000.0 * count,
         )  # fmt: skip
         documents = artifacts.build(DocumentsStage(source))

@@ -70,7 +70,8 @@ def main() -> None:
         exact.add(vectors)
         task.write(vectors, queries, exact.search(queries, NEIGHBORS)[1])
         table, rows = compare(task, arguments, *vectors.shape)
-    rows[-1:-1] = [*small_batches(vectors, queries, arguments.rounds), coarse_lists(vectors, task, arguments.rounds)]
+        lists = coarse_lists(vectors, task, arguments.rounds)
+    rows[-1:-1] = [*small_batches(vectors, queries, arguments.rounds), lists]
     sections += [table, "## Ratios\n\n" + markdown(rows)]
     print("\n\n".join(sections))
     if arguments.out:

@@ -11,6 +11,7 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from retro_lab.config.check import check
+from retro_lab.config.corpora import missing_corpora
 from retro_lab.config.explain import explain_errors
 from retro_lab.config.resolvers import named_after
 from retro_lab.config.session import session
@@ -47,8 +48,10 @@ def complete(arguments: Sequence[str]) -> list[str]:
     settings: list[str] = []
     with explain_errors(overrides), session() as assemble:
         if parsed.cfg or parsed.info:  # what is printed may still lack values
-            assemble(fixed(overrides) if parsed.multirun else overrides)
+            composed = assemble(fixed(overrides) if parsed.multirun else overrides)
+            overrides += missing_corpora([composed])
         elif not multirun:
+            overrides += missing_corpora([assemble(overrides)])
             check(assemble(overrides))
         else:
             base = assemble(fixed(overrides))
@@ -56,8 +59,11 @@ def complete(arguments: Sequence[str]) -> list[str]:
             if base.task.name.once_per_sweep:
                 kept = [text for text in fixed(overrides) if override_key(text) != "hydra.mode"]
                 return [*kept, f"hydra.run.dir={folder}", *(flag for flag in flags if flag not in MULTIRUN_FLAGS)]
-            for cell in representative_cells(base, overrides):
-                check(assemble(cell))
+            cells = [*representative_cells(base, overrides)]
+            added = missing_corpora(map(assemble, cells))
+            for cell in cells:
+                check(assemble([*cell, *added]))
+            overrides += added
             settings = _sweep_settings(folder, overrides)
     return [*overrides, *settings, *flags]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from retro_lab.config.catalog import FREE_GROUPS
 from retro_lab.config.explain import no_setting
 from retro_lab.errors import ConfigurationError
 from retro_lab.runs.naming import FOLDER_NAME, RESERVED
@@ -30,10 +31,10 @@ def typed(config: DictConfig, resolve_all: bool = True) -> RunConfig:
         node = config[entry.name]
         if not OmegaConf.is_config(node):
             groups[entry.name] = node
-        elif is_dataclass(OmegaConf.get_type(node)):
-            groups[entry.name] = OmegaConf.to_object(node)
+        elif entry.name in FREE_GROUPS and not resolve_all:
+            groups[entry.name] = OmegaConf.to_container(node, resolve=False)
         else:
-            groups[entry.name] = OmegaConf.to_container(node, resolve=resolve_all)
+            groups[entry.name] = OmegaConf.to_object(node)
     return RunConfig(**groups)
 
 

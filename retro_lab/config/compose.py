@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from retro_lab.config.arguments import in_order, with_experiment
 from retro_lab.config.check import check, typed
+from retro_lab.config.corpora import missing_corpora
 from retro_lab.config.explain import explain_errors
 from retro_lab.config.session import session
 from retro_lab.config.strings import as_typed
@@ -17,6 +18,7 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
         ConfigurationError: An override or a configuration file is wrong, or a value that must be given is not.
     """
     with explain_errors(overrides), session() as assemble:
-        config = assemble(as_typed(in_order(with_experiment(overrides))))
+        overrides = as_typed(in_order(with_experiment(overrides)))
+        config = assemble([*overrides, *missing_corpora([assemble(overrides)])])
         check(config)
         return typed(config)

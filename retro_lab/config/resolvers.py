@@ -66,6 +66,14 @@ def group_name(*, _root_: DictConfig) -> str:
     return run_name(_root_=_root_)
 
 
+def option_of(group: str, *, _root_: DictConfig) -> str:
+    """Resolve `${option_of:GROUP}`: the option that was chosen, `none` for none."""
+    choices = OmegaConf.select(_root_, "hydra.runtime.choices")
+    if choices is None and HydraConfig.initialized():  # a job's own configuration has no hydra node
+        choices = HydraConfig.get().runtime.choices
+    return str((choices or {}).get(group) or "none")
+
+
 def tokens_of_steps(steps: int, *, _root_: DictConfig) -> int:
     """Resolve `${tokens_of_steps:N}`: the tokens in N optimizer steps."""
     return steps * int(_root_.data.sequence_length) * int(_root_.data.batch_size)
@@ -114,7 +122,7 @@ def gpus_per_node(*, _root_: DictConfig) -> int | None:
 
 
 RESOLVERS = (
-    run_name, run_dir, cell_name, group_name, tokens_of_steps, layers_from, middle_layer, equal_widths,
+    run_name, run_dir, cell_name, group_name, option_of, tokens_of_steps, layers_from, middle_layer, equal_widths,
     tasks_per_node, gpus_per_node,
 )  # fmt: skip
 

@@ -34,12 +34,19 @@ def as_typed(overrides: Sequence[str], *, multirun: bool = False) -> list[str]:
 
 def takes_text(key: str) -> bool:
     """Tell whether the values of a setting are text."""
-    return key in all_settings() and all_settings()[key].type in TEXT_TYPES
+    setting = all_settings().get(_group_key(key))
+    return setting is not None and setting.type in TEXT_TYPES
 
 
 def takes_numbers(key: str) -> bool:
     """Tell whether the values of a setting are real numbers."""
-    return key in all_settings() and "float" in all_settings()[key].type
+    setting = all_settings().get(_group_key(key))
+    return setting is not None and "float" in setting.type
+
+
+def _group_key(key: str) -> str:
+    """Return the key that a setting of one of `corpora` has in its group."""
+    return re.sub(r"^corpora\.[^.]+\.", "corpus.", key)
 
 
 def shell_override(key: str, value: str) -> str:

@@ -13,10 +13,15 @@ class CorpusConfig:
     _target_: str
     """Class of the document source."""
     validation_fraction: float = 0.05
-    """Share of the documents held out, chosen by a hash of their ids, where the source has no validation split; at
-    least one of several documents, unless this is 0."""
+    """Share of the documents to choose settings on, by a hash of their ids, where the source names no held-out split;
+    at least one of three documents."""
+    test_fraction: float = 0.05
+    """Share of the documents to report results on, as above; what is trained on depends on the sum of both alone."""
+    group_pattern: str | None = None
+    """Regular expression; documents with the same first match of it in their ids are held out together, or not at all:
+    `^.*/` keeps a folder together. Null takes each document by itself."""
     max_bytes: float | None = None
-    """UTF-8 bytes of text to take, whole documents, train and validation together; all of it when null."""
+    """UTF-8 bytes of text to take, whole documents, all splits together; all of it when null."""
     max_document_bytes: float = MAX_DOCUMENT_BYTES
     """Longer documents are skipped and counted; building takes about 150 times as much memory."""
 
@@ -25,7 +30,7 @@ class CorpusConfig:
 class PythonSourceConfig(CorpusConfig):
     """Python source files of installed packages."""
 
-    _target_: str = "retro_lab.corpus.python_source.PythonSource"
+    _target_: str = "retro_lab.corpus.sources.python_source.PythonSource"
     packages: list[str]
     """Import names of installed packages."""
     include: list[str] = field(default_factory=lambda: ["**/*.py"])
@@ -40,24 +45,30 @@ class PythonSourceConfig(CorpusConfig):
 class LocalConfig(CorpusConfig):
     """Files of the user's own: json, jsonl, parquet, text or arrow, compressed or not."""
 
-    _target_: str = "retro_lab.corpus.local.LocalSource"
+    _target_: str = "retro_lab.corpus.sources.local.LocalSource"
     path: str
     """A file, a folder or a glob pattern; a single text file is cut into documents, several are one document each."""
     validation_path: str | None = None
-    """File, folder or glob pattern of the held-out documents; null holds out `validation_fraction` instead."""
+    """File, folder or glob pattern of the documents to choose settings on; null holds out `validation_fraction`, or
+    half of `test_path`."""
+    test_path: str | None = None
+    """File, folder or glob pattern of the documents to report results on; null holds out `test_fraction`, or half of
+    `validation_path`."""
     format: str | None = None
     """`json` (and jsonl), `parquet`, `text` or `arrow`; null tells it from the file names."""
     text_field: str = "text"
     """Name of the field that holds a document's text; `meta.text` is the field `text` within `meta`."""
     id_field: str | None = None
     """Name of the field that identifies a document; null numbers them by file and row."""
+    group_field: str | None = None
+    """Name of a field, such as the author; documents with the same value are held out together, or not at all."""
 
 
 @dataclass(kw_only=True)
 class HubConfig(CorpusConfig):
     """A dataset of the Hugging Face hub, or a folder in the same layout."""
 
-    _target_: str = "retro_lab.corpus.hub.HubSource"
+    _target_: str = "retro_lab.corpus.sources.hub.HubSource"
     dataset: str
     """Name of the dataset, or a folder."""
     subset: str | None = None
@@ -69,18 +80,24 @@ class HubConfig(CorpusConfig):
     train_split: str = "train"
     """Name of the split to train on."""
     validation_split: str | None = None
-    """Name of the held-out split; null holds out `validation_fraction` of the training split instead."""
+    """Name of the split to choose settings on; null holds out `validation_fraction` of the training split, or half of
+    `test_split`."""
+    test_split: str | None = None
+    """Name of the split to report results on; null holds out `test_fraction` of the training split, or half of
+    `validation_split`."""
     text_field: str = "text"
     """Name of the field that holds a document's text; `meta.text` is the field `text` within `meta`."""
     id_field: str | None = None
     """Name of the field that identifies a document; null numbers them by split and row."""
+    group_field: str | None = None
+    """Name of a field, such as the author; documents with the same value are held out together, or not at all."""
 
 
 @dataclass(kw_only=True)
 class WikipediaConfig(HubConfig):
     """Wikipedia, without articles that another corpus holds out."""
 
-    _target_: str = "retro_lab.corpus.wikipedia.WikipediaSource"
+    _target_: str = "retro_lab.corpus.sources.wikipedia.WikipediaSource"
     title_field: str = "title"
     """Name of the field that holds an article's title."""
     without: Any = None
@@ -91,7 +108,7 @@ class WikipediaConfig(HubConfig):
 class MixtureConfig(CorpusConfig):
     """Several corpora, each with a share of the text (Borgeaud et al. 2022, Table 1)."""
 
-    _target_: str = "retro_lab.corpus.mixture.MixtureSource"
+    _target_: str = "retro_lab.corpus.sources.mixture.MixtureSource"
     sources: dict[str, Any]
     """Corpora by name, each a `corpus` configuration of its own."""
     weights: dict[str, float]

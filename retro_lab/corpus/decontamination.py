@@ -4,7 +4,7 @@ Two documents are compared by the Jaccard similarity of their sets of 13-grams: 
 both have. MinHash with locality-sensitive hashing names the held-out documents that may be similar enough, of which at
 most 1 in 10,000 is missed; the sets themselves decide.
 
-documents ─► held_out (13-grams and signatures of the validation split) ─► decontamination (documents, fewer of them)
+documents ─► held_out (13-grams and signatures of both held-out splits) ─► decontamination (documents, fewer of them)
 """
 
 import hashlib
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from datasketch import MinHash, MinHashLSH
 
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
-from retro_lab.corpus.documents import SPLITS, Split
+from retro_lab.corpus.documents import HELD_OUT, SPLITS, Split
 from retro_lab.corpus.parquet import DocumentsWriter, Piece, documents_name, pieces
 from retro_lab.errors import ConfigurationError, CorpusError
 
@@ -43,10 +43,11 @@ class HeldOutStage(Stage):
     """13-grams and signature of every held-out document, found once for all processes that compare with them."""
 
     name = "held_out"
+    version = 2
     unit = "documents"
 
     def __init__(self, documents: Artifact) -> None:
-        """Read the validation split of `documents`."""
+        """Read the validation and the test split of `documents`."""
         self.documents = documents
 
     def settings(self) -> Mapping[str, Any]:
@@ -63,7 +64,7 @@ class HeldOutStage(Stage):
 
     @cached_property
     def _pieces(self) -> list[Piece]:
-        return pieces(self.documents, "validation")
+        return [piece for split in HELD_OUT for piece in pieces(self.documents, split)]
 
     def shard_sizes(self) -> Sequence[int]:
         """Held-out documents in each piece."""
@@ -101,7 +102,7 @@ class DecontaminationStage(Stage):
     """
 
     name = "decontamination"
-    version = 3
+    version = 4
     unit = "documents"
 
     def __init__(self, documents: Artifact, held_out: Artifact, similarity: float) -> None:
@@ -136,7 +137,7 @@ class DecontaminationStage(Stage):
         return [(split, piece) for split in SPLITS for piece in pieces(self.documents, split)]
 
     def shard_sizes(self) -> Sequence[int]:
-        """Documents in each piece, of both splits."""
+        """Documents in each piece, of all splits."""
         return [piece.documents for _, piece in self._pieces]
 
     @contextmanager
@@ -156,7 +157,7 @@ class DecontaminationStage(Stage):
             self._held_out = None
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
-        """Write `train.parquet` without the documents that are dropped, or `validation.parquet` as it is."""
+        """Write `train.parquet` without the documents that are dropped, or a held-out split's file as it is."""
         assert self._held_out is not None
         split, piece = self._pieces[shard]
         kept, dropped = Counter[str](), Counter[str]()

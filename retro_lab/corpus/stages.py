@@ -17,7 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
-from retro_lab.corpus.documents import SPLITS, Document, DocumentSource, Split, id_hash, rejection, text_bytes
+from retro_lab.corpus.documents import (
+    HELD_OUT,
+    SPLITS,
+    Document,
+    DocumentSource,
+    Split,
+    name_hash,
+    rejection,
+    text_bytes,
+)
 from retro_lab.corpus.layout import TokenLayout
 from retro_lab.corpus.parquet import (
     DOCUMENT_COLUMNS,
@@ -42,7 +51,7 @@ class DocumentsStage(Stage):
     """Read a source once: drop what cannot be used, count it, and write each split's documents as Parquet."""
 
     name = "documents"
-    version = 2
+    version = 3
     unit = "parts"
 
     def __init__(self, source: DocumentSource) -> None:
@@ -62,34 +71,47 @@ class DocumentsStage(Stage):
         return document.problem or rejection(document.text, self.source.max_document_bytes)
 
     @cached_property
-    def _held_out_anyway(self) -> str | None:
-        """Id of the document that is held out although its hash does not say so: that of the smallest hash.
+    def _moved(self) -> Mapping[str, Split]:
+        """Groups of documents that are in another held-out split than the source says, as one would be empty otherwise.
 
-        There is none where another document is held out, as in all but small corpora: reading ends at the first.
+        Groups are held out from the smallest hash on, first for the test split. So of a small corpus those of the two
+        smallest hashes are held out, whatever the fractions, where a third is left to train on. Reading ends at the
+        first document of the second held-out split.
         """
-        if self.source.has_validation_split or not self.source.validation_fraction:
-            return None
-        smallest, different = None, False
-        for part in range(self.source.parts()):
-            for split, document in self.source.read(part):
-                if self._problem(document):
+        named, source = self.source.named_splits, self.source
+        if len(named) == len(HELD_OUT) or not (named or (source.validation_fraction and source.test_fraction)):
+            return {}
+        smallest: list[str] = []
+        largest_held: list[str] = []
+        seen: set[Split] = set()
+        for part in reversed(range(source.parts())):  # held-out files and splits come last
+            for split, document in source.read(part):
+                if self._problem(document) or (named and split == "train"):
                     continue
-                if split == "validation":
-                    return None
-                different = different or smallest not in (None, document.id)
-                smallest = document.id if smallest is None else min(smallest, document.id, key=id_hash)
-        return smallest if different else None
+                if split != "train":
+                    seen.add(split)
+                    largest_held = sorted({*largest_held, document.group}, key=name_hash)[-1:]
+                if len(seen) == len(HELD_OUT):
+                    return {}
+                smallest = sorted({*smallest, document.group}, key=name_hash)[:3]
+        if len(smallest) < (2 if named else 3):
+            return {}
+        if largest_held in ([], smallest[:1]):
+            return {smallest[0]: "test", smallest[1]: "validation"}
+        return {largest_held[0]: "validation"} if "test" in seen else {smallest[0]: "test"}
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
-        """Write `train.parquet` and `validation.parquet` of one part."""
-        anyway = self._held_out_anyway
+        """Write the Parquet file of each split of one part."""
+        moved, named = self._moved, self.source.named_splits
         kept = {split: Counter[str]() for split in SPLITS}
         rejected: Counter[str] = Counter()
+        grouped = 0
         examples: list[str] = []
         with ExitStack() as stack:
             writers = {split: stack.enter_context(DocumentsWriter(folder / documents_name(split))) for split in SPLITS}
             for given, document in self.source.read(shard):
-                split: Split = "validation" if document.id == anyway else given
+                split = given if named and given == "train" else moved.get(document.group, given)
+                grouped += document.group != document.id
                 reason = self._problem(document)
                 if reason is None:
                     size = text_bytes(document.text)
@@ -102,13 +124,14 @@ class DocumentsStage(Stage):
                 if len(examples) < MAX_REJECTED_EXAMPLES:
                     examples.append(f"{document.id}: {reason}")
         advance(1)
-        return {**{split: dict(kept[split]) for split in SPLITS}, "rejected": dict(rejected), "examples": examples}
+        counts: dict[str, Any] = {split: dict(kept[split]) for split in SPLITS}
+        return {**counts, "grouped": grouped, "rejected": dict(rejected), "examples": examples}
 
     def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
         """Add up the counts.
 
         Raises:
-            CorpusError: No document is left to train on, or none to validate on.
+            CorpusError: A split has no document, or the pattern of groups matches no id.
         """
         totals: dict[str, Any] = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
         for split in SPLITS:
@@ -117,38 +140,74 @@ class DocumentsStage(Stage):
         examples = [example for fact in facts for example in fact["examples"]][:MAX_REJECTED_EXAMPLES]
         skipped = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common()) or "none skipped"
         if not all(totals[split]["documents"] for split in SPLITS):
-            raise CorpusError(self._unsplit(shards, totals, skipped))
+            raise CorpusError(self._unsplit(totals, skipped))
+        if self.source.group_pattern is not None and not sum(fact["grouped"] for fact in facts):
+            raise CorpusError(
+                f"corpus.group_pattern={self.source.group_pattern} matches a part of no document's id, such as "
+                f"{self._groups()[0].id!r}; change it, or set it to null."
+            )
         return {**totals, "rejected": dict(rejected), "rejected_examples": examples}
 
-    def _unsplit(self, shards: Sequence[Path], totals: Mapping[str, Any], skipped: str) -> str:
+    def _unsplit(self, totals: Mapping[str, Any], skipped: str) -> str:
         """Say why a split has no documents, and what to do."""
+        source = self.source
         counts = {split: totals[split]["documents"] for split in SPLITS}
-        count, fraction = sum(counts.values()), self.source.validation_fraction
-        if count == 0 or (self.source.has_validation_split and counts["train"] == 0):
+        count, held = sum(counts.values()), sum(counts[split] for split in HELD_OUT)
+        empty = next(split for split in SPLITS if not counts[split])
+        name_them = "name held-out documents by corpus.{0}_path or corpus.{0}_split"
+        if count == 0 or (source.named_splits and empty == "train"):
             return f"The corpus has no document to train on ({skipped}); check corpus and its path."
-        if self.source.has_validation_split:
+        if source.named_splits and held == 0:
             return f"No document that corpus names as held out can be used ({skipped}); name others."
-        name = "name held-out documents by corpus.validation_path or corpus.validation_split"
-        if fraction == 0:
-            return f"corpus.validation_fraction=0 holds out none of the {count} documents; raise it, or {name}."
-        if count == 1:
+        if len(source.named_splits) == len(HELD_OUT):
+            return f"No document that corpus names for its {empty} split can be used ({skipped}); name others."
+        if source.named_splits:
             return (
-                f"The corpus is one document ({skipped}), and so none is left to train on once it is held out; give "
-                f"more documents, or {name}."
+                f"The {empty} split is empty: corpus names {_documents(held)} to hold out ({skipped}), which one hash "
+                f"cannot divide between validation and test; add others, or {name_them.format(empty)}."
             )
-        ids = {
-            identifier
-            for split in SPLITS
-            for shard in shards
-            for batch in read_documents(shard / documents_name(split), ["id"])
-            for identifier in batch["id"].to_pylist()
-        }
-        if len(ids) == 1:
+        for split in HELD_OUT:
+            if getattr(source, f"{split}_fraction") == 0:
+                return (
+                    f"corpus.{split}_fraction=0 holds out none of the {count} documents; raise it, or "
+                    f"{name_them.format(split)}."
+                )
+        if count < len(SPLITS):
             return (
-                f"All {count} documents have the id {ids.pop()!r}, and the ids decide what is held out; set "
-                "corpus.id_field to a field that differs between documents, or to null."
+                f"The corpus is {_documents(count)} ({skipped}), and training, validation and test need one each; give "
+                f"more documents, or {name_them.format('validation')}."
             )
-        return f"corpus.validation_fraction={fraction:g} holds out all {count} documents; lower it."
+        groups = self._groups()
+        if len(groups) < len(SPLITS):
+            names = " or ".join(repr(document.group) for document in groups)
+            if source.is_grouped:
+                return (
+                    f"All {count} documents are of the group {names}, and a group is in one split; name three "
+                    "groups or more by corpus.group_pattern or corpus.group_field, or set it to null."
+                )
+            return (
+                f"All {count} documents have the id {names}, and the ids decide what is held out; set corpus.id_field "
+                "to a field that differs between documents, or to null."
+            )
+        return (
+            f"corpus.validation_fraction={source.validation_fraction:g} and corpus.test_fraction="
+            f"{source.test_fraction:g} hold out all {count} documents; lower them."
+        )
+
+    def _groups(self) -> list[Document]:
+        """Return a document of each of the first groups, at most three."""
+        found: dict[str, Document] = {}
+        for part in range(self.source.parts()):
+            for _, document in self.source.read(part):
+                if not self._problem(document):
+                    found.setdefault(document.group, document)
+                if len(found) == len(SPLITS):
+                    return list(found.values())
+        return list(found.values())
+
+
+def _documents(count: int) -> str:
+    return {1: "one document", 2: "two documents"}.get(count, f"{count} documents")
 
 
 def iterate_texts(documents: Artifact, split: Split, max_bytes: float) -> Iterator[str]:
@@ -209,8 +268,8 @@ class TokensStage(Stage):
     Documents are shuffled, once and for good, so that the first part of the array is a random sample of them: a
     smaller retrieval database is then a range of chunks. A shard is one piece of the split, up to 64 MiB of text.
 
-    Bits per byte count the bytes of the held-out documents, so these are decoded too: `altered` in the facts tells how
-    many of them do not give their text back, with an example.
+    Bits per byte count the bytes of the held-out documents, so those of both splits are decoded too: `altered` in the
+    facts tells how many of them do not give their text back, with an example.
     """
 
     name = "tokens"
@@ -259,7 +318,7 @@ class TokensStage(Stage):
                     encoded = tokenizer.encode(texts)
                     for ids in encoded:
                         ids.tofile(file)
-                    if self.split == "validation":
+                    if self.split in HELD_OUT:
                         altered += differences(texts, tokenizer.decode(encoded))
                     lengths += [len(ids) for ids in encoded]
                 table.append(batch.select(schema.names))

@@ -10,9 +10,10 @@ from retro_lab.ranges import NOT_NEGATIVE, POSITIVE, check_ranges
 class EvaluationConfig:
     """Bits per byte on whole documents with sliding windows (Borgeaud et al. 2022, Sec. 4)."""
 
-    datasets: list[str] = field(default_factory=lambda: ["validation"])
-    """Texts to score: `validation` and `test`, the held-out splits of the corpus, and corpora by name (`corpora`), of
-    which the test split is scored. The first stands for the model in tables and figures."""
+    datasets: list[str] = field(default_factory=lambda: ["test"])
+    """Texts to score: `test` and `validation`, the held-out splits of the corpus, and other corpora, of which the test
+    split is scored: options of `corpus`, or names in `corpora`. The first stands for the model in tables and figures.
+    Choose settings on `validation`, and report `test`."""
     k: list[int] = field(default_factory=lambda: [0])
     """Values of k to evaluate a RETRO with besides the one it was trained with; 0 is RETRO[Off]."""
     stride: int = 1024

@@ -52,13 +52,14 @@ def sweep_caveats(sweep: SweepRecord) -> tuple[str, ...]:
 
 def _lossy_tokenizers(models: Iterable[ModelRecord]) -> list[str]:
     """Say what bits per byte are worth where the tokenizer loses text; the worst case stands for all."""
-    corpora = [model.corpus for model in models if model.corpus.altered_documents]
-    if not corpora:
+    lossy = [entry for model in models for entry in model.evaluations if entry.text.altered_documents]
+    if not lossy:
         return []
-    worst = max(corpora, key=lambda corpus: corpus.altered_documents / corpus.validation_documents)
+    worst = max(lossy, key=lambda entry: entry.text.altered_documents / entry.documents)
     return [
-        f"The tokenizer does not give back the text of {worst.altered_documents:,} of {worst.validation_documents:,} "
-        "held-out documents: bits per byte are too low, and not comparable with those of other tokenizers."
+        f"The tokenizer does not give back the text of {worst.text.altered_documents:,} of {worst.documents:,} "
+        f"documents ({worst.text.description}): bits per byte are too low, and not comparable with those of other "
+        "tokenizers."
     ]
 
 

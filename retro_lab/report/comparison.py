@@ -1,13 +1,13 @@
 """The tables of a report: RETRO against its baseline in one run, and cell against cell in a sweep."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from retro_lab.report import formats
 from retro_lab.report.tables import Column, Table, Value
-from retro_lab.runs.records import Evaluation, ModelRecord, Retrieved, RunRecord, ScoredText
+from retro_lab.runs.records import Evaluation, ModelRecord, RunRecord, ScoredText
 from retro_lab.runs.sweeps import Cell, SweepRecord
 
 BASELINE, OFF, ON = "Baseline", "RETRO[Off]", "RETRO[On]"
@@ -20,8 +20,8 @@ RUN_NOTE = (
 )
 SWEEP_NOTE = "Baseline: the score that the gain of the row is measured from."
 
-PARAMETERS = Column("parameters", "Parameters", formats.count)
-NON_EMBEDDING = Column("non_embedding_parameters", "Without embeddings", formats.count)
+PARAMETERS = Column("parameters", "Para\u00admeters", formats.count)
+NON_EMBEDDING = Column("non_embedding_parameters", "Without embed\u00addings", formats.count)
 TOKENS = Column("training_tokens", "Tokens", formats.count)
 GAIN = Column("gain_bits_per_byte", "Gain", formats.signed_score)
 GAIN_PERCENT = Column("gain_percent", "Gain %", formats.signed_percent)
@@ -54,10 +54,9 @@ def run_table(run: RunRecord) -> Table:
     """
     texts = tuple(dict.fromkeys(text for model in run.models for text in model.texts))
     names = _distinct({text: text.name for text in texts})
-    databases = dict.fromkeys(
-        entry.retrieved for model in run.models for entry in model.evaluations if entry.retrieved is not None
-    )
-    labels = _distinct({retrieved: retrieved.database for retrieved in databases})
+    retrieved = [entry.retrieved for model in run.models for entry in model.evaluations if entry.retrieved]
+    databases = {(found.database, found.source): found.database for found in retrieved}
+    labels = _distinct(databases)
     several = len(texts) > 1
     rows = []
     for text in texts or (None,):
@@ -70,7 +69,7 @@ def run_table(run: RunRecord) -> Table:
         TOKENS,
         Column("k", "k"),
         Column("bits_per_byte", "Bits per byte", formats.score),
-        Column("perplexity", "Perplexity", formats.perplexity),
+        Column("perplexity", "Per\u00adplexity", formats.perplexity),
         GAIN,
         GAIN_PERCENT,
     )
@@ -83,33 +82,24 @@ def run_table(run: RunRecord) -> Table:
     return Table(run.name, columns, tuple(rows), (GAIN_NOTE, RUN_NOTE, *explained))
 
 
-def _text_rows(run: RunRecord, text: ScoredText | None, labels: Mapping[Retrieved, str]) -> list[tuple[Value, ...]]:
-    """Return the rows of one text, or those of models that were scored on none."""
-    rows, reference = [], None
+def _text_rows(
+    run: RunRecord, text: ScoredText | None, labels: Mapping[tuple[str, str], str]
+) -> list[tuple[Value, ...]]:
+    """Return the rows of one text: retrieval off, as trained, and with other k; what was not measured is a dash."""
+    rows = []
+    reference = run.baseline.evaluation(0, text) if run.baseline else None
     if run.baseline:
-        reference = run.baseline.evaluation(0, text)
-        if reference or text is None:
-            rows.append(_run_row(BASELINE, run.baseline, 0, reference, None))
+        rows.append(_run_row(BASELINE, run.baseline, 0, reference, None))
     if run.retro:
-        entries = sorted((entry for entry in run.retro.evaluations if entry.text == text), key=_retro_order(run.retro))
-        # Rows of a RETRO that is not scored yet show that it is there.
-        present = {entry.k for entry in entries}
-        rows += [
-            _run_row(name, run.retro, k, None, None)
-            for k, name in ((0, OFF), (run.retro.k, ON))
-            if not present and text is None
-        ]
-        several = len({entry.retrieved for entry in entries if entry.retrieved}) > 1
-        for entry in entries:
-            name = OFF if entry.k == 0 else ON if entry.k == run.retro.k else f"{ON}, k={entry.k}"
-            where = f", {labels[entry.retrieved]}" if several and entry.retrieved else ""
-            rows.append(_run_row(name + where, run.retro, entry.k, entry, reference))
+        scored = [entry for entry in run.retro.evaluations if entry.text == text]
+        others = sorted({entry.k for entry in scored} - {0, run.retro.k})
+        for k in (0, run.retro.k, *others):
+            name = OFF if k == 0 else ON if k == run.retro.k else f"{ON}, k={k}"
+            for entry in [entry for entry in scored if entry.k == k] or [None]:
+                found = entry.retrieved if entry else None
+                where = f", {labels[found.database, found.source]}" if found and len(labels) > 1 else ""
+                rows.append(_run_row(name + where, run.retro, k, entry, reference))
     return rows
-
-
-def _retro_order(retro: ModelRecord) -> Callable[[Evaluation], tuple[int, int]]:
-    """Order scores: retrieval off, then as trained, then with other k."""
-    return lambda entry: ({0: 0, retro.k: 1}.get(entry.k, 2), entry.k)
 
 
 def _distinct(names: Mapping[Any, str]) -> dict[Any, str]:

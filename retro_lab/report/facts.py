@@ -13,8 +13,8 @@ TRAINING: dict[str, Fact] = {
     "Size": lambda model: model.size,
     "Corpus": lambda model: model.corpus.source,
     "Training split": lambda model: _text(model.corpus.train_tokens, model.corpus.train_documents),
-    "Held-out split": lambda model: _text(model.corpus.validation_tokens, model.corpus.validation_documents),
-    "Held-out documents that the tokenizer alters": lambda model: f"{model.corpus.altered_documents:,}",
+    "Validation split": lambda model: _text(model.corpus.validation_tokens, model.corpus.validation_documents),
+    "Test split": lambda model: _text(model.corpus.test_tokens, model.corpus.test_documents),
     "Trained on": lambda model: _trained(model),
     "Passes over the training split": lambda model: _passes(model),
     "Neighbors per chunk (k)": lambda model: str(model.k),
@@ -88,7 +88,10 @@ def _database(model: ModelRecord) -> Value:
 
 
 def _scored(model: ModelRecord) -> Value:
-    if not model.evaluations:
-        return None
-    entry = model.evaluations[0]
-    return f"{formats.count(entry.tokens)} tokens, {entry.bytes:,} bytes, {entry.documents:,} documents"
+    """Say how much of each text was scored."""
+    entries = {entry.text: entry for entry in model.evaluations}
+    scored = [
+        f"{text.description}: {_text(entry.tokens, entry.documents)}, {entry.bytes:,} bytes"
+        for text, entry in entries.items()
+    ]
+    return "; ".join(scored) or None

@@ -16,19 +16,31 @@ from rich.text import Text
 from retro_lab.console import visible
 from retro_lab.report.formats import NO_VALUE
 
+SOFT_HYPHEN = "\u00ad"
 Value = str | int | float | None
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: `key` names it in CSV, `title` everywhere else, and `show` turns a value into text."""
+    """A column: `key` names it in CSV, `heading` everywhere else, and `show` turns a value into text."""
 
     key: str
-    title: str
+    heading: str
+    """Title, with soft hyphens where it may be broken."""
     show: Callable[[Any], str] = str
     numeric: bool = True
     colors: Mapping[str, str] = field(default_factory=dict)
     """Colors of certain values in the terminal."""
+
+    @property
+    def title(self) -> str:
+        """The heading as one line."""
+        return self.heading.replace(SOFT_HYPHEN, "")
+
+    def stacked(self, narrow: bool) -> str:
+        """Return the heading one word to a line; where it has to be narrow, parts of words too."""
+        words = re.sub(r" |(?=\[)", "\n", self.heading)
+        return words.replace(SOFT_HYPHEN, "-\n" if narrow else "")
 
 
 @dataclass(frozen=True)
@@ -64,9 +76,10 @@ class Table:
             padding=(0, 1, 0, 0),
             pad_edge=False,
         )
+        narrow = sum(not column.numeric for column in self.columns) > 1
         for column in self.columns:
             # Numbers stay whole and their titles stand in narrow stacks, so that names have room on 80 characters.
-            title = re.sub(r" |(?=\[)", "\n", column.title) if column.numeric else column.title
+            title = column.stacked(narrow) if column.numeric else column.title
             align: Literal["left", "right"] = "right" if column.numeric else "left"
             whole = column.numeric or bool(column.colors)
             table.add_column(Text(visible(title)), justify=align, overflow="fold", no_wrap=whole)

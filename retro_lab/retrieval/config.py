@@ -78,10 +78,13 @@ class RetrievalConfig:
 
 @dataclass(kw_only=True)
 class DatabaseConfig:
-    """Which documents of the training split can be retrieved."""
+    """Which documents can be retrieved."""
 
+    corpus: str | None = None
+    """Corpus of which the training split is the database: an option of `corpus`, or a name in `corpora`; null takes
+    the one that is trained on."""
     fraction: float = 1.0
-    """Share of the training split's chunks in the database, whole documents."""
+    """Share of that split's chunks in the database, whole documents."""
     tokens: float | None = None
     """Size of the database in tokens; takes the place of `fraction` where given."""
     fractions: list[float] = field(default_factory=lambda: [1.0])

@@ -96,6 +96,11 @@ class Database:
         factory = str(self.indexes[-1].facts["factory"])
         return f"{factory}, ranked by BM25" if self._ranking else factory
 
+    @property
+    def description(self) -> str:
+        """What the database is, in words."""
+        return f"{self.chunks:,} chunks of {self.name} ({self.method})"
+
     def neighbors_of(self, queries: TokenStore) -> Artifact:
         """Search for the neighbors of every chunk of a text, `ids.npy` and `distances.npy` [chunks, stored].
 

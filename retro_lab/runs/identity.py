@@ -16,8 +16,8 @@ from retro_lab.errors import ArtifactError, ConfigurationError
 IDENTITY_NAME = "identity.json"
 PRECISION = "trainer.precision"
 UNDECIDING = (
-    "task", "evaluation", "paths", "logger", "callbacks", "compute", "trainer", "corpora", "hydra", "name",
-    "data.workers",
+    "task", "evaluation", "paths", "logger", "callbacks", "compute", "trainer", "corpora", "corpus_name", "hydra",
+    "name", "data.workers",
 )  # fmt: skip
 """Settings that change nothing of what is trained, but for `PRECISION`."""
 BUILT = ("corpus", "decontamination", "tokenizer", "database", "embedder", "index")

@@ -34,8 +34,8 @@ class CorpusSummary:
     train_documents: int
     validation_tokens: int
     validation_documents: int
-    altered_documents: int = 0
-    """Held-out documents whose text the tokenizer does not give back: their bits per byte are too low."""
+    test_tokens: int
+    test_documents: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,8 @@ class ScoredText:
     """As in `evaluation.datasets`."""
     description: str
     """What the text is, in words."""
+    altered_documents: int
+    """Documents that the tokenizer does not give back: their bits per byte are too low."""
     tokens: str
     """Fingerprint of its tokens."""
     sequence_length: int
@@ -75,6 +77,8 @@ class Retrieved:
 
     database: str
     """What the database is, in words."""
+    source: str
+    """Fingerprint of the tokens that the database is made of."""
     neighbors: str
     """Fingerprint of the neighbors, which database, index and search decide."""
 

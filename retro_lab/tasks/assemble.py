@@ -59,6 +59,7 @@ def model_settings(config: RunConfig, vocabulary_size: int) -> ModelSettings:
 
 def model_identity(config: RunConfig, folder: RunFolder, inputs: Inputs) -> dict[str, Any]:
     """Return all that decides the model of a run: its folder is resumed or reused only where this is the same."""
+    config = config if config.retrieval.k else without_retrieval(config)
     train = inputs.corpus.stores["train"]
     roles = {"corpus": train.artifact.fingerprint}
     start = None

@@ -1,32 +1,21 @@
 """`task=build`: documents, tokenizer, tokens, embeddings, index and neighbors; each is reused where it is there."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from hydra.utils import instantiate
 
 from retro_lab import console
-from retro_lab.artifacts.stage import Artifact
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
+from retro_lab.corpus.config import CorpusConfig, LocalConfig
+from retro_lab.corpus.corpus import Corpus, build_corpus, build_other_corpus
 from retro_lab.corpus.documents import SPLITS, Split
-from retro_lab.corpus.round_trip import check_round_trip
-from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.retrieval.database import Database
 from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks.config import RunConfig
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Both splits as tokens."""
-
-    name: str
-    documents: Artifact
-    stores: Mapping[Split, TokenStore]
 
 
 @dataclass(frozen=True)
@@ -40,9 +29,11 @@ class HeldOutText:
 
 def run(config: RunConfig, folder: RunFolder) -> None:
     """Build everything that training needs and say what there is."""
-    corpus = build_corpus(config)
-    database = build_database(config, corpus)
-    for split, store in corpus.stores.items():
+    inputs = Inputs(config)
+    database = inputs.database
+    stores = dict[str, TokenStore](inputs.corpus.stores.items())
+    stores |= {text.description: text.store for text in inputs.texts if text.name not in stores}
+    for split, store in stores.items():
         console.output.print(
             f"{split}: {store.documents:,} documents, {store.artifact.facts['tokens']:,} tokens, "
             f"{store.chunks:,} chunks, "
@@ -59,68 +50,13 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         )
 
 
-def build_corpus(config: RunConfig) -> Corpus:
-    """Build documents, tokenizer and tokens.
-
-    Raises:
-        ConfigurationError: The tokenizer does not give the text of held-out documents back.
-    """
-    store = ArtifactStore(Path(config.paths.artifacts))
-    documents = store.build(DocumentsStage(instantiate(config.corpus)))
-    rejected = documents.facts["rejected"]
-    if rejected:
-        counts = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
-        console.status("documents", f"skipped {counts}; such as {documents.facts['rejected_examples'][0]}")
-    if config.decontamination.similarity is not None:
-        held_out = store.build(HeldOutStage(documents))
-        documents = store.build(DecontaminationStage(documents, held_out, config.decontamination.similarity))
-        if dropped := documents.facts["decontamination"]["dropped"]:
-            example = documents.facts["decontamination"]["examples"][0]
-            console.status(
-                "decontamination",
-                f"dropped {dropped['documents']:,} documents much like held-out ones; such as {example}",
-            )
-    recipe = instantiate(config.tokenizer)
-    tokenizer = store.build(TokenizerStage(recipe, documents))
-    stages = {
-        split: TokensStage(documents, tokenizer, split, config.model.chunk_length, config.database.seed)
-        for split in SPLITS
-    }
-    # The held-out documents come first: they tell whether the tokenizer can be used.
-    validation = TokenStore(store.build(stages["validation"]), tokenizer)
-    check_round_trip(validation, recipe.lossy)
-    stores: dict[Split, TokenStore] = {
-        "train": TokenStore(store.build(stages["train"]), tokenizer),
-        "validation": validation,
-    }
-    return Corpus(config.corpus._target_.rpartition(".")[2], documents, stores)
-
-
-def build_database(config: RunConfig, corpus: Corpus) -> Database:
-    """Build the database, whose neighbors are then found as they are asked for.
-
-    Raises:
-        ConfigurationError: More neighbors are asked for than the database has chunks.
-    """
-    return Database(
-        ArtifactStore(Path(config.paths.artifacts)),
-        corpus.name,
-        corpus.stores["train"],
-        corpus.stores["validation"],
-        config.database,
-        config.retrieval,
-        config.index,
-        config.embedder,
-        k=max(config.retrieval.k, *config.evaluation.k, 1),
-    )
-
-
 class Inputs:
     """What a run reads, each built once it is asked for: the corpus, the database, and the texts to score."""
 
     def __init__(self, config: RunConfig) -> None:
         """Build nothing yet."""
         self._config = config
+        self._artifacts = ArtifactStore(Path(config.paths.artifacts))
 
     def build(self) -> None:
         """Build all of it now, so that nothing that can fail is left for after hours of training."""
@@ -130,18 +66,73 @@ class Inputs:
 
     @cached_property
     def corpus(self) -> Corpus:
-        """What models are trained on."""
-        return build_corpus(self._config)
+        """What models are trained on.
+
+        Raises:
+            ConfigurationError: The tokenizer does not give the text of held-out documents back.
+            CorpusError: The corpus cannot be read, or a split has no documents.
+        """
+        return build_corpus(
+            self._artifacts,
+            instantiate(self._config.corpus),
+            instantiate(self._config.tokenizer),
+            name=_name(self._config.corpus_name, self._config.corpus),
+            **self._settings,
+        )
 
     @cached_property
     def database(self) -> Database:
-        """What they retrieve from."""
-        return build_database(self._config, self.corpus)
+        """What they retrieve from.
+
+        Raises:
+            ConfigurationError: More neighbors are asked for than the database has chunks.
+        """
+        config, other = self._config, self._config.database.corpus
+        corpus = self.corpus if other is None else self._build_other(other, "train")
+        return Database(
+            self._artifacts,
+            corpus.name,
+            corpus.stores["train"],
+            self.corpus.stores["validation"],
+            config.database,
+            config.retrieval,
+            config.index,
+            config.embedder,
+            k=max(config.retrieval.k, *config.evaluation.k, 1),
+        )
 
     @cached_property
     def texts(self) -> tuple[HeldOutText, ...]:
         """What they are scored on, in the order of `evaluation.datasets`."""
-        return tuple(
-            HeldOutText(name, f"{name} split of {self.corpus.name}", self.corpus.stores[name])
-            for name in dict.fromkeys(self._config.evaluation.datasets)
+        return tuple(self._text(name) for name in dict.fromkeys(self._config.evaluation.datasets))
+
+    def _text(self, name: str) -> HeldOutText:
+        if name in SPLITS:
+            return HeldOutText(name, f"{name} split of {self.corpus.name}", self.corpus.stores[name])
+        other = self._build_other(name, "test")
+        return HeldOutText(name, f"test split of {other.name}", other.stores["test"])
+
+    def _build_other(self, name: str, split: Split) -> Corpus:
+        source = self._config.corpora[name]
+        return build_other_corpus(
+            self._artifacts,
+            instantiate(source),
+            self.corpus,
+            name=_name(name, source),
+            splits=(split,),
+            **self._settings,
         )
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """How documents become tokens, in every corpus."""
+        return {
+            "similarity": self._config.decontamination.similarity,
+            "chunk_length": self._config.model.chunk_length,
+            "seed": self._config.database.seed,
+        }
+
+
+def _name(name: str, corpus: CorpusConfig) -> str:
+    """Return what tables call a corpus: files of the user's own by their name."""
+    return f"{name} ({Path(corpus.path).name})" if isinstance(corpus, LocalConfig) else name

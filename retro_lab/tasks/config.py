@@ -49,6 +49,7 @@ class InspectedSplit(StrEnum):
 
     train = "train"
     validation = "validation"
+    test = "test"
 
 
 @dataclass(kw_only=True)
@@ -132,6 +133,11 @@ class RunConfig:
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     corpus: CorpusConfig
+    corpus_name: str
+    """Name of the corpus in tables; its option unless it is given."""
+    corpora: dict[str, CorpusConfig] = field(default_factory=dict)
+    """Other corpora by name, to retrieve from (`database.corpus`) or to score (`evaluation.datasets`); options of
+    `corpus` need not be put here, and a file of your own is `+corpus@corpora.NAME=local corpora.NAME.path=FILE`."""
     decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
     tokenizer: TokenizerConfig
     embedder: EmbedderConfig

@@ -119,6 +119,7 @@ def _measured(config: RunConfig, text: HeldOutText, k: int, inputs: Inputs) -> t
     scored = ScoredText(
         name=text.name,
         description=text.description,
+        altered_documents=text.store.artifact.facts["altered"],
         tokens=text.store.artifact.fingerprint,
         sequence_length=config.data.sequence_length,
         stride=config.evaluation.stride,
@@ -126,5 +127,9 @@ def _measured(config: RunConfig, text: HeldOutText, k: int, inputs: Inputs) -> t
     if not k:
         return scored, 0, None
     database = inputs.database
-    description = f"{database.chunks:,} chunks of {database.name}"
-    return scored, k, Retrieved(database=description, neighbors=database.neighbors_of(text.store).fingerprint)
+    retrieved = Retrieved(
+        database=database.description,
+        source=database.store.artifact.fingerprint,
+        neighbors=database.neighbors_of(text.store).fingerprint,
+    )
+    return scored, k, retrieved

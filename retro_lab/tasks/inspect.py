@@ -23,7 +23,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     task, inputs = config.task, Inputs(config)
     assert isinstance(task, InspectConfig)
     split, chunk = task.split, task.chunk
-    store, source = inputs.corpus.stores[split], inputs.database.store
+    store, source = dict[str, TokenStore](inputs.corpus.stores.items())[split], inputs.database.store
     if chunk is not None and not 0 <= chunk < store.chunks:
         raise ConfigurationError(f"task.chunk={chunk} is not one of the {store.chunks} chunks of the {split} split.")
     chunks = [chunk] if chunk is not None else np.linspace(0, store.chunks - 1, task.count + 2, dtype=int)[1:-1]

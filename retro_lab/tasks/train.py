@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 from hydra.utils import instantiate
 
 from retro_lab import console
+from retro_lab.corpus.corpus import Corpus
 from retro_lab.model.retro import RetroModel
 from retro_lab.runs.folder import RunFolder, model_name
 from retro_lab.runs.identity import check_identity, write_identity
@@ -30,7 +31,7 @@ from retro_lab.tasks.assemble import (
     start_weights,
     windows,
 )
-from retro_lab.tasks.build import Corpus, Inputs
+from retro_lab.tasks.build import Inputs
 from retro_lab.tasks.checks import check_start, check_training
 from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.evaluate import evaluate
@@ -190,14 +191,16 @@ def _announce(
 
 
 def _summarize_corpus(corpus: Corpus) -> CorpusSummary:
-    train, validation = corpus.stores["train"], corpus.stores["validation"]
+    tokens = {split: store.artifact.facts["tokens"] for split, store in corpus.stores.items()}
+    documents = {split: store.documents for split, store in corpus.stores.items()}
     return CorpusSummary(
         source=corpus.name,
-        train_tokens=train.artifact.facts["tokens"],
-        train_documents=train.documents,
-        validation_tokens=validation.artifact.facts["tokens"],
-        validation_documents=validation.documents,
-        altered_documents=validation.artifact.facts["altered"],
+        train_tokens=tokens["train"],
+        train_documents=documents["train"],
+        validation_tokens=tokens["validation"],
+        validation_documents=documents["validation"],
+        test_tokens=tokens["test"],
+        test_documents=documents["test"],
     )
 
 

@@ -23,7 +23,7 @@ from retro_lab.corpus.tokens import TokenStore
 
 
 class Given(DocumentSource):
-    """Documents of given texts, one list for each part; a text that begins with `held` is held out."""
+    """Documents of given texts, one list for each part; those that begin with `held` and `last` are held out."""
 
     def __init__(self, *parts: list[str]) -> None:
         super().__init__()
@@ -32,12 +32,17 @@ class Given(DocumentSource):
     def identity(self) -> dict[str, object]:
         return {"kind": "given", "texts": self.texts}
 
+    @property
+    def named_splits(self) -> frozenset[str]:
+        return frozenset({"validation", "test"})
+
     def parts(self) -> int:
         return len(self.texts)
 
     def read(self, part: int) -> Iterator[tuple[str, Document]]:
         for number, text in enumerate(self.texts[part]):
-            yield "validation" if text.startswith("held") else "train", Document(f"{part}:{number}", "given", text)
+            split = {"held": "validation", "last": "test"}.get(text[:4], "train")
+            yield split, Document(f"{part}:{number}", "given", text)
 
 
 @pytest.fixture
@@ -65,10 +70,11 @@ def check_every_stage(parts):
         clean = store.build(DecontaminationStage(documents, store.build(HeldOutStage(documents)), 0.8))
         tokenizer = store.build(TokenizerStage(ByteBPE(300, 1e4), clean))
         texts = [text for part in parts for text in part]
-        held = {text.casefold() for text in texts if text.startswith("held")}
+        held = {text.casefold() for text in texts if text.startswith(("held", "last"))}
         expected = {
             "train": [text for text in texts if text.casefold() not in held],
             "validation": [text for text in texts if text.startswith("held")],
+            "test": [text for text in texts if text.startswith("last")],
         }
         for split in SPLITS:
             assert texts_of(clean, split) == expected[split]
@@ -83,15 +89,15 @@ def check_every_stage(parts):
 
 @pytest.mark.parametrize("count", range(1, 10))
 def test_any_number_of_short_documents_can_be_built(small, count):
-    check_every_stage([[f"a text of number {n} to train on" for n in range(count)] + ["held out"]])
+    check_every_stage([[f"a text of number {n} to train on" for n in range(count)] + ["held out", "last"]])
 
 
 def test_documents_shorter_than_a_chunk_are_chunks_of_their_own(small):
-    check_every_stage([[f"a{n}" for n in range(5)] + ["held"]])
+    check_every_stage([[f"a{n}" for n in range(5)] + ["held", "last"]])
 
 
 def test_a_part_without_documents_of_a_split_and_one_of_which_all_are_dropped(small):
-    held = [f"held out {n}" for n in range(4)]
+    held = [*(f"held out {n}" for n in range(4)), *(f"last {n}" for n in range(4))]
     dropped = [text.upper() for text in held]  # as many as fill a piece
     check_every_stage([held, dropped, ["a text to train on that is no copy"] * 4, []])
 
@@ -99,14 +105,14 @@ def test_a_part_without_documents_of_a_split_and_one_of_which_all_are_dropped(sm
 @settings(max_examples=8)
 @given(
     st.lists(
-        st.lists(st.tuples(st.sampled_from(["a", "held", "HELD"]), st.integers(1, 60)), max_size=9),
+        st.lists(st.tuples(st.sampled_from(["a", "held", "HELD", "last", "LAST"]), st.integers(1, 60)), max_size=9),
         min_size=1,
         max_size=3,
     )
 )
 def test_every_stage_holds_what_went_in(small, parts):
     texts = [[f"{word} {'x' * length}" for word, length in part] for part in parts]
-    check_every_stage([["a", "held out"], *texts])
+    check_every_stage([["a", "held out", "last"], *texts])
 
 
 @given(st.lists(st.integers(1, 120), max_size=12))

@@ -14,7 +14,7 @@ from written_files import write_lines
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus import parquet, stages
 from retro_lab.corpus.documents import MAX_DOCUMENT_BYTES, TOO_LONG
-from retro_lab.corpus.local import LocalSource
+from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import ByteBPE
 from retro_lab.corpus.tokens import TokenStore
@@ -24,7 +24,7 @@ IMPORTED = 200e6
 BUILD = """
 from pathlib import Path
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus.local import LocalSource
+from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import ByteBPE
 root = Path({root!r})
@@ -45,7 +45,7 @@ def test_a_gigabyte_in_one_line_is_skipped(tmp_path):
             file.write(b"x" * 2**24)
         file.write(b'"}\n{"text": "short"}\n')
     script = (
-        f"from retro_lab.corpus.local import LocalSource; source = LocalSource({str(path)!r}); "
+        f"from retro_lab.corpus.sources.local import LocalSource; source = LocalSource({str(path)!r}); "
         "print([document.problem for _, document in source.read(0)])"
     )
     printed, peak = peak_memory(script)
@@ -61,7 +61,7 @@ def test_documents_of_a_large_file_are_not_held(tmp_path):
     with path.open("wb") as file:
         for _ in range(400_000_000 // len(line)):
             file.write(line)
-    write_lines(tmp_path / "held.jsonl", {"text": "held out"})
+    write_lines(tmp_path / "held.jsonl", {"text": "held out"}, {"text": "held out, too"})
     try:
         _, peak = peak_memory(BUILD.format(root=str(tmp_path)))
     finally:
@@ -74,7 +74,7 @@ def test_long_documents_are_not_encoded_together(tmp_path):
     draw = random.Random(0)
     texts = [" ".join(draw.choices(words, k=50_000)) for _ in range(48)]  # 14 MB: 1.8 GB, were they encoded at once
     write_lines(tmp_path / "train" / "a.jsonl", *({"text": text} for text in texts))
-    write_lines(tmp_path / "held.jsonl", {"text": "held out"})
+    write_lines(tmp_path / "held.jsonl", {"text": "held out"}, {"text": "held out, too"})
     _, peak = peak_memory(BUILD.format(root=str(tmp_path)) + TOKENS)
     assert peak < IMPORTED + 250e6
 
@@ -94,7 +94,7 @@ def source(tmp_path):
     draw = random.Random(0)
     texts = [" ".join(draw.choices(["one", "two", "three"], k=draw.randint(1, 60))) for _ in range(100)]
     path = write_lines(tmp_path / "a.jsonl", *({"text": text} for text in texts))
-    held = write_lines(tmp_path / "held.jsonl", {"text": "held out"})
+    held = write_lines(tmp_path / "held.jsonl", {"text": "held out"}, {"text": "held out, too"})
     return LocalSource(str(path), str(held))
 
 

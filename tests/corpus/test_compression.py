@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from written_files import COMPRESS, read_all, texts, write_lines
 
-from retro_lab.corpus.compression import DECOMPRESSORS, WholeStreams
-from retro_lab.corpus.hub import HubSource
-from retro_lab.corpus.local import LocalSource
+from retro_lab.corpus.sources.compression import DECOMPRESSORS, WholeStreams
+from retro_lab.corpus.sources.hub import HubSource
+from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.errors import CorpusError
 
 SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}

@@ -9,7 +9,8 @@ from hydra.utils import instantiate
 from written_files import read_all, write_lines, write_parquet
 
 from retro_lab.config.session import register
-from retro_lab.corpus.wikipedia import HELD_OUT
+from retro_lab.corpus.documents import SPLITS
+from retro_lab.corpus.sources.wikipedia import HELD_OUT
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -35,7 +36,9 @@ def c4(tmp_path):
     for shard in range(2):
         rows = ({"text": f"page {shard} {n}", "url": f"https://{shard}/{n}"} | record for n in range(50))
         write_lines(folder / f"en/c4-train.{shard:05d}-of-00002.json.gz", *rows)
-    write_lines(folder / "en/c4-validation.00000-of-00001.json.gz", {"text": "held", "url": "https://held"} | record)
+    write_lines(
+        folder / "en/c4-validation.00000-of-00001.json.gz", {"text": "held" * 15, "url": "https://held"} | record
+    )
     card(folder, "en", train="en/c4-train.*.json.gz", validation="en/c4-validation.*.json.gz")
     return folder
 
@@ -69,7 +72,7 @@ def wikitext(tmp_path):
 def test_c4(c4):
     pairs = read_all(source("+corpus=c4", f"corpus.dataset={c4}"))
     assert len(pairs) == 101
-    assert [document.id for split, document in pairs if split == "validation"] == ["https://held"]
+    assert [document.id for split, document in pairs if split != "train"] == ["https://held"]
 
 
 def test_wikipedia_leaves_out_what_wikitext103_holds_out(wikipedia, wikitext):
@@ -82,20 +85,22 @@ def test_wikipedia_leaves_out_what_wikitext103_holds_out(wikipedia, wikitext):
     assert all(document.problem is None for _, document in pairs)
     assert without.identity() != whole.identity()
     assert [document.id for _, document in pairs] == [str(n) for n in range(100)]
-    assert {split for split, _ in pairs} == {"train", "validation"}
+    assert {split for split, _ in pairs} == {*SPLITS}
 
 
 def test_wikitext103(tmp_path):
     rows = ["", " = One = \n", "", " First . \n", "", " = Two = \n", "", " Second . \n"]
-    for split in ("train", "validation"):
+    for split in SPLITS:
         write_parquet(tmp_path / f"wikitext-103-raw-v1/{split}-00000-of-00001.parquet", text=rows)
-    card(tmp_path, "wikitext-103-raw-v1", **{s: f"wikitext-103-raw-v1/{s}-*" for s in ("train", "validation")})
+    card(tmp_path, "wikitext-103-raw-v1", **{s: f"wikitext-103-raw-v1/{s}-*" for s in SPLITS})
     pairs = read_all(source("+corpus=wikitext103", f"corpus.dataset={tmp_path}"))
     assert [(split, document.id) for split, document in pairs] == [
         ("train", "train:One"),
         ("train", "train:Two"),
         ("validation", "validation:One"),
         ("validation", "validation:Two"),
+        ("test", "test:One"),
+        ("test", "test:Two"),
     ]
 
 
@@ -107,6 +112,7 @@ def test_pile(tmp_path):
         ("train", "train/00"),
         ("train", "train/01"),
         ("validation", "val"),
+        ("test", "test"),
     ]
 
 

@@ -20,9 +20,10 @@ from retro_lab.corpus.decontamination import (
     jaccard,
     signature,
 )
-from retro_lab.corpus.local import LocalSource
+from retro_lab.corpus.documents import HELD_OUT
 from retro_lab.corpus.parquet import document_files, read_documents
-from retro_lab.corpus.python_source import PythonSource
+from retro_lab.corpus.sources.local import LocalSource
+from retro_lab.corpus.sources.python_source import PythonSource
 from retro_lab.corpus.stages import DocumentsStage
 from retro_lab.errors import ConfigurationError, CorpusError
 
@@ -109,15 +110,17 @@ WORDS = [f"word{number}" for number in range(16)]
 
 def documents_source(tmp_path):
     """What `documents_of` wrote."""
-    return LocalSource(str(tmp_path / "train"), validation_path=str(tmp_path / "held" / "out.jsonl"))
+    held_out = {f"{split}_path": str(tmp_path / "held" / f"{split}.jsonl") for split in HELD_OUT}
+    return LocalSource(str(tmp_path / "train"), **held_out)
 
 
-def documents_of(tmp_path, train, validation):
-    """The `documents` artifact of two training files and a held-out one."""
+def documents_of(tmp_path, train, validation, test=("a text to test on",)):
+    """The `documents` artifact of two training files and two held-out ones."""
     half = len(train) // 2
     for name, texts in (("a", train[:half]), ("b", train[half:])):
         write_lines(tmp_path / "train" / f"{name}.jsonl", *({"text": text} for text in texts))
-    write_lines(tmp_path / "held" / "out.jsonl", *({"text": text} for text in validation))
+    for name, texts in (("validation", validation), ("test", test)):
+        write_lines(tmp_path / "held" / f"{name}.jsonl", *({"text": text} for text in texts))
     store = ArtifactStore(tmp_path / "artifacts")
     return store, store.build(DocumentsStage(documents_source(tmp_path)))
 
@@ -135,17 +138,17 @@ def texts_of(artifact, split):
 def test_what_is_dropped_is_counted_and_named(tmp_path):
     held = [" ".join(WORDS), "something short"]
     train = ["quite another text", " ".join(WORDS) + "!", "Something  SHORT", " ".join(reversed(WORDS))]
-    store, documents = documents_of(tmp_path, train, held)
+    store, documents = documents_of(tmp_path, train, held[:1], held[1:])
     clean = clean_of(store, documents, 0.8)
     assert texts_of(clean, "train") == [train[0], train[3]]
-    assert texts_of(clean, "validation") == held
+    assert [texts_of(clean, split) for split in HELD_OUT] == [held[:1], held[1:]]
     facts = clean.facts
     assert facts["train"] == {"documents": 2, "bytes": len(train[0]) + len(train[3])}
-    assert facts["validation"] == documents.facts["validation"]
+    assert all(facts[split] == documents.facts[split] for split in HELD_OUT)
     assert facts["decontamination"]["dropped"] == {"documents": 2, "bytes": len(train[1]) + len(train[2])}
     assert facts["decontamination"]["examples"] == [
-        "a.jsonl:2: 1.00 like out.jsonl:1",
-        "b.jsonl:1: 1.00 like out.jsonl:2",
+        "a.jsonl:2: 1.00 like validation.jsonl:1",
+        "b.jsonl:1: 1.00 like test.jsonl:1",
     ]
 
 

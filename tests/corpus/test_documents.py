@@ -11,13 +11,13 @@ from retro_lab.corpus.documents import (
     TOO_LONG,
     Document,
     byte_shares,
-    held_out,
+    hashed_split,
     rejection,
     take_bytes,
     text_bytes,
     valid_unicode,
 )
-from retro_lab.corpus.local import LocalSource
+from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.errors import ConfigurationError
 
 
@@ -53,17 +53,32 @@ def test_valid_text_is_rejected_only_when_empty_or_with_nul(text):
     assert (rejection(text) is None) == (bool(text.strip()) and "\0" not in text)
 
 
-@given(st.text(st.characters()), st.floats(0, 1), st.floats(0, 1))
-def test_a_larger_fraction_holds_out_all_that_a_smaller_one_does(name, one, other):
-    small, large = sorted((one, other))
-    assert held_out(name, small) <= held_out(name, large)
-    assert not held_out(name, 0.0)
+FRACTIONS = st.floats(0, 0.5, width=16)
+"""Of 16 bits, so that sums are exact."""
+
+
+@given(st.text(st.characters()), FRACTIONS, FRACTIONS, FRACTIONS)
+def test_what_is_trained_on_depends_on_the_sum_of_the_fractions(name, validation, test, more):
+    split = hashed_split(name, validation, test)
+    assert (split == "train") == (hashed_split(name, validation + test, 0) == "train")
+    assert (split == "test") == (hashed_split(name, 0, test) == "test")
+    assert split != "train" or hashed_split(name, 0, 0) == "train"
+    if split != "train":
+        assert hashed_split(name, validation + more, test) == split
+        assert hashed_split(name, validation, test + more) != "train"
 
 
 def test_held_out_documents_are_the_same_everywhere_and_forever():
-    # Written down once: a change here would silently exchange training and validation documents.
-    assert [number for number in range(100) if held_out(f"document {number}", 0.05)] == [40, 70]
-    assert sum(held_out(f"document {number}", 0.05) for number in range(20_000)) == pytest.approx(1000, rel=0.1)
+    # Written down once: a change here would silently exchange training, validation and test documents.
+    splits = [hashed_split(f"document {number}", 0.03, 0.04) for number in range(100)]
+    assert {number: split for number, split in enumerate(splits) if split != "train"} == {
+        40: "validation",
+        70: "test",
+        81: "validation",
+    }
+    splits = [hashed_split(f"document {number}", 0.04, 0.06) for number in range(20_000)]
+    assert splits.count("validation") == pytest.approx(800, rel=0.1)
+    assert splits.count("test") == pytest.approx(1200, rel=0.1)
 
 
 @given(st.lists(st.text(max_size=20)), st.floats(0, 200))
@@ -96,7 +111,15 @@ def test_names_become_valid_unicode(name):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"validation_fraction": -0.1}, {"validation_fraction": 1.0}, {"max_bytes": 0.0}, {"max_bytes": -1.0}]
+    "wrong",
+    [
+        {"validation_fraction": -0.1},
+        {"validation_fraction": 1.0},
+        {"test_fraction": float("nan")},
+        {"test_fraction": 0.5, "validation_fraction": 0.5},
+        {"max_bytes": 0.0},
+        {"max_bytes": -1.0},
+    ],
 )
 def test_impossible_limits_are_refused(wrong):
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
@@ -105,7 +128,7 @@ def test_impossible_limits_are_refused(wrong):
 
 def test_importing_sources_loads_no_heavy_library():
     script = (
-        "import sys; import retro_lab.corpus.python_source, retro_lab.corpus.mixture, retro_lab.corpus.local;"
+        "import sys; from retro_lab.corpus.sources import local, mixture, python_source;"
         "print({'datasets', 'torch', 'transformers', 'huggingface_hub'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

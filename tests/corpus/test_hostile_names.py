@@ -5,7 +5,7 @@ import pytest
 from written_files import write_bytes, write_lines
 
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus.local import LocalSource
+from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import ByteBPE
 
@@ -41,13 +41,13 @@ def plain(tmp_path):
     """Names of the files that a build of harmless documents leaves."""
     records = [{"text": TEXT, "id": f"plain {number}"} for number in range(len(NAMES))]
     path = write_lines(tmp_path / "plain.jsonl", *records)
-    held = write_lines(tmp_path / "held.jsonl", {"text": TEXT, "id": "held out"})
+    held = write_lines(tmp_path / "held.jsonl", *({"text": TEXT, "id": f"held out {n}"} for n in range(2)))
     return build(tmp_path / "plain", LocalSource(str(path), str(held), id_field="id"))[0]
 
 
 def test_ids_of_documents_are_no_paths(tmp_path, plain):
     path = write_lines(tmp_path / "corpus.jsonl", *({"text": TEXT, "id": name} for name in NAMES))
-    held = write_lines(tmp_path / "held.jsonl", {"text": TEXT, "id": "../held out"})
+    held = write_lines(tmp_path / "held.jsonl", *({"text": TEXT, "id": f"../held out {n}"} for n in range(2)))
     before = set(tmp_path.iterdir())
     names, ids = build(tmp_path / "inside" / "artifacts", LocalSource(str(path), str(held), id_field="id"))
     assert ids == set(NAMES)
@@ -60,7 +60,7 @@ def test_names_of_files_are_no_paths(tmp_path, plain):
     files = [name.replace("/", "_") + ".txt" for name in NAMES if not name.startswith(".")]  # which would be hidden
     for name in files:
         write_bytes(tmp_path / "corpus" / name, TEXT.encode())
-    held = write_bytes(tmp_path / "held.txt", TEXT.encode())
-    names, ids = build(tmp_path / "inside" / "artifacts", LocalSource(str(tmp_path / "corpus"), str(held)))
+    held = [write_bytes(tmp_path / f"held {number}.txt", TEXT.encode()) for number in range(2)]
+    names, ids = build(tmp_path / "inside" / "artifacts", LocalSource(str(tmp_path / "corpus"), *map(str, held)))
     assert ids == {f"{name}:1" for name in files}
     assert names == plain

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from written_files import read_all, texts, write_lines, write_parquet
 
-from retro_lab.corpus import hub
-from retro_lab.corpus.hub import HubSource
+from retro_lab.corpus.sources import hub
+from retro_lab.corpus.sources.hub import HubSource
 from retro_lab.errors import CorpusError
 
 COMMIT = "a" * 40
@@ -38,10 +38,10 @@ def test_each_shard_is_a_part(dataset):
 
 def test_a_validation_split_is_held_out_and_a_fraction_otherwise(dataset):
     pairs = read_all(HubSource(str(dataset), validation_split="validation", id_field="key"))
-    assert [document.id for split, document in pairs if split == "validation"] == ["v"]
+    assert [document.id for split, document in pairs if split != "train"] == ["v"]
     assert len(pairs) == 13
-    mixed = read_all(HubSource(str(dataset), validation_fraction=0.5, id_field="key"))
-    assert {split for split, _ in mixed} == {"train", "validation"}
+    mixed = read_all(HubSource(str(dataset), validation_fraction=0.3, test_fraction=0.3, id_field="key"))
+    assert {split for split, _ in mixed} == {"train", "validation", "test"}
     assert len(mixed) == 12
 
 
@@ -62,10 +62,10 @@ def test_compressed_json_shards_by_data_files(tmp_path):
     write_lines(tmp_path / "val.jsonl.gz", {"text": "held out", "meta": {"set": "b"}})
     files = {"train": "train/*.jsonl.zst", "validation": ["val.jsonl.gz"]}
     source = HubSource(str(tmp_path), data_files=files, validation_split="validation")
-    assert [(split, document.id, document.text) for split, document in read_all(source)] == [
-        ("train", "train/00.jsonl.zst:1", "0"),
-        ("train", "train/01.jsonl.zst:1", "1"),
-        ("validation", "val.jsonl.gz:1", "held out"),
+    assert [(split == "train", document.id, document.text) for split, document in read_all(source)] == [
+        (True, "train/00.jsonl.zst:1", "0"),
+        (True, "train/01.jsonl.zst:1", "1"),
+        (False, "val.jsonl.gz:1", "held out"),
     ]
 
 
@@ -85,9 +85,11 @@ def test_a_byte_budget_is_divided_by_size_and_opens_no_more_shards_than_it_needs
 def test_a_byte_budget_leaves_the_validation_fraction_to_the_held_out_split(tmp_path):
     for split in ("train", "validation"):
         write_lines(tmp_path / f"{split}.jsonl", *({"text": "x" * 100} for _ in range(100)))
-    source = HubSource(str(tmp_path), validation_split="validation", validation_fraction=0.25, max_bytes=4000)
+    source = HubSource(
+        str(tmp_path), validation_split="validation", validation_fraction=0.2, test_fraction=0.05, max_bytes=4000
+    )
     splits = [split for split, _ in read_all(source)]
-    assert (splits.count("train"), splits.count("validation")) == (30, 10)
+    assert (splits.count("train"), len(splits)) == (30, 40)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +129,8 @@ def test_without_the_hub_the_reason_comes_at_once_and_a_pinned_corpus_keeps_its_
 
 ONLINE = """
 import json, sys, time
-from retro_lab.corpus import hub
-from retro_lab.corpus.hub import HubSource
+from retro_lab.corpus.sources import hub
+from retro_lab.corpus.sources.hub import HubSource
 from retro_lab.errors import CorpusError
 def refusal(**options):
     start = time.monotonic()
@@ -136,7 +138,7 @@ def refusal(**options):
         HubSource(**options).parts()
     except CorpusError as error:
         return str(error) if time.monotonic() - start < 5 else "late"
-source = HubSource("org/sample", validation_split="validation", max_bytes=100.0)
+source = HubSource("org/sample", test_split="validation", max_bytes=100.0)
 found = {
     "commit": source.identity()["commit"],
     "documents": [(s, d.id, d.source) for part in range(source.parts()) for s, d in source.read(part)],
@@ -165,7 +167,7 @@ def test_a_dataset_of_the_hub_is_streamed_with_its_commit(dataset, tmp_path):
     after, _ = client.communicate("\n", timeout=60)
     assert found["commit"] == COMMIT
     assert ["train", "data/train-00001-of-00003.parquet:4", "org/sample"] in found["documents"]
-    assert found["documents"][-1] == ["validation", "data/validation-00000-of-00001.parquet:1", "org/sample"]
+    assert found["documents"][-1][1:] == ["data/validation-00000-of-00001.parquet:1", "org/sample"]
     assert "There is no dataset 'org/other'" in found["missing"]
     assert "org/sample has no revision 'v2'" in found["revision"]
     assert "The Hugging Face hub cannot be reached for org/sample" in json.loads(after)

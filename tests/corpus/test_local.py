@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from written_files import COMPRESS, read_all, texts, write_arrow, write_bytes, write_lines, write_parquet
 
-from retro_lab.corpus import local, local_rows
 from retro_lab.corpus.documents import rejection
-from retro_lab.corpus.local import LocalSource
+from retro_lab.corpus.sources import local, local_rows
+from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.errors import CorpusError
 
 LINUX_DOCS = Path(__file__).parents[3] / "shared" / "data" / "linuxdoc.jsonl.zst"
@@ -170,20 +170,29 @@ def test_a_format_picks_its_files_out_of_a_mixed_folder(tmp_path):
 def test_held_out_files_are_never_trained_on(tmp_path):
     for name in ("a", "b", "held"):
         write_lines(tmp_path / f"{name}.jsonl", {"text": name})
-    pairs = read_all(LocalSource(str(tmp_path), validation_path=str(tmp_path / "held.jsonl")))
+    held = {f"{split}_path": str(tmp_path / f"{name}.jsonl") for split, name in (("validation", "b"), ("test", "held"))}
+    pairs = read_all(LocalSource(str(tmp_path), **held))
     assert [(split, document.text) for split, document in pairs] == [
         ("train", "a"),
-        ("train", "b"),
-        ("validation", "held"),
+        ("validation", "b"),
+        ("test", "held"),
     ]
-    with pytest.raises(CorpusError, match="every file"):
+    for option, path in held.items():  # a path alone is divided between both splits
+        pairs = read_all(LocalSource(str(tmp_path), **{option: path}))
+        assert [split for split, _ in pairs[:2]] == ["train", "train"]
+        assert pairs[2][0] != "train"
+    held["test_path"] = str(tmp_path / "[b-z]*")
+    with pytest.raises(CorpusError, match=r"b.jsonl is in both corpus.validation_path and corpus.test_path; name"):
+        LocalSource(str(tmp_path), **held).parts()
+    with pytest.raises(CorpusError, match=r"corpus\.validation_path hold out every file"):
         LocalSource(str(tmp_path), validation_path=str(tmp_path)).parts()
 
 
 def test_a_share_of_the_documents_is_held_out_by_id(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", *({"id": f"document {n}", "text": str(n)} for n in range(1000)))
     splits = {document.id: split for split, document in read_all(LocalSource(str(path), id_field="id"))}
-    assert 20 < sum(split == "validation" for split in splits.values()) < 80
+    for held_out in ("validation", "test"):
+        assert 20 < sum(split == held_out for split in splits.values()) < 80
     other = write_lines(tmp_path / "b.jsonl", *({"id": f"document {n}", "text": "x"} for n in reversed(range(1000))))
     assert {document.id: split for split, document in read_all(LocalSource(str(other), id_field="id"))} == splits
 
@@ -228,10 +237,15 @@ def test_a_byte_budget_leaves_the_validation_fraction_to_held_out_files(tmp_path
     for name, count in (("train", 1000), ("held", 100)):
         write_lines(tmp_path / f"{name}.jsonl", *({"text": "x" * 100} for _ in range(count)))
     source = LocalSource(
-        str(tmp_path / "train.jsonl"), str(tmp_path / "held.jsonl"), validation_fraction=0.2, max_bytes=10_000
+        str(tmp_path / "train.jsonl"),
+        str(tmp_path / "held.jsonl"),
+        validation_fraction=0.15,
+        test_fraction=0.05,
+        max_bytes=10_000,
     )
     splits = [split for split, _ in read_all(source)]
-    assert (splits.count("train"), splits.count("validation")) == (80, 20)
+    assert (splits.count("train"), len(splits)) == (80, 100)
+    assert 0 < splits.count("test") < 20
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])

@@ -11,7 +11,7 @@ import pytest
 from written_files import read_all, texts, write_arrow, write_bytes, write_lines, write_parquet
 
 from retro_lab.corpus.documents import DANGLING
-from retro_lab.corpus.local import LocalSource
+from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.errors import CorpusError
 
 

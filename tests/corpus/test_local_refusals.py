@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from written_files import COMPRESS, read_all, write_bytes, write_lines
 
-from retro_lab.corpus import local, local_rows
 from retro_lab.corpus.documents import NO_TEXT_FIELD, TOO_LONG, rejection
-from retro_lab.corpus.local import LocalSource
+from retro_lab.corpus.sources import local, local_rows
+from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.errors import ConfigurationError, CorpusError
 
 

@@ -6,8 +6,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from written_files import read_all, write_lines
 
-from retro_lab.corpus.local import LocalSource
-from retro_lab.corpus.mixture import MixtureSource
+from retro_lab.corpus.sources.local import LocalSource
+from retro_lab.corpus.sources.mixture import MixtureSource
 from retro_lab.errors import ConfigurationError
 
 
@@ -49,19 +49,22 @@ def test_a_weight_of_zero_leaves_a_source_out_untouched(sources):
 def test_one_fraction_is_held_out_of_every_source(sources):
     def held_out(fraction):
         pairs = read_all(
-            MixtureSource(sources, dict.fromkeys(sources, 1), validation_fraction=fraction, max_bytes=30_000)
+            MixtureSource(
+                sources, dict.fromkeys(sources, 1), validation_fraction=fraction, test_fraction=0.1, max_bytes=30_000
+            )
         )
-        return Counter(document.source for split, document in pairs if split == "validation")
+        return Counter((split, document.source) for split, document in pairs)
 
-    assert not held_out(0.0)
-    assert held_out(0.3)["short"] == pytest.approx(300, rel=0.3)
+    assert not held_out(0.0)["validation", "short"]
+    assert held_out(0.3)["validation", "short"] == pytest.approx(300, rel=0.3)
+    assert held_out(0.3)["test", "short"] == held_out(0.0)["test", "short"] == pytest.approx(100, rel=0.3)
 
 
 def test_a_mixture_may_hold_a_mixture(sources):
     inner = MixtureSource({"a": sources["short"], "b": sources["long"]}, {"a": 1, "b": 1}, max_bytes=1e9)
     outer = MixtureSource({"inner": inner, "rest": sources["short"]}, {"inner": 1, "rest": 3}, max_bytes=40_000)
     assert bytes_by_source(outer) == {"inner": 10_000, "rest": 30_000}
-    capped = MixtureSource({"a": sources["short"]}, {"a": 1}, max_bytes=100).limited(0.05, 1e6, 1e6)
+    capped = MixtureSource({"a": sources["short"]}, {"a": 1}, max_bytes=100).limited(outer, 1e6)
     assert bytes_by_source(capped) == {"a": 100}
 
 
@@ -103,8 +106,8 @@ def test_a_configuration_makes_it_with_its_sources(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", *({"text": "x" * 10} for _ in range(100)))
     config = OmegaConf.create(
         {
-            "_target_": "retro_lab.corpus.mixture.MixtureSource",
-            "sources": {"web": {"_target_": "retro_lab.corpus.local.LocalSource", "path": str(path)}},
+            "_target_": "retro_lab.corpus.sources.mixture.MixtureSource",
+            "sources": {"web": {"_target_": "retro_lab.corpus.sources.local.LocalSource", "path": str(path)}},
             "weights": {"web": 0.5},
             "max_bytes": 100.0,
         }

@@ -5,7 +5,7 @@ import pytest
 from written_files import read_all, texts, write_bytes
 
 from retro_lab.corpus.documents import rejection
-from retro_lab.corpus.python_source import FILES_IN_PART, PythonSource
+from retro_lab.corpus.sources.python_source import FILES_IN_PART, PythonSource
 from retro_lab.errors import ConfigurationError, CorpusError
 
 FILES = {
@@ -84,24 +84,28 @@ def test_a_byte_budget_takes_whole_files_and_a_larger_one_takes_them_too(package
 
 
 def test_identity_is_of_contents_not_of_places(package, tmp_path, monkeypatch):
-    source = PythonSource(["sample_package"], validation_fraction=0.5)
+    source = PythonSource(["sample_package"], validation_fraction=0.25, test_fraction=0.25)
     before = source.identity()
     assert str(tmp_path) not in str(before)
     elsewhere = tmp_path / "elsewhere"
     for name in reversed(FILES):
         write_bytes(elsewhere / "sample_package" / name, FILES[name])
     monkeypatch.syspath_prepend(elsewhere)
-    moved = PythonSource(["sample_package"], validation_fraction=0.5)
+    moved = PythonSource(["sample_package"], validation_fraction=0.25, test_fraction=0.25)
     assert moved.identity() == before
     assert read_all(moved) == read_all(source)
     write_bytes(elsewhere / "sample_package/models/beta/modeling_beta.py", b"beta = 3\n")
-    assert PythonSource(["sample_package"], validation_fraction=0.5).identity() != before
+    assert PythonSource(["sample_package"], validation_fraction=0.25, test_fraction=0.25).identity() != before
 
 
 @pytest.mark.usefixtures("package")
 def test_held_out_files_are_a_share_of_all():
-    assert {split for split, _ in read_all(PythonSource(["sample_package"], validation_fraction=0.0))} == {"train"}
-    assert "validation" in {split for split, _ in read_all(PythonSource(["sample_package"], validation_fraction=0.99))}
+    assert {
+        split for split, _ in read_all(PythonSource(["sample_package"], validation_fraction=0.0, test_fraction=0.0))
+    } == {"train"}
+    assert "validation" in {
+        split for split, _ in read_all(PythonSource(["sample_package"], validation_fraction=0.99, test_fraction=0.0))
+    }
 
 
 def test_a_module_of_one_file_is_its_own_package(tmp_path, monkeypatch):
@@ -135,7 +139,7 @@ def test_what_cannot_be_read_is_told_in_one_sentence(options, error, message):
 
 def test_a_large_package_is_found_without_importing_it():
     script = (
-        "import sys; from retro_lab.corpus.python_source import PythonSource;"
+        "import sys; from retro_lab.corpus.sources.python_source import PythonSource;"
         "source = PythonSource(['transformers'], include=['models/*/configuration_*.py'], max_bytes=1e5);"
         "print(len(list(source.read(0))) > 5, 'transformers' in sys.modules)"
     )

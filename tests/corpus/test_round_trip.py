@@ -10,8 +10,8 @@ from written_files import write_lines
 
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus import parquet
-from retro_lab.corpus.local import LocalSource
 from retro_lab.corpus.round_trip import check_round_trip
+from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import DocumentTokenizer, TokenizerRecipe
 from retro_lab.corpus.tokens import TokenStore
@@ -39,7 +39,7 @@ def built(root, kind, train, held_out, split, chunk_length=4):
     """Take texts to the token store of a split by the real stages."""
     sources = [
         str(write_lines(root / f"{name}.jsonl", *({"text": text} for text in texts)))
-        for name, texts in (("train", train), ("held_out", held_out))
+        for name, texts in (("train", train), ("validation", held_out), ("test", held_out))
     ]
     store = ArtifactStore(root / "artifacts")
     documents = store.build(DocumentsStage(LocalSource(*sources)))
@@ -66,10 +66,12 @@ def test_a_tokenizer_that_gives_the_text_back_is_taken(tmp_path, kind):
     check_round_trip(store, lossy=False)
 
 
-@pytest.mark.parametrize(("kind", "altered"), [("word_level", 3), ("uncased_word_piece", 3)])
-def test_a_tokenizer_that_loses_text_is_refused_unless_that_is_accepted(tmp_path, kind, altered):
+@pytest.mark.parametrize(
+    ("kind", "split", "altered"), [("word_level", "validation", 3), ("uncased_word_piece", "test", 3)]
+)
+def test_a_tokenizer_that_loses_text_is_refused_unless_that_is_accepted(tmp_path, kind, split, altered):
     assert kind in LOSSY
-    store = built(tmp_path, kind, HELD_OUT, HELD_OUT, "validation")
+    store = built(tmp_path, kind, HELD_OUT, HELD_OUT, split)
     with pytest.raises(ConfigurationError) as error:
         check_round_trip(store, lossy=False)
     assert f"does not give back the text of {altered} of 4 held-out documents ('" in str(error.value)
@@ -85,7 +87,8 @@ def test_a_piece_without_documents_is_passed_over(tmp_path, monkeypatch, empty):
     held_out = str(write_lines(tmp_path / "held_out.jsonl", *({"text": text} for text in HELD_OUT)))
     train = str(write_lines(tmp_path / "train.jsonl", {"text": "train"}))
     store = ArtifactStore(tmp_path / "artifacts")
-    documents = store.build(DocumentsStage(LocalSource(train, held_out)))
+    test = str(write_lines(tmp_path / "test.jsonl", {"text": "test"}))
+    documents = store.build(DocumentsStage(LocalSource(train, held_out, test)))
     path = next(path for path in documents.folder.glob("*/validation.parquet") if pq.read_metadata(path).num_rows)
     table = pq.read_table(path)
     with pq.ParquetWriter(path, table.schema) as writer:

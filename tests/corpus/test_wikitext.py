@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from written_files import read_all, write_parquet
 
-from retro_lab.corpus.wikitext import WikiTextSource
+from retro_lab.corpus.sources.wikitext import WikiTextSource
 
 WIKITEXT = Path(__file__).parents[3] / "shared" / "data" / "wiki.valid.raw"
 ROWS = [
@@ -43,7 +43,9 @@ def test_an_article_goes_on_from_shard_to_shard(tmp_path, cut):
     write_parquet(tmp_path / "one/train-00000-of-00001.parquet", text=ROWS)
     write_parquet(tmp_path / "two/train-00000-of-00002.parquet", text=ROWS[:cut])
     write_parquet(tmp_path / "two/train-00001-of-00002.parquet", text=ROWS[cut:])
-    whole, split = (WikiTextSource(str(tmp_path / name), validation_fraction=0.0) for name in ("one", "two"))
+    whole, split = (
+        WikiTextSource(str(tmp_path / name), validation_fraction=0.0, test_fraction=0.0) for name in ("one", "two")
+    )
     assert split.parts() == 1
     assert read_all(split) == read_all(whole)
 

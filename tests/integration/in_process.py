@@ -15,7 +15,8 @@ CORPUS = "my.jsonl"
 EMBEDDER = "embedder"
 SMALL = {
     "corpus.max_bytes": "4e4",
-    "corpus.validation_fraction": "0.4",
+    "corpus.validation_fraction": "0.2",
+    "corpus.test_fraction": "0.2",
     "tokenizer.vocabulary_size": "300",
     "data.sequence_length": "64",
     "evaluation.stride": "32",

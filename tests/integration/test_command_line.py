@@ -16,7 +16,8 @@ SMALL = [
     "+experiment=quickstart",
     "corpus=local",
     "corpus.path=corpus.jsonl",
-    "corpus.validation_fraction=0.2",
+    "corpus.validation_fraction=0.1",
+    "corpus.test_fraction=0.1",
     "tokenizer.vocabulary_size=300",
     "model.chunk_length=8",
     "data.sequence_length=32",
@@ -199,7 +200,7 @@ def test_ranks_of_torchrun_share_a_build_and_one_of_them_speaks(workplace, compa
     done = subprocess.run([*launcher, *arguments], cwd=workplace, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert checksums(workplace / "by_torchrun") == checksums(workplace / "artifacts")
-    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["train", "validation", "index"]
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["train", "validation", "test", "index"]
     assert done.stdout.splitlines()[-1].endswith("recall@10 1.0")
     begun = [line.split()[0] for line in done.stderr.splitlines() if "building" in line or "reusing" in line]
     assert len(begun) == len(list(workplace.glob("artifacts/*/*/manifest.json")))
@@ -284,7 +285,7 @@ def test_what_is_too_long_or_too_like_a_held_out_document_is_not_trained_on(tmp_
     held, train = texts[:4], [*texts[4:], texts[1] + "  # a copy", "long " * 1000]
     for name, rows in (("held", held), ("train", train)):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in rows))
-    paths = ["corpus.path=train.jsonl", "corpus.validation_path=held.jsonl", "corpus.max_document_bytes=2000"]
+    paths = ["corpus.path=train.jsonl", "corpus.test_path=held.jsonl", "corpus.max_document_bytes=2000"]
     done = run(tmp_path, embedder, *paths, "task=build")
     said = " ".join(done.stderr.split())
     assert "skipped 1 longer than corpus.max_document_bytes; such as train.jsonl:18: longer" in said

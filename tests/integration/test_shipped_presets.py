@@ -20,7 +20,12 @@ ALONE = ("debug", "init")
 ON_THIS_MACHINE = {
     "trainer=ddp": ["trainer.devices=1"],  # two processes are started in test_command_line
     # 1,024 lists want as many chunks.
-    "index=ivf_pq": ["corpus.max_bytes=null", "corpus.validation_fraction=0.1", "model.chunk_length=8"],
+    "index=ivf_pq": [
+        "corpus.max_bytes=null",
+        "corpus.validation_fraction=0.05",
+        "corpus.test_fraction=0.05",
+        "model.chunk_length=8",
+    ],
     "init=retrofit": ["task=compare", "data.batch_size=4"],  # its baseline is trained first
 }
 WIDTH = 48

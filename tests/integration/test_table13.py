@@ -33,7 +33,8 @@ SMALL = [
     f"model.chunk_length={M}", f"tokenizer.vocabulary_size={V}",
     "data.sequence_length=32", "data.batch_size=4", "evaluation.stride=16",
     "schedule.warmup_steps=0", "optimizer.lr=1e-3",
-    "corpus=local", "corpus.text_field=text", "corpus.validation_fraction=0.2", "retrieval.stored=4",
+    "corpus=local", "corpus.text_field=text", "corpus.validation_fraction=0.1", "corpus.test_fraction=0.1",
+    "retrieval.stored=4",
 ]  # fmt: skip
 
 CCA_POSITIONS = D * DI + 2 * DI  # R, u and v

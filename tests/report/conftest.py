@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
+from retro_lab.runs.folder import RunFolder
 from retro_lab.runs.records import CurvePoint, ModelRecord, Parameters
 
 from .folders import CORPUS, DATABASE, PROVENANCE, AddCell, evaluation, write_grid, write_models
@@ -35,7 +35,7 @@ def baseline() -> ModelRecord:
         corpus=CORPUS,
         evaluations=(evaluation(0, 2.0),),
         curve=tuple(
-            CurvePoint(tokens=t, neighbors=0, bits_per_byte=2 + 200_000 / t) for t in range(100_000, 1_000_001, 100_000)
+            CurvePoint(tokens=t, k=0, bits_per_byte=2 + 200_000 / t) for t in range(100_000, 1_000_001, 100_000)
         ),
         provenance=PROVENANCE,
     )
@@ -60,7 +60,7 @@ def retro(baseline: ModelRecord) -> ModelRecord:
         database=DATABASE,
         evaluations=(evaluation(2, 1.9), evaluation(0, 2.1)),
         curve=tuple(
-            CurvePoint(tokens=t, neighbors=k, bits_per_byte=level + 200_000 / t)
+            CurvePoint(tokens=t, k=k, bits_per_byte=level + 200_000 / t)
             for t in range(100_000, 1_000_001, 100_000)
             for k, level in ((2, 1.9), (0, 2.02))
         ),
@@ -72,8 +72,7 @@ def run_folder(tmp_path: Path, baseline: ModelRecord, retro: ModelRecord) -> Pat
     """Return a finished run with both models."""
     folder = tmp_path / "quickstart"
     write_models(folder, baseline, retro)
-    (folder / ".hydra").mkdir()
-    (folder / ".hydra" / "config.yaml").write_text("seed: 7\nretrieval:\n  k: 2\n  stored: ${seed}\n")
+    RunFolder(folder, ("+experiment=quickstart",), {"seed": 7, "retrieval": {"k": 2, "stored": "${seed}"}}).note()
     return folder
 
 
@@ -82,7 +81,7 @@ def sweep_folder(tmp_path: Path) -> Path:
     """Return the folder of a sweep of `retrieval.k` over 0, 2, 4 and 10, with no cell run yet."""
     folder = tmp_path / "sweeps" / "neighbors"
     folder.mkdir(parents=True)
-    write_grid(folder, {"retrieval.k": "0,2,4,10"}, ["+sweep=neighbors", "seed=3"])
+    write_grid(folder, {"retrieval.k": ["0", "2", "4", "10"]}, sweep="neighbors", seed="3")
     return folder
 
 
@@ -91,9 +90,8 @@ def add_cell(sweep_folder: Path) -> AddCell:
     """Return a function that adds a cell with these overrides, models and error."""
 
     def add(overrides: Sequence[str], *models: ModelRecord, error: str | None = None) -> Path:
-        folder = sweep_folder / ",".join(overrides).replace("/", "_")
-        (folder / ".hydra").mkdir(parents=True)
-        OmegaConf.save(OmegaConf.create(list(overrides)), folder / ".hydra" / "overrides.yaml")
+        folder = sweep_folder / overrides[0]
+        RunFolder(folder, tuple(overrides)).note()
         write_models(folder, *models)
         if error is not None:
             (folder / "failed.json").write_text(json.dumps({"error": error}))

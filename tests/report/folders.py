@@ -1,9 +1,8 @@
 """Results, run folders and sweep folders as a training leaves them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-
-from omegaconf import OmegaConf
 
 from retro_lab.runs.records import (
     CorpusSummary,
@@ -11,15 +10,26 @@ from retro_lab.runs.records import (
     Evaluation,
     ModelRecord,
     Provenance,
+    Retrieved,
+    ScoredText,
     write_result,
 )
+from retro_lab.runs.sweeps import write_plan
 
 AddCell = Callable[..., Path]
 
 CORPUS = CorpusSummary(
-    source="python_source", train_tokens=400_000, train_documents=300, validation_tokens=90_000, validation_documents=12
+    source="python_source",
+    train_tokens=400_000,
+    train_documents=300,
+    validation_tokens=90_000,
+    validation_documents=12,
+    test_tokens=90_000,
+    test_documents=12,
 )
-DATABASE = DatabaseSummary(chunks=22_000, tokens=1_400_000, fraction=0.5, index="Flat", chunks_with_neighbors=0.9996)
+DATABASE = DatabaseSummary(
+    corpus="python_source", chunks=22_000, tokens=1_400_000, fraction=0.5, index="Flat", chunks_with_neighbors=0.9996
+)
 PROVENANCE = Provenance(
     command="python -m retro_lab +experiment=quickstart",
     date="2026-11-23T12:00:00Z",
@@ -29,10 +39,30 @@ PROVENANCE = Provenance(
 )
 
 
-def evaluation(neighbors: int, bits_per_byte: float, *, size_bytes: int = 300_000) -> Evaluation:
-    """Scores on the held-out text."""
+TEST = ScoredText(
+    name="test",
+    description="test split of python_source",
+    altered_documents=0,
+    tokens="abc",
+    sequence_length=128,
+    stride=64,
+)
+DATABASE_FOUND = Retrieved(database="22,000 chunks of python_source (Flat)", source="def", neighbors="012")
+
+
+def evaluation(
+    k: int,
+    bits_per_byte: float,
+    *,
+    size_bytes: int = 300_000,
+    text: ScoredText = TEST,
+    found: Retrieved = DATABASE_FOUND,
+) -> Evaluation:
+    """Scores on a held-out text."""
     return Evaluation(
-        neighbors=neighbors,
+        text=text,
+        k=k,
+        retrieved=found if k else None,
         bits_per_byte=bits_per_byte,
         perplexity=2 ** (3 * bits_per_byte),
         tokens=90_000,
@@ -47,9 +77,12 @@ def write_models(folder: Path, *models: ModelRecord) -> None:
         write_result(folder / model.model / "result.json", model)
 
 
-def write_grid(folder: Path, params: dict[str, str], task: Sequence[str]) -> None:
-    """Write `multirun.yaml` as Hydra's sweeper does."""
-    sweeper = {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "params": params}
-    OmegaConf.save(
-        OmegaConf.create({"hydra": {"sweeper": sweeper, "overrides": {"task": list(task)}}}), folder / "multirun.yaml"
-    )
+def write_grid(folder: Path, axes: dict[str, Sequence[str]], **shared: str) -> None:
+    """Write the plan of a sweep over the grid of `axes`."""
+    cells = [dict(zip(axes, values, strict=True)) | shared for values in product(*axes.values())]
+    write_plan(folder, {cell_name(cell, axes): cell for cell in cells})
+
+
+def cell_name(cell: Mapping[str, str], axes: Iterable[str]) -> str:
+    """Name of a cell's folder."""
+    return ",".join(f"{key}={cell[key]}" for key in axes)

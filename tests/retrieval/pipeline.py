@@ -42,7 +42,7 @@ class RandomSentences(DocumentSource):
     """Documents of random words, of very different lengths."""
 
     def __init__(self, documents=24, longest=200, seed=0):
-        super().__init__(0.25, None)
+        super().__init__(validation_fraction=0.125, test_fraction=0.125)
         self.documents, self.longest, self.seed = documents, longest, seed
 
     def identity(self):
@@ -55,7 +55,7 @@ class RandomSentences(DocumentSource):
         for number in range(part, self.documents, 2):
             draw = np.random.default_rng((self.seed, number))
             words = draw.choice(WORDS, draw.integers(3, self.longest))
-            split = "validation" if number % 4 == 3 else "train"
+            split = {3: "validation", 7: "test"}.get(number % 8, "train")
             yield split, Document(f"document {number}", "random", " ".join(words))
 
 

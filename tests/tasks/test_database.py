@@ -1,6 +1,7 @@
 """The retrieval database: what is in it, at any size, from one search, with every method."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from retro_lab.config.compose import compose
+from retro_lab.corpus.documents import SPLITS
 from retro_lab.retrieval.neighbors import MISSING
 from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks import build, inspect
@@ -46,7 +48,8 @@ def built(tmp_path_factory, tiny_bert):
     def built(*overrides, artifacts="artifacts"):
         config = compose([
             "corpus=local", f"corpus.path={folder / 'corpus.jsonl'}", "corpus.text_field=text",
-            "corpus.validation_fraction=0.1", "tokenizer.vocabulary_size=300", "model.chunk_length=8",
+            "corpus.validation_fraction=0.05", "corpus.test_fraction=0.05",
+            "tokenizer.vocabulary_size=300", "model.chunk_length=8",
             f"embedder.model={tiny_bert}", f"paths.artifacts={folder / artifacts}", "retrieval.k=1",
             "evaluation.k=[1]", "retrieval.stored=4", *overrides,
         ])  # fmt: skip
@@ -81,7 +84,7 @@ def test_databases_of_many_sizes_cost_one_search(built, method):
         chunks.append(merged.database.chunks)
         direct = built(f"retrieval.method={method}", f"database.fraction={fraction}", artifacts=f"direct {method}")
         assert direct.database.chunks == chunks[-1]
-        for split in ("train", "validation"):
+        for split in SPLITS:
             tables = [neighbors(made, split) for made in (merged, direct)]
             assert stages(merged)["search"] == searched
             distances = [table.array("distances.npy") for table in tables]
@@ -116,7 +119,8 @@ def test_held_out_documents_are_in_no_database(built):
         split: set(pq.read_table(store.documents_table, columns=["id"])["id"].to_pylist())
         for split, store in made.corpus.stores.items()
     }
-    assert not names["train"] & names["validation"]
+    for one, other in combinations(names.values(), 2):
+        assert not one & other
     train = made.corpus.stores["train"]
     assert made.database.chunks == train.chunks == sum(index.facts["vectors"] for index in made.database.indexes)
     for table in map(made.database.neighbors_of, made.corpus.stores.values()):

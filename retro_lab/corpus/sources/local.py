@@ -9,17 +9,17 @@ from typing import Any, Unpack
 
 from retro_lab.corpus.documents import (
     RECORD_BYTES,
+    SPLITS,
     Document,
     DocumentSource,
     SourceSettings,
     Split,
     byte_shares,
-    split_budgets,
     take_bytes,
 )
-from retro_lab.corpus.local_files import LocalFile, checked_format, find_files
-from retro_lab.corpus.local_rows import Row, read_rows
-from retro_lab.corpus.records import ROWS_WITHOUT, RecordFields
+from retro_lab.corpus.sources.local_files import LocalFile, checked_format, find_files
+from retro_lab.corpus.sources.local_rows import Row, read_rows
+from retro_lab.corpus.sources.records import ROWS_WITHOUT, RecordFields, check_groups
 from retro_lab.errors import ConfigurationError, CorpusError
 
 SOURCE_NAME = "local"
@@ -39,29 +39,33 @@ class LocalSource(DocumentSource):
         self,
         path: str,
         validation_path: str | None = None,
+        test_path: str | None = None,
         format: str | None = None,
         text_field: str = "text",
         id_field: str | None = None,
+        group_field: str | None = None,
         **settings: Unpack[SourceSettings],
     ) -> None:
-        """Read `path`, each a file, a folder or a glob pattern, and hold out the documents of `validation_path`.
+        """Read `path`, and hold out `validation_path` and `test_path`; each is a file, a folder or a glob pattern.
 
-        Without `validation_path`, `validation_fraction` of the documents are held out by their ids; with it, its files
-        are never trained on, even where `path` names them too.
+        Without either, `validation_fraction` and `test_fraction` of the documents are held out by a hash of their ids.
+        Held-out files are never trained on, even where `path` names them too; where only one of the two is given, a
+        hash of the ids divides its documents into two halves, one for each held-out split.
 
         `max_bytes` is divided among the parts in proportion to the size of their files, and each part gives its first
-        documents until its share is reached, at most one document beyond it. With `validation_path`,
-        `validation_fraction` of `max_bytes` goes to the held-out files.
+        documents until its share is reached, at most one document beyond it. Of `max_bytes`, held-out files have their
+        splits' fractions, those of a path that is given alone both.
 
         Raises:
-            ConfigurationError: An id field is named for text files, which have no fields.
+            ConfigurationError: Groups are named twice.
             CorpusError: There is no such format.
         """
         super().__init__(**settings)
         self.path = path
-        self.validation_path = validation_path
+        self.held_out_paths: dict[Split, str | None] = {"validation": validation_path, "test": test_path}
         self.format = checked_format(format)
-        self.fields = RecordFields(text_field, id_field)
+        self.fields = RecordFields(text_field, id_field, group_field)
+        check_groups(self.group_pattern, group_field)
 
     def identity(self) -> dict[str, Any]:
         """Return the settings, and name, size and SHA-256 of every file."""
@@ -69,11 +73,12 @@ class LocalSource(DocumentSource):
             "kind": "local",
             "text_field": self.fields.text,
             "id_field": self.fields.id,
+            "group_field": self.fields.group,
             "validation_fraction": self.validation_fraction,
+            "test_fraction": self.test_fraction,
+            "group_pattern": self.group_pattern,
             "max_bytes": self.max_bytes,
-            "train": self._facts["train"],
-            "validation": self._facts["validation"],
-        }
+        } | {split: self._facts[split] for split in SPLITS}
 
     @cached_property
     def _facts(self) -> dict[Split, dict[str, dict[str, str | int]]]:
@@ -81,9 +86,14 @@ class LocalSource(DocumentSource):
         return {split: {file.name: file.facts() for file in files} for split, files in self._files.items()}
 
     @property
-    def has_validation_split(self) -> bool:
-        """Whether held-out files are named."""
-        return bool(self.validation_path)
+    def is_grouped(self) -> bool:
+        """Whether a field or a pattern names groups."""
+        return self.fields.group is not None or super().is_grouped
+
+    @property
+    def named_splits(self) -> frozenset[Split]:
+        """Splits whose files are named."""
+        return frozenset(split for split, path in self.held_out_paths.items() if path)
 
     def parts(self) -> int:
         """Return the number of groups of files: up to 256 files or 64 MiB each.
@@ -102,7 +112,7 @@ class LocalSource(DocumentSource):
         """
         split, files = self._groups[part]
         for document in take_bytes(self._documents(files), self._limits()[part]):
-            yield split if self.validation_path else self._split(document), document
+            yield self._placed(document, split)
 
     def _documents(self, files: list[LocalFile]) -> Iterator[Document]:
         fields = RecordFields("text") if any(file.format == "text" for file in files) else self.fields
@@ -126,35 +136,44 @@ class LocalSource(DocumentSource):
 
     def _limits(self) -> list[float | None]:
         """Bytes of text to take from each part."""
-        budgets: dict[Split, float | None] = {"train": self.max_bytes}
-        if self.validation_path:
-            budgets = split_budgets(self.max_bytes, self.validation_fraction)
+        budgets = self._budgets()
         limits: list[float | None] = []
-        for split, budget in budgets.items():
+        for split in SPLITS:
             sizes = [sum(file.size for file in files) for owner, files in self._groups if owner == split]
-            limits += byte_shares(sizes, budget)
+            limits += byte_shares(sizes, budgets.get(split))
         return limits
 
     @cached_property
     def _groups(self) -> list[tuple[Split, list[LocalFile]]]:
-        """Files of each part: first all of the training split, then all that are held out."""
+        """Files of each part: first all of the training split, then those that are held out."""
         return [(split, group) for split, files in self._files.items() for group in _grouped(files)]
 
     @cached_property
     def _files(self) -> dict[Split, list[LocalFile]]:
-        held = []
-        if self.validation_path:
-            held = find_files(self.validation_path, self.format, "corpus.validation_path")
-        held_paths = {os.path.realpath(file.path) for file in held}
+        held = {
+            split: find_files(path, self.format, f"corpus.{split}_path") if path else []
+            for split, path in self.held_out_paths.items()
+        }
+        owners: dict[str, Split] = {}
+        for split, files in held.items():
+            for file in files:
+                if owners.setdefault(os.path.realpath(file.path), split) != split:
+                    raise CorpusError(
+                        f"{file.name} is in both corpus.validation_path and corpus.test_path; name it once."
+                    )
         files = find_files(self.path, self.format, "corpus.path")
         if len(files) == 1 and files[0].format == "text":
             files = [replace(files[0], cut=True)]
-        train = [file for file in files if os.path.realpath(file.path) not in held_paths]
+        train = [file for file in files if os.path.realpath(file.path) not in owners]
         if not train:
-            raise CorpusError(f"corpus.validation_path names every file of corpus.path={self.path}; leave some.")
-        if self.fields.id and any(file.format == "text" for file in train + held):
-            raise ConfigurationError(f"corpus.id_field={self.fields.id} needs records, but text files have no fields.")
-        return {"train": train, "validation": held}
+            options = " and ".join(f"corpus.{split}_path" for split in held if held[split])
+            raise CorpusError(f"{options} hold out every file of corpus.path={self.path}; leave some to train on.")
+        found: dict[Split, list[LocalFile]] = {"train": train, **held}
+        if any(file.format == "text" for files in found.values() for file in files):
+            for option, name in (("id_field", self.fields.id), ("group_field", self.fields.group)):
+                if name:
+                    raise ConfigurationError(f"corpus.{option}={name} needs records, but text files have no fields.")
+        return found
 
 
 def _grouped(files: list[LocalFile]) -> Iterator[list[LocalFile]]:

@@ -61,10 +61,12 @@ class PythonSource(DocumentSource):
         self.max_file_bytes = max_file_bytes
 
     def identity(self) -> dict[str, Any]:
-        """Return the held-out fraction and the hash of every file read; how they were selected adds nothing to it."""
+        """Return what decides the splits and the hash of every file; how they were selected adds nothing to it."""
         return {
             "kind": "python_source",
             "validation_fraction": self.validation_fraction,
+            "test_fraction": self.test_fraction,
+            "group_pattern": self.group_pattern,
             "files": {file.id: file.sha256 for file in self._selected()},
         }
 
@@ -83,7 +85,7 @@ class PythonSource(DocumentSource):
             # file as not UTF-8, so one such file would end the whole group.
             text = file.path.read_bytes().decode("utf-8", "surrogateescape")
             document = Document(id=file.id, source=file.package, text=text)
-            yield self._split(document), document
+            yield self._placed(document)
 
     def _selected(self) -> list[_SourceFile]:
         """Files to read, by name."""

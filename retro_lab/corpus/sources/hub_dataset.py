@@ -13,9 +13,9 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from retro_lab.artifacts.fingerprint import file_checksum
-from retro_lab.corpus.compression import use_whole_streams
 from retro_lab.corpus.documents import valid_unicode
-from retro_lab.corpus.local_rows import PARQUET_ROWS
+from retro_lab.corpus.sources.compression import use_whole_streams
+from retro_lab.corpus.sources.records import PARQUET_ROWS
 from retro_lab.errors import CorpusError
 
 HUB_TIMEOUT_SECONDS = 10

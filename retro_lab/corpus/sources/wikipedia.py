@@ -8,8 +8,8 @@ from itertools import tee
 from typing import Any
 
 from retro_lab.corpus.documents import Document, DocumentSource, Split
-from retro_lab.corpus.hub import HubSource
-from retro_lab.corpus.records import RecordFields
+from retro_lab.corpus.sources.hub import HubSource
+from retro_lab.corpus.sources.records import RecordFields
 
 HELD_OUT = "article held out elsewhere"
 

@@ -1,16 +1,39 @@
-"""From a record of a file or a dataset to a document."""
+"""From the rows of a file or a dataset to documents."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from retro_lab.corpus.documents import NO_TEXT_FIELD, Document, valid_unicode
-from retro_lab.errors import CorpusError
+from retro_lab.errors import ConfigurationError, CorpusError
 
 NAMED_FIELDS = 20
 ROWS_WITHOUT = 1000
 """Records without the text's field, from the first on, after which no more of them are read."""
+PARQUET_ROWS = 256
+"""Rows decoded at a time; the reader's own choice is a whole row group."""
+Item = TypeVar("Item")
+
+
+def enumerate_rows(items: Iterable[Item], name: str) -> Iterator[tuple[int, Item]]:
+    """Count `items` from 1, and say where in the file `name` their reader failed.
+
+    Raises:
+        CorpusError: The reader raised anything.
+    """
+    number = 0
+    iterator = iter(items)
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:  # every codec and every format raises a type of its own for damaged data
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise CorpusError(f"{name} cannot be read after row {number}: {lines[0]}; replace or repair it.") from error
+        number += 1
+        yield number, item
 
 
 class MissingFieldError(CorpusError):
@@ -24,17 +47,18 @@ class MissingFieldError(CorpusError):
 
 @dataclass(frozen=True, slots=True)
 class RecordFields:
-    """Names of the fields that hold a record's text and, if it has one, its id."""
+    """Names of the fields that hold a record's text and, if it has them, its id and its group."""
 
     text: str
     id: str | None = None
+    group: str | None = None
     option: str = "text_field"
     """Name of the setting that names the text's field, for messages."""
 
     @property
     def names(self) -> list[str]:
         """All names of fields."""
-        return [self.text] if self.id is None else [self.text, self.id]
+        return [name for name in (self.text, self.id, self.group) if name is not None]
 
     def are_in(self, record: Mapping[str, Any]) -> bool:
         """Whether `record` has every one of the fields."""
@@ -92,15 +116,32 @@ class RecordFields:
                 f"{place}: the field {self.text!r} holds a value of type {type(text).__name__}, not text; "
                 f"set corpus.{self.option} to a field that holds text."
             )
-        identifier = None if self.id is None else _field(record, self.id, "id_field", place)
-        if identifier is None:
-            return Document(place, source, text)
-        if not isinstance(identifier, str | int):
-            raise CorpusError(
-                f"{place}: the field {self.id!r} holds a value of type {type(identifier).__name__}; "
-                "set corpus.id_field to a field that holds text or whole numbers, or to null."
-            )
-        return Document(valid_unicode(str(identifier)), source, text)
+        identifier = _name_in(record, self.id, "id_field", place)
+        group = _name_in(record, self.group, "group_field", place) or ""
+        return Document(place if identifier is None else identifier, source, text, group=group)
+
+
+def check_groups(pattern: str | None, field: str | None) -> None:
+    """Refuse a source whose groups are named by a pattern and a field.
+
+    Raises:
+        ConfigurationError: Both are given.
+    """
+    if pattern is not None and field is not None:
+        raise ConfigurationError(
+            f"corpus.group_pattern={pattern} and corpus.group_field={field} both name groups; set one of them to null."
+        )
+
+
+def _name_in(record: Mapping[str, Any], name: str | None, option: str, place: str) -> str | None:
+    """Return what the field `name` of `record` says, as text; None where there is no such option, or it is null."""
+    value = None if name is None else _field(record, name, option, place)
+    if value is not None and not isinstance(value, str | int):
+        raise CorpusError(
+            f"{place}: the field {name!r} holds a value of type {type(value).__name__}; "
+            f"set corpus.{option} to a field that holds text or whole numbers, or to null."
+        )
+    return None if value is None else valid_unicode(str(value))
 
 
 def _value(record: Mapping[str, Any], name: str) -> Any:

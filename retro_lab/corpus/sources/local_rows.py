@@ -13,16 +13,16 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from retro_lab.corpus.compression import DECOMPRESSORS, WholeStreams
 from retro_lab.corpus.documents import DANGLING, TOO_LONG, UNREADABLE
-from retro_lab.corpus.local_files import MISSING, LocalFile, readable
-from retro_lab.corpus.records import RecordFields
+from retro_lab.corpus.sources.compression import DECOMPRESSORS, WholeStreams
+from retro_lab.corpus.sources.local_files import MISSING, LocalFile, readable
+from retro_lab.corpus.sources.records import PARQUET_ROWS, RecordFields, enumerate_rows
 from retro_lab.errors import CorpusError
 
 Row = Mapping[str, Any] | str
@@ -35,9 +35,6 @@ PASSAGE_BYTES = 2**13
 LONGEST_PASSAGE = 2**16
 """... or at the next line, from which on a paragraph does not matter."""
 ARROW_FILE_MAGIC = b"ARROW1"
-PARQUET_ROWS = 256
-"""Rows decoded at a time; the reader's own choice is a whole row group."""
-Item = TypeVar("Item")
 
 
 def read_rows(file: LocalFile, longest: int, fields: RecordFields) -> Iterator[tuple[int, Row]]:
@@ -59,30 +56,10 @@ def read_rows(file: LocalFile, longest: int, fields: RecordFields) -> Iterator[t
     return _text_rows(file, longest) if file.format == "text" else _table_rows(file, fields)
 
 
-def numbered(items: Iterable[Item], name: str) -> Iterator[tuple[int, Item]]:
-    """Count `items` from 1, and say where in the file `name` their reader failed.
-
-    Raises:
-        CorpusError: The reader raised anything.
-    """
-    number = 0
-    iterator = iter(items)
-    while True:
-        try:
-            item = next(iterator)
-        except StopIteration:
-            return
-        except Exception as error:  # every codec and every format raises a type of its own for damaged data
-            lines = str(error).splitlines() or [type(error).__name__]
-            raise CorpusError(f"{name} cannot be read after row {number}: {lines[0]}; replace or repair it.") from error
-        number += 1
-        yield number, item
-
-
 def _text_rows(file: LocalFile, longest: int) -> Iterator[tuple[int, Row]]:
     with _opened(file) as stream:
         contents = _passages(stream, longest) if file.cut else _whole(stream, longest)
-        for number, content in numbered(contents, file.name):
+        for number, content in enumerate_rows(contents, file.name):
             text = TOO_LONG if content is None else {"text": _decoded(content.removeprefix(codecs.BOM_UTF8))}
             yield number, text
 
@@ -136,12 +113,12 @@ def _json_rows(file: LocalFile, longest: int) -> Iterator[tuple[int, Row]]:
     """Yield the objects of a file of JSON lines, or of one array; anything else is an unreadable record."""
     objects, first_problem = 0, None
     with _opened(file) as stream:
-        _, beginning = next(numbered(_peeked(stream), file.name))
+        _, beginning = next(enumerate_rows(_peeked(stream), file.name))
         if beginning.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-            for _, content in numbered(_whole(stream, LONGEST_ARRAY), file.name):
+            for _, content in enumerate_rows(_whole(stream, LONGEST_ARRAY), file.name):
                 yield from _array_rows(content, file.name)
             return
-        for number, line in numbered(_lines(stream, longest), file.name):
+        for number, line in enumerate_rows(_lines(stream, longest), file.name):
             if line is None:
                 first_problem = first_problem or f"line {number} is {TOO_LONG}"
                 yield number, TOO_LONG
@@ -186,7 +163,7 @@ def _describe(value: Any) -> str:
 def _table_rows(file: LocalFile, fields: RecordFields) -> Iterator[tuple[int, Row]]:
     read = _parquet_rows if file.format == "parquet" else _arrow_rows
     with readable(file.name), file.path.open("rb") as raw:
-        yield from numbered(read(raw, fields), file.name)
+        yield from enumerate_rows(read(raw, fields), file.name)
 
 
 def _parquet_rows(raw: BinaryIO, fields: RecordFields) -> Iterator[Row]:

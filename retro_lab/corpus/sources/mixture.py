@@ -26,8 +26,9 @@ class MixtureSource(DocumentSource):
         Of a source named in `fractions` no more than that share of the documents is taken, chosen by a hash of their
         ids, so that what is taken comes from all over it (books at 4% in the paper's evaluation database).
 
-        `validation_fraction` and `max_document_bytes` are those of every source, whatever its own say; a source with a
-        smaller `max_bytes` of its own gives no more than that.
+        `validation_fraction`, `test_fraction` and `max_document_bytes` are those of every source, whatever its own say;
+        `group_pattern` is that of every source without groups of its own. A source with a smaller `max_bytes` of its
+        own gives no more than that.
 
         Raises:
             ConfigurationError: There is no `max_bytes`, names do not match, no weight is positive, or a fraction is
@@ -54,25 +55,23 @@ class MixtureSource(DocumentSource):
         self.weights = {name: float(weights[name]) for name in sorted(weights)}
         total = sum(self.weights.values())
         self._limited = {
-            name: source.limited(
-                self.validation_fraction,
-                self.max_bytes * self.weights[name] / total / self.fractions.get(name, 1),
-                self.max_document_bytes,
-            )
+            name: source.limited(self, self.max_bytes * self.weights[name] / total / self.fractions.get(name, 1))
             for name, source in self.sources.items()
             if self.weights[name]
         }
 
-    def limited(self, validation_fraction: float, max_bytes: float, max_document_bytes: float) -> Self:
+    def limited(self, larger: DocumentSource, max_bytes: float) -> Self:
         """Return the same mixture as a part of a larger one."""
-        part = super().limited(validation_fraction, max_bytes, max_document_bytes)
+        part = super().limited(larger, max_bytes)
         return type(self)(
             self.sources,
             self.weights,
             self.fractions,
-            validation_fraction=validation_fraction,
+            validation_fraction=part.validation_fraction,
+            test_fraction=part.test_fraction,
+            group_pattern=larger.group_pattern if self.group_pattern is None else self.group_pattern,
             max_bytes=part.max_bytes,
-            max_document_bytes=max_document_bytes,
+            max_document_bytes=part.max_document_bytes,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -84,9 +83,14 @@ class MixtureSource(DocumentSource):
         }
 
     @property
-    def has_validation_split(self) -> bool:
-        """Whether a source has one."""
-        return any(source.has_validation_split for source in self._limited.values())
+    def is_grouped(self) -> bool:
+        """Whether a source of the mixture has groups, or all have."""
+        return super().is_grouped or any(source.is_grouped for source in self.sources.values())
+
+    @property
+    def named_splits(self) -> frozenset[Split]:
+        """Splits that a source names."""
+        return frozenset().union(*(source.named_splits for source in self._limited.values()))
 
     def parts(self) -> int:
         """Return the number of parts of all sources together."""

@@ -11,12 +11,10 @@ from retro_lab.corpus.documents import (
     SourceSettings,
     Split,
     byte_shares,
-    split_budgets,
     take_bytes,
 )
-from retro_lab.corpus.hub_dataset import HubDataset, HubSplit
-from retro_lab.corpus.local_rows import numbered
-from retro_lab.corpus.records import RecordFields
+from retro_lab.corpus.sources.hub_dataset import HubDataset, HubSplit
+from retro_lab.corpus.sources.records import RecordFields, check_groups, enumerate_rows
 
 FILE_BYTES_PER_BYTE_TAKEN = 4
 """With `max_bytes`, no more shards are opened than hold this many times as much on disk, ..."""
@@ -35,7 +33,7 @@ class _Part:
         """Yield the records of the part's shards in order, each with its place, `file name:row`."""
         names = self.opened.shard_names
         for shard in self.shards:
-            for row, record in numbered(self.opened.stream.shard(len(names), shard), names[shard]):
+            for row, record in enumerate_rows(self.opened.stream.shard(len(names), shard), names[shard]):
                 yield f"{names[shard]}:{row}", record
 
 
@@ -56,23 +54,35 @@ class HubSource(DocumentSource):
         data_files: Mapping[str, Any] | None = None,
         train_split: str = "train",
         validation_split: str | None = None,
+        test_split: str | None = None,
         text_field: str = "text",
         id_field: str | None = None,
+        group_field: str | None = None,
         **settings: Unpack[SourceSettings],
     ) -> None:
-        """Stream `train_split` of a dataset, and hold out `validation_split` or a fraction of the documents.
+        """Stream `train_split` of a dataset, and hold out `validation_split` and `test_split`.
+
+        Without either, `validation_fraction` and `test_fraction` of the documents are held out by a hash of their ids.
+        Where only one of the two is given, such a hash divides its documents into two halves, one for each held-out
+        split.
 
         `max_bytes` is divided among the shards in proportion to the size of their files, evenly where that is not
         known, and each shard gives its first documents until its share is reached, at most one document beyond it. Of
-        a dataset much larger than `max_bytes` only some shards, evenly spaced, are opened. With `validation_split`,
-        `validation_fraction` of `max_bytes` goes to it.
+        a dataset much larger than `max_bytes` only some shards, evenly spaced, are opened. Of `max_bytes`, held-out
+        splits have their fractions, one that is given alone both.
+
+        Raises:
+            ConfigurationError: Groups are named twice.
         """
         super().__init__(**settings)
         self.dataset = HubDataset(dataset, subset, revision, data_files)
         self.splits: dict[Split, str] = {"train": train_split}
         if validation_split:
             self.splits["validation"] = validation_split
-        self.fields = RecordFields(text_field, id_field)
+        if test_split:
+            self.splits["test"] = test_split
+        self.fields = RecordFields(text_field, id_field, group_field)
+        check_groups(self.group_pattern, group_field)
 
     def identity(self) -> dict[str, Any]:
         """Return the settings, and the commit on the hub or the size and SHA-256 of every file of a folder.
@@ -91,14 +101,22 @@ class HubSource(DocumentSource):
             "splits": dict(self.splits),
             "text_field": self.fields.text,
             "id_field": self.fields.id,
+            "group_field": self.fields.group,
             "validation_fraction": self.validation_fraction,
+            "test_fraction": self.test_fraction,
+            "group_pattern": self.group_pattern,
             "max_bytes": self.max_bytes,
         }
 
     @property
-    def has_validation_split(self) -> bool:
-        """Whether a held-out split is named."""
-        return "validation" in self.splits
+    def is_grouped(self) -> bool:
+        """Whether a field or a pattern names groups."""
+        return self.fields.group is not None or super().is_grouped
+
+    @property
+    def named_splits(self) -> frozenset[Split]:
+        """Held-out splits that are named."""
+        return frozenset(self.splits) - {"train"}
 
     def parts(self) -> int:
         """Return the number of shards to read.
@@ -117,7 +135,7 @@ class HubSource(DocumentSource):
         """
         chosen = self._parts()[part]
         for document in take_bytes(self._documents(chosen.records(), chosen.split), chosen.limit):
-            yield chosen.split if self.has_validation_split else self._split(document), document
+            yield self._placed(document, chosen.split)
 
     def _documents(self, records: Iterable[tuple[str, Mapping[str, Any]]], split: Split) -> Iterator[Document]:
         """Make documents of the records of one part, each with its place."""
@@ -128,11 +146,8 @@ class HubSource(DocumentSource):
         return "local" if self.dataset.folder else self.dataset.name
 
     def _parts(self) -> list[_Part]:
-        budgets: dict[Split, float | None] = {"train": self.max_bytes}
-        if "validation" in self.splits:
-            budgets = split_budgets(self.max_bytes, self.validation_fraction)
         parts = []
-        for split, budget in budgets.items():
+        for split, budget in self._budgets().items():
             opened = self.dataset.split(self.splits[split], f"corpus.{split}_split")
             shards = _enough(opened.shard_sizes, budget)
             if self.shards_are_independent:

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from retro_lab.corpus.documents import Document, Split
-from retro_lab.corpus.hub import HubSource
+from retro_lab.corpus.sources.hub import HubSource
+from retro_lab.errors import ConfigurationError
 
 ARTICLE_HEADING = re.compile(r" = (?!= )(?P<title>.+)(?<! =) = ?\n?")
 """A heading of the first level, ` = Title = `; sections have ` = = Section = = `."""
@@ -20,6 +21,19 @@ class WikiTextSource(HubSource):
     """
 
     shards_are_independent: ClassVar[bool] = False
+
+    def __init__(self, dataset: str, **options: Any) -> None:
+        """Take the options of `HubSource`, but those that name fields of a document: rows are lines.
+
+        Raises:
+            ConfigurationError: A field is named for ids or groups.
+        """
+        super().__init__(dataset, **options)
+        for option, name in (("id_field", self.fields.id), ("group_field", self.fields.group)):
+            if name is not None:
+                raise ConfigurationError(
+                    f"corpus.{option}={name} is a field of lines, not of articles; set it to null."
+                )
 
     def _documents(self, records: Iterable[tuple[str, Mapping[str, Any]]], split: Split) -> Iterator[Document]:
         title = ""

@@ -1,0 +1,132 @@
+"""A corpus as tokens, split by split: what models train on, retrieve from and are scored on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from retro_lab import console
+from retro_lab.artifacts.stage import Artifact
+from retro_lab.artifacts.store import ArtifactStore
+from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
+from retro_lab.corpus.documents import HELD_OUT, SPLITS, DocumentSource, Split
+from retro_lab.corpus.round_trip import check_round_trip
+from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
+from retro_lab.corpus.tokenizer import TokenizerRecipe
+from retro_lab.corpus.tokens import TokenStore
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents of a source and their tokens."""
+
+    name: str
+    """What reports call it."""
+    documents: Artifact
+    """Documents of all splits, without those to train on that are much like held-out ones."""
+    tokenizer: Artifact
+    lossy: bool
+    """Whether it is accepted that the tokenizer does not give all text back."""
+    stores: Mapping[Split, TokenStore]
+    """Tokens of each split that was asked for."""
+
+
+def build_corpus(
+    artifacts: ArtifactStore,
+    source: DocumentSource,
+    recipe: TokenizerRecipe,
+    *,
+    name: str,
+    similarity: float | None,
+    chunk_length: int,
+    seed: int,
+) -> Corpus:
+    """Build documents, tokenizer and the tokens of all splits; what is there already is reused.
+
+    Args:
+        artifacts: Where artifacts are kept.
+        source: Where the documents come from.
+        recipe: How to get the tokenizer, which may learn from the documents to train on.
+        name: What reports call the corpus.
+        similarity: Jaccard similarity to a held-out document from which on a document is not trained on; None keeps
+            all.
+        chunk_length: Tokens in a chunk; each document begins a new one.
+        seed: Of the order of the documents.
+
+    Raises:
+        ConfigurationError: The similarity is none, or the tokenizer does not give the text of held-out documents back.
+        CorpusError: The source cannot be read, or a split has no documents.
+    """
+    documents = _build_documents(artifacts, source)
+    if similarity is not None:
+        documents = _decontaminate(artifacts, documents, documents, similarity)
+    tokenizer = artifacts.build(TokenizerStage(recipe, documents))
+    stores = _build_stores(artifacts, documents, tokenizer, recipe.lossy, SPLITS, chunk_length, seed)
+    return Corpus(name, documents, tokenizer, recipe.lossy, stores)
+
+
+def build_other_corpus(
+    artifacts: ArtifactStore,
+    source: DocumentSource,
+    like: Corpus,
+    *,
+    name: str,
+    similarity: float | None,
+    chunk_length: int,
+    seed: int,
+    splits: Sequence[Split] = SPLITS,
+) -> Corpus:
+    """Build another corpus with the tokenizer of `like`: to retrieve from, or to score its models on.
+
+    The training split has no document that is much like a held-out one, be it of this corpus or of `like`. Other
+    arguments are those of `build_corpus`; of `splits` alone there will be tokens.
+
+    Raises:
+        ConfigurationError: The similarity is none, or the tokenizer does not give the text of held-out documents back.
+        CorpusError: The source cannot be read, or a split has no documents.
+    """
+    documents = _build_documents(artifacts, source)
+    if similarity is not None and "train" in splits:
+        for held_out in (documents, like.documents):
+            documents = _decontaminate(artifacts, documents, held_out, similarity)
+    stores = _build_stores(artifacts, documents, like.tokenizer, like.lossy, splits, chunk_length, seed)
+    return Corpus(name, documents, like.tokenizer, like.lossy, stores)
+
+
+def _build_documents(artifacts: ArtifactStore, source: DocumentSource) -> Artifact:
+    """Build the documents of a source and say what was skipped."""
+    documents = artifacts.build(DocumentsStage(source))
+    if rejected := documents.facts["rejected"]:
+        counts = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
+        console.status("documents", f"skipped {counts}; such as {documents.facts['rejected_examples'][0]}")
+    return documents
+
+
+def _decontaminate(artifacts: ArtifactStore, documents: Artifact, others: Artifact, similarity: float) -> Artifact:
+    """Drop documents to train on that are much like held-out ones of `others`, and say how many."""
+    held_out = artifacts.build(HeldOutStage(others))
+    clean = artifacts.build(DecontaminationStage(documents, held_out, similarity))
+    facts = clean.facts["decontamination"]
+    if dropped := facts["dropped"]:
+        console.status(
+            "decontamination",
+            f"dropped {dropped['documents']:,} documents much like held-out ones; such as {facts['examples'][0]}",
+        )
+    return clean
+
+
+def _build_stores(
+    artifacts: ArtifactStore,
+    documents: Artifact,
+    tokenizer: Artifact,
+    lossy: bool,
+    splits: Sequence[Split],
+    chunk_length: int,
+    seed: int,
+) -> dict[Split, TokenStore]:
+    """Encode splits, held-out ones first: they tell whether the tokenizer can be used."""
+    stores: dict[Split, TokenStore] = {}
+    for split in sorted(splits, key=lambda split: split not in HELD_OUT):
+        stage = TokensStage(documents, tokenizer, split, chunk_length, seed)
+        stores[split] = TokenStore(artifacts.build(stage), tokenizer)
+        if split in HELD_OUT:
+            check_round_trip(stores[split], lossy)
+    return {split: stores[split] for split in SPLITS if split in stores}
