@@ -105,10 +105,10 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
                 )
     # What is asked for now comes first: the first text stands for the model.
     order = dict.fromkeys([*(key for keys in wanted.values() for key in keys), *known])
-    record = replace(record, evaluations=tuple(known[key] for key in order))
-    if console.is_main_process():
-        write_result(folder / RESULT_NAME, record)
-    return record
+    scored_record = replace(record, evaluations=tuple(known[key] for key in order))
+    if scored_record != record and console.is_main_process():
+        write_result(folder / RESULT_NAME, scored_record)
+    return scored_record
 
 
 def _with_k(config: RunConfig, k: int) -> RunConfig:

@@ -70,7 +70,8 @@ def train(
         arguments += [] if "task=compare" in arguments else ["task=train"]
         kept = [f"{key}=" for key in SMALL if key in own]
         assert run([*arguments, *small([*arguments, *kept])], monkeypatch) == 0, capfd.readouterr().err
-        outcome, config = load_run(Path("outputs", name)), OmegaConf.load(Path("outputs", name, "config.yaml")).settings
+        outcome, noted = load_run(Path("outputs", name)), OmegaConf.load(Path("outputs", name, "config.yaml"))
+        config = OmegaConf.create(OmegaConf.to_container(noted.settings))
         said = " ".join(capfd.readouterr().err.split())
         step = config.data.sequence_length * config.data.batch_size
         assert [model.model for model in outcome.models] == [*["baseline"] * (config.task.name == "compare"), "retro"]

@@ -27,7 +27,7 @@ M, V = 8, 300
 # Of the decoder: width, heads x head size. Of the encoder: the same, and its inner width.
 D, DI, E, EI, F = 16, 24, 16, 16, 32
 SMALL = [
-    "size=172m",  # the model of Table 13, in its depth; narrow
+    "+experiment=paper_172m", "evaluation.k=[0]",  # the model of Table 13, in its depth; narrow
     f"size.width={D}", "size.heads=3", "size.head_size=8", "size.ffw_width=32",
     f"size.encoder_width={E}", "size.encoder_heads=2", "size.encoder_head_size=8", f"size.encoder_ffw_width={F}",
     f"model.chunk_length={M}", f"tokenizer.vocabulary_size={V}",
