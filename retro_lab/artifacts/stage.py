@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from retro_lab.artifacts.fingerprint import fingerprint, library_version
-from retro_lab.artifacts.manifest import Manifest, damaged
+from retro_lab.artifacts.manifest import MANIFEST_NAME, Manifest, damaged
+
+Facts = TypeVar("Facts")
 
 Advance = Callable[[int], None]
 """Called by a stage with the number of units (chunks, documents, ...) it has just done."""
@@ -35,13 +38,40 @@ class Artifact:
         """What the stage counted and measured while it built."""
         return self.manifest.facts
 
-    def array(self, name: str) -> np.ndarray:
-        """Open the `.npy` file `name` as a read-only memory map, never unpickling.
+    def read_facts(self, kind: type[Facts]) -> Facts:
+        """Return the facts as a dataclass; those that it has no field for are left out.
+
+        Raises:
+            ArtifactError: A field is missing or has another type.
+        """
+        try:
+            return TypeAdapter(kind).validate_python(self.facts)
+        except ValidationError as error:
+            raise damaged(self.folder / MANIFEST_NAME, f"it lacks facts of {kind.__name__}", self.folder) from error
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the stage was built with."""
+        settings: dict[str, Any] = self.manifest.recipe["settings"]
+        return settings
+
+    @property
+    def shards(self) -> int:
+        """Number of shards whose files the artifact holds; 0 if its stage combines them."""
+        names = {name.partition("/")[0] for name in self.manifest.files if "/" in name}
+        return 1 + max(map(int, names), default=-1)
+
+    def shard(self, number: int) -> Path:
+        """Return the folder of a shard."""
+        return self.folder / shard_name(number)
+
+    def array(self, name: str, shard: int | None = None) -> np.ndarray:
+        """Open the `.npy` file `name`, of a shard if one is given, as a read-only memory map, never unpickling.
 
         Raises:
             ArtifactError: The file begins with something else than what says of what type and shape its array is.
         """
-        path = self.folder / name
+        path = (self.folder if shard is None else self.shard(shard)) / name
         try:
             array: np.memmap = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, TypeError, SyntaxError, OverflowError, EOFError, TokenError) as error:
@@ -51,6 +81,11 @@ class Artifact:
         if not (whole and array.dtype.isnative and array.dtype.kind in "fiu"):
             raise damaged(path, "its array is said to have another type or shape than it has", self.folder)
         return array
+
+
+def shard_name(number: int) -> str:
+    """Return the name of the folder of a shard."""
+    return f"{number:05}"
 
 
 class Stage(ABC):

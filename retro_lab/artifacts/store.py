@@ -28,7 +28,7 @@ from retro_lab import console
 from retro_lab.artifacts.disk import NO_WRITING, no_room, sync
 from retro_lab.artifacts.fingerprint import differences
 from retro_lab.artifacts.manifest import MANIFEST_NAME, FileRecord, Manifest
-from retro_lab.artifacts.stage import Artifact, Stage
+from retro_lab.artifacts.stage import Artifact, Stage, shard_name
 from retro_lab.errors import ArtifactError
 from retro_lab.ranks import place
 
@@ -237,7 +237,7 @@ class ArtifactStore:
 
 
 def _shard_folder(folder: Path, shard: int) -> Path:
-    return folder / f"{shard:05}"
+    return folder / shard_name(shard)
 
 
 def _pending(folder: Path, shards: Iterable[int]) -> list[int]:

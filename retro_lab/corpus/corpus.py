@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from retro_lab import console
 from retro_lab.artifacts.stage import Artifact
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
+from retro_lab.corpus.decontamination import DecontaminationFacts, DecontaminationStage, HeldOutStage
 from retro_lab.corpus.documents import HELD_OUT, SPLITS, DocumentSource, Split
-from retro_lab.corpus.round_trip import check_round_trip
-from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
+from retro_lab.corpus.documents_stage import DocumentsFacts, DocumentsStage
 from retro_lab.corpus.tokenizer import TokenizerRecipe
-from retro_lab.corpus.tokens import TokenStore
+from retro_lab.corpus.tokenizer_stage import TokenizerStage
+from retro_lab.corpus.tokens import TokensStage, TokenStore
+from retro_lab.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,10 @@ def build_other_corpus(
 def _build_documents(artifacts: ArtifactStore, source: DocumentSource) -> Artifact:
     """Build the documents of a source and say what was skipped."""
     documents = artifacts.build(DocumentsStage(source))
-    if rejected := documents.facts["rejected"]:
-        counts = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
-        console.status("documents", f"skipped {counts}; such as {documents.facts['rejected_examples'][0]}")
+    facts = documents.read_facts(DocumentsFacts)
+    if facts.rejected:
+        counts = ", ".join(f"{count} {reason}" for reason, count in facts.rejected.items())
+        console.status("documents", f"skipped {counts}; such as {facts.rejected_examples[0]}")
     return documents
 
 
@@ -104,11 +106,11 @@ def _decontaminate(artifacts: ArtifactStore, documents: Artifact, others: Artifa
     """Drop documents to train on that are much like held-out ones of `others`, and say how many."""
     held_out = artifacts.build(HeldOutStage(others))
     clean = artifacts.build(DecontaminationStage(documents, held_out, similarity))
-    facts = clean.facts["decontamination"]
-    if dropped := facts["dropped"]:
+    facts = clean.read_facts(DecontaminationFacts).decontamination
+    if facts.dropped:
         console.status(
             "decontamination",
-            f"dropped {dropped['documents']:,} documents much like held-out ones; such as {facts['examples'][0]}",
+            f"dropped {facts.dropped['documents']:,} documents much like held-out ones; such as {facts.examples[0]}",
         )
     return clean
 
@@ -130,3 +132,18 @@ def _build_stores(
         if split in HELD_OUT:
             check_round_trip(stores[split], lossy)
     return {split: stores[split] for split in SPLITS if split in stores}
+
+
+def check_round_trip(held_out: TokenStore, lossy: bool) -> None:
+    """Refuse a tokenizer that does not give the held-out documents back, unless that is accepted as `lossy`.
+
+    Raises:
+        ConfigurationError: A held-out document does not decode to its text.
+    """
+    facts = held_out.facts
+    if facts.altered and not lossy:
+        raise ConfigurationError(
+            f"The tokenizer does not give back the text of {facts.altered:,} of {facts.documents:,} held-out "
+            f"documents ({facts.altered_examples[0]}), so bits per byte would be too low; choose another tokenizer, "
+            "or accept it with tokenizer.lossy=true."
+        )

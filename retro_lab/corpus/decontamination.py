@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,27 @@ RECALL = 0.9999
 """Probability with which a document that is just similar enough is looked at; more similar ones are with a higher."""
 GRAMS_AT_ONCE = 4096
 MAX_EXAMPLES = 5
+GRAMS_NAME, ENDS_NAME, SIGNATURES_NAME, IDS_NAME = "grams.bin", "ends.npy", "signatures.npy", "ids.parquet"
+"""Files of a shard of held-out documents: grams end to end, where those of each document end, signatures, ids."""
 FACTORS = np.array([pow(0x9E3779B97F4A7C15, power, 2**64) for power in range(WORDS_IN_GRAM)], np.uint64)
 """Powers of an odd number modulo 2^64: a 13-gram is known by the polynomial of its words' hashes."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What decontamination dropped."""
+
+    similarity: float
+    dropped: dict[str, int]
+    """Counts of `documents` and `bytes`; empty if there are none."""
+    examples: list[str]
+
+
+@dataclass(frozen=True)
+class DecontaminationFacts:
+    """Facts of a `decontamination` artifact, besides those of the documents it was made from."""
+
+    decontamination: Dropped
 
 
 class HeldOutStage(Stage):
@@ -75,7 +95,7 @@ class HeldOutStage(Stage):
         ids: list[str] = []
         ends: list[int] = []
         signatures: list[np.ndarray] = []
-        with (folder / "grams.bin").open("wb") as file:
+        with (folder / GRAMS_NAME).open("wb") as file:
             for batch in self._pieces[shard].read(["id", "text"]):
                 for row in batch.to_pylist():
                     grams = grams_of(row["text"])
@@ -84,9 +104,9 @@ class HeldOutStage(Stage):
                     ends.append(len(grams) + (ends[-1] if ends else 0))
                     signatures.append(signature(grams).hashvalues)
                 advance(batch.num_rows)
-        np.save(folder / "ends.npy", np.array(ends, np.int64))
-        np.save(folder / "signatures.npy", np.array(signatures, np.uint64))
-        pq.write_table(pa.table({"id": pa.array(ids, pa.large_string())}), folder / "ids.parquet")
+        np.save(folder / ENDS_NAME, np.array(ends, np.int64))
+        np.save(folder / SIGNATURES_NAME, np.array(signatures, np.uint64))
+        pq.write_table(pa.table({"id": pa.array(ids, pa.large_string())}), folder / IDS_NAME)
         return {"documents": len(ids)}
 
     def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
@@ -144,11 +164,11 @@ class DecontaminationStage(Stage):
     def prepare(self) -> Iterator[None]:
         """Hold the signatures of the held-out documents."""
         self._held_out = HeldOutDocuments(self.similarity)
-        for path in sorted(self.held_out.folder.glob("*/ids.parquet")):
-            ids = pq.read_table(path)["id"].to_pylist()
-            grams = np.asarray(np.memmap(path.with_name("grams.bin"), np.uint64, "r"))
-            ends = np.load(path.with_name("ends.npy"), allow_pickle=False)
-            signatures = np.load(path.with_name("signatures.npy"), allow_pickle=False)
+        for folder in map(self.held_out.shard, range(self.held_out.shards)):
+            ids = pq.read_table(folder / IDS_NAME)["id"].to_pylist()
+            grams = np.asarray(np.memmap(folder / GRAMS_NAME, np.uint64, "r"))
+            ends = np.load(folder / ENDS_NAME, allow_pickle=False)
+            signatures = np.load(folder / SIGNATURES_NAME, allow_pickle=False)
             for identifier, found, values in zip(ids, np.split(grams, ends[:-1]), signatures, strict=True):
                 self._held_out.add(identifier, found, values)
         try:
@@ -190,8 +210,8 @@ class DecontaminationStage(Stage):
                 "check what is held out, or set decontamination=none."
             )
         examples = [example for fact in train for example in fact["examples"]][:MAX_EXAMPLES]
-        decontamination = {"similarity": self.similarity, "dropped": dict(dropped), "examples": examples}
-        return {**self.documents.facts, "train": dict(kept), "decontamination": decontamination}
+        decontamination = Dropped(self.similarity, dict(dropped), examples)
+        return {**self.documents.facts, "train": dict(kept), **asdict(DecontaminationFacts(decontamination))}
 
 
 class HeldOutDocuments:

@@ -15,6 +15,11 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+ENCODED_NAME, TABLE_NAME = "tokens.bin", "documents.parquet"
+"""Files of a shard: ids end to end, and a table of the documents, which the finished store has too."""
+TOKENS_NAME, LEFT_NAME = "tokens.npy", "tokens_left.npy"
+START_NAME, LENGTH_NAME, BYTES_NAME = "document_start.npy", "document_length.npy", "document_bytes.npy"
+"""Files of the store: ids, tokens left of its document from each chunk on, and tables of the documents."""
 BUCKET_DOCUMENTS = 2**18
 """Rows of the table of documents that are put in order at a time, ..."""
 MAX_BUCKETS = 256
@@ -24,14 +29,14 @@ MAX_BUCKETS = 256
 class TokenLayout:
     """Where each document of some shards goes. D is the number of documents, m the chunk length, C that of chunks.
 
-    A shard is a folder with `tokens.bin`, ids end to end, and `documents.parquet` with id, source, bytes and tokens.
+    The table of the documents in a shard has the columns id, source, bytes and tokens.
     """
 
     def __init__(self, shards: Sequence[Path], chunk_length: int, seed: int) -> None:
         """Shuffle the documents of `shards` with `seed`."""
         self._shards = shards
         self._chunk_length = chunk_length
-        tables = [pq.read_table(shard / "documents.parquet", columns=["tokens", "bytes"]) for shard in shards]
+        tables = [pq.read_table(shard / TABLE_NAME, columns=["tokens", "bytes"]) for shard in shards]
         self._counts = [table.num_rows for table in tables]
         self.lengths = _column(tables, "tokens")
         """Tokens of each document in the order of the shards, [D]."""
@@ -50,10 +55,10 @@ class TokenLayout:
     def write(self, folder: Path, dtype: np.dtype, marker: int) -> None:
         """Write the files of a token store, filling up last chunks with `marker`."""
         self._write_tokens(folder, dtype, marker)
-        np.save(folder / "document_start.npy", self._start.astype(np.int64))
-        np.save(folder / "document_length.npy", self.lengths[self._order].astype(np.int64))
-        np.save(folder / "document_bytes.npy", self.bytes[self._order].astype(np.int64))
-        self._write_table(folder / "documents.parquet")
+        np.save(folder / START_NAME, self._start.astype(np.int64))
+        np.save(folder / LENGTH_NAME, self.lengths[self._order].astype(np.int64))
+        np.save(folder / BYTES_NAME, self.bytes[self._order].astype(np.int64))
+        self._write_table(folder / TABLE_NAME)
 
     def _write_tokens(self, folder: Path, dtype: np.dtype, marker: int) -> None:
         # One chunk of padding at the end lets every neighbor's continuation be read without a bounds check.
@@ -61,14 +66,14 @@ class TokenLayout:
         padding = np.full(self._chunk_length, marker, dtype)
         # Not through maps of the files: their pages would count as this process's memory until they are on the disk.
         with (
-            _NewArray(folder / "tokens.npy", dtype, rows, self._chunk_length) as tokens,
-            _NewArray(folder / "tokens_left.npy", np.dtype(np.uint32), rows, 1) as left,
+            _NewArray(folder / TOKENS_NAME, dtype, rows, self._chunk_length) as tokens,
+            _NewArray(folder / LEFT_NAME, np.dtype(np.uint32), rows, 1) as left,
         ):
             document = 0
             for shard, count in zip(self._shards, self._counts, strict=True):
                 if not count:
                     continue  # an empty file cannot be mapped
-                encoded, first = np.asarray(np.memmap(shard / "tokens.bin", dtype, "r")), 0
+                encoded, first = np.asarray(np.memmap(shard / ENCODED_NAME, dtype, "r")), 0
                 for length in self.lengths[document : document + count].tolist():
                     chunk = int(self._start[self._place[document]])
                     tokens.write(chunk, encoded[first : first + length], padding[: -length % len(padding)])
@@ -90,7 +95,7 @@ class TokenLayout:
                 writers = [stack.enter_context(pa.ipc.new_stream(str(bucket), placed)) for bucket in buckets]
                 first = 0
                 for shard, count in zip(self._shards, self._counts, strict=True):
-                    rows = pq.read_table(shard / "documents.parquet", columns=["id", "source"])
+                    rows = pq.read_table(shard / TABLE_NAME, columns=["id", "source"])
                     places = self._place[first : first + count]
                     rows = rows.append_column("place", pa.array(places, pa.int64()))
                     for bucket in np.unique(places // size):

@@ -114,5 +114,17 @@ def documents_name(split: Split) -> str:
 
 
 def document_files(documents: Artifact, split: Split) -> list[Path]:
-    """Files of a split's documents in an artifact, in order, one for each shard."""
-    return sorted(documents.folder.glob(f"*/{documents_name(split)}"))
+    """Files of a split's documents in an artifact, in order: one for each shard, or for each shard of that split."""
+    paths = (documents.shard(shard) / documents_name(split) for shard in range(documents.shards))
+    return [path for path in paths if path.is_file()]
+
+
+def iterate_texts(documents: Artifact, split: Split, max_bytes: float) -> Iterator[str]:
+    """Yield the texts of a split in order until `max_bytes` of UTF-8 have been given out."""
+    for path in document_files(documents, split):
+        for batch in read_documents(path, ["text", "bytes"]):
+            for text, size in zip(batch["text"].to_pylist(), batch["bytes"].to_pylist(), strict=True):
+                if max_bytes <= 0:
+                    return
+                max_bytes -= size
+                yield text

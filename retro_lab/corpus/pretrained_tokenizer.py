@@ -8,10 +8,9 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from retro_lab.corpus.hub_models import hub_commit
-from retro_lab.corpus.tokenizer import DocumentTokenizer, TokenizerRecipe
+from retro_lab.corpus.tokenizer import TOKENIZER_NAME, DocumentTokenizer, TokenizerRecipe
 from retro_lab.errors import ConfigurationError
 
-TOKENIZER_FILE = "tokenizer.json"
 SENTENCEPIECE_SUFFIXES = (".model", ".spm")
 
 
@@ -78,7 +77,7 @@ class PretrainedTokenizer(TokenizerRecipe):
                 pretrained = AutoTokenizer.from_pretrained(self.name, revision=self._commit)
             elif path.is_dir():
                 pretrained = AutoTokenizer.from_pretrained(str(path))
-            elif path.name == TOKENIZER_FILE:  # the files beside it say more of it
+            elif path.name == TOKENIZER_NAME:  # the files beside it say more of it
                 pretrained = AutoTokenizer.from_pretrained(str(path.parent))
             else:
                 pretrained = PreTrainedTokenizerFast(tokenizer_file=str(path))
@@ -94,7 +93,7 @@ class PretrainedTokenizer(TokenizerRecipe):
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         if self._path is None:
             return f"The tokenizer {self.name} of the hub cannot be loaded ({reason}); check tokenizer.name."
-        if self._path.is_dir() and not (self._path / TOKENIZER_FILE).is_file():
+        if self._path.is_dir() and not (self._path / TOKENIZER_NAME).is_file():
             pieces = [file.name for file in sorted(self._path.iterdir()) if file.suffix in SENTENCEPIECE_SUFFIXES]
             if pieces:
                 return (

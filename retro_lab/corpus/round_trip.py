@@ -6,9 +6,6 @@ it has not seen, leaves a model less to predict than these bytes, and its score 
 
 from collections.abc import Iterable
 
-from retro_lab.corpus.tokens import TokenStore
-from retro_lab.errors import ConfigurationError
-
 BEFORE, AFTER = 10, 20
 """Characters that are shown around the place where two texts part."""
 
@@ -24,21 +21,6 @@ def differences(texts: Iterable[str], decoded: Iterable[str]) -> list[str]:
         for text, other in zip(texts, decoded, strict=True)
         if other not in (text, f" {text}", text.removeprefix(" "))
     ]
-
-
-def check_round_trip(held_out: TokenStore, lossy: bool) -> None:
-    """Refuse a tokenizer that does not give the held-out documents back, unless that is accepted as `lossy`.
-
-    Raises:
-        ConfigurationError: A held-out document does not decode to its text.
-    """
-    facts = held_out.artifact.facts
-    if facts["altered"] and not lossy:
-        raise ConfigurationError(
-            f"The tokenizer does not give back the text of {facts['altered']:,} of {held_out.documents:,} held-out "
-            f"documents ({facts['altered_examples'][0]}), so bits per byte would be too low; choose another tokenizer, "
-            "or accept it with tokenizer.lossy=true."
-        )
 
 
 def _first_difference(text: str, decoded: str) -> str:

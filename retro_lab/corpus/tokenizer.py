@@ -22,7 +22,7 @@ from retro_lab.errors import ConfigurationError
 
 TRAINED_MARKER = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257
-MARKER_FILE = "document_marker.json"
+TOKENIZER_NAME, MARKER_NAME = "tokenizer.json", "document_marker.json"
 
 
 def plain_text(tokenizer: Tokenizer) -> Tokenizer:
@@ -101,14 +101,14 @@ class DocumentTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and the marker's id into `folder`."""
-        self.tokenizer.save(str(folder / "tokenizer.json"))
-        (folder / MARKER_FILE).write_text(json.dumps(self.document_marker), encoding="utf-8")
+        self.tokenizer.save(str(folder / TOKENIZER_NAME))
+        (folder / MARKER_NAME).write_text(json.dumps(self.document_marker), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "DocumentTokenizer":
         """Read what `save` wrote."""
-        tokenizer = plain_text(Tokenizer.from_file(str(folder / "tokenizer.json")))
-        return cls(tokenizer, json.loads((folder / MARKER_FILE).read_text(encoding="utf-8")))
+        tokenizer = plain_text(Tokenizer.from_file(str(folder / TOKENIZER_NAME)))
+        return cls(tokenizer, json.loads((folder / MARKER_NAME).read_text(encoding="utf-8")))
 
 
 def _ids(tokenizer: Tokenizer) -> int:

@@ -152,7 +152,7 @@ def _cuts(config: DatabaseConfig, store: TokenStore) -> tuple[float, list[int]]:
     """
     fraction = config.fraction
     if config.tokens is not None:
-        fraction = min(1.0, config.tokens / store.artifact.facts["tokens"])
+        fraction = min(1.0, config.tokens / store.facts.tokens)
     cuts = set()
     for share in {fraction, *(share for share in config.fractions if share < fraction)}:
         document = max(1, int(np.searchsorted(store.document_start, share * store.chunks)))

@@ -35,7 +35,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     stores |= {text.description: text.store for text in inputs.texts if text.name not in stores}
     for split, store in stores.items():
         console.output.print(
-            f"{split}: {store.documents:,} documents, {store.artifact.facts['tokens']:,} tokens, "
+            f"{split}: {store.documents:,} documents, {store.facts.tokens:,} tokens, "
             f"{store.chunks:,} chunks, "
             f"{database.neighbors_of(store).facts['with_neighbors']:.1%} of them with neighbors",
             soft_wrap=True,

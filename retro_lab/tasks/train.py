@@ -191,7 +191,7 @@ def _announce(
 
 
 def _summarize_corpus(corpus: Corpus) -> CorpusSummary:
-    tokens = {split: store.artifact.facts["tokens"] for split, store in corpus.stores.items()}
+    tokens = {split: store.facts.tokens for split, store in corpus.stores.items()}
     documents = {split: store.documents for split, store in corpus.stores.items()}
     return CorpusSummary(
         source=corpus.name,

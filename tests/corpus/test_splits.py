@@ -10,11 +10,11 @@ from written_files import write_bytes, write_lines
 
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus.documents import SPLITS, hashed_split, name_hash
+from retro_lab.corpus.documents_stage import DocumentsStage
 from retro_lab.corpus.parquet import document_files, read_documents
 from retro_lab.corpus.sources import local
 from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.corpus.sources.mixture import MixtureSource
-from retro_lab.corpus.stages import DocumentsStage
 from retro_lab.errors import ConfigurationError, CorpusError
 
 

@@ -27,7 +27,7 @@ def test_a_real_build_is_as_large_as_planned(tmp_path, tiny_bert) -> None:
     chunks = build_chunks(tmp_path, tiny_bert, RandomSentences(documents=160, longest=1_600), chunk_length=64)
     store, embeddings = chunks.stores["train"], chunks.embeddings["train"]
     neighbors = search(chunks, "train", STORED, cuts=(int(store.document_start[store.documents // 2]),))
-    tokens = store.artifact.facts["tokens"]
+    tokens = store.facts.tokens
     sizes = DatabaseSizes(
         database_tokens=tokens,
         searched_tokens=tokens,

@@ -8,9 +8,10 @@ import numpy as np
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
 from retro_lab.corpus.documents import SPLITS, Document, DocumentSource
-from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
+from retro_lab.corpus.documents_stage import DocumentsStage
 from retro_lab.corpus.tokenizer import ByteBPE
-from retro_lab.corpus.tokens import TokenStore
+from retro_lab.corpus.tokenizer_stage import TokenizerStage
+from retro_lab.corpus.tokens import TokensStage, TokenStore
 from retro_lab.retrieval.bm25 import BM25
 from retro_lab.retrieval.config import IndexConfig
 from retro_lab.retrieval.embedder import Embedder

@@ -216,7 +216,7 @@ def test_all_ranks_together_score_every_text_token_of_whole_documents_once(chunk
     assert len({len(rank) for rank in ranks}) == 1  # in step, for what they compute together
     batches = [rank[index] for rank in ranks for index in range(len(rank))]
     assert sum(int(batch["batch"]["mask"].sum()) for batch in batches) == int((store.document_length - 1).sum())
-    assert sum(int(batch["bytes"]) for batch in batches) == store.artifact.facts["bytes"]
+    assert sum(int(batch["bytes"]) for batch in batches) == store.facts.bytes
     assert sum(int(batch["documents"]) for batch in batches) == store.documents
 
 

@@ -20,8 +20,10 @@ from retro_lab.artifacts.fingerprint import canonical_json
 from retro_lab.artifacts.stage import Artifact, Stage
 from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
 from retro_lab.corpus.documents import Document
+from retro_lab.corpus.documents_stage import DocumentsStage
 from retro_lab.corpus.sources.local import LocalSource
-from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
+from retro_lab.corpus.tokenizer_stage import TokenizerStage
+from retro_lab.corpus.tokens import TokensStage
 from retro_lab.retrieval.bm25 import BM25
 from retro_lab.retrieval.config import IndexConfig
 from retro_lab.retrieval.embeddings import EmbeddingsStage
