@@ -29,7 +29,7 @@ from side_by_side import Clock, Row, markdown, origin  # noqa: E402
 
 from retro_lab.artifacts.manifest import MANIFEST_NAME, Manifest  # noqa: E402
 from retro_lab.artifacts.stage import Artifact  # noqa: E402
-from retro_lab.retrieval.embeddings import read_embeddings  # noqa: E402
+from retro_lab.retrieval.embeddings import Embeddings  # noqa: E402
 from retro_lab.retrieval.factory import choose_factory  # noqa: E402
 from retro_lab.retrieval.vectors import VectorIndex  # noqa: E402
 
@@ -81,20 +81,20 @@ def main() -> None:
 
 def embeddings(root: Path, vectors: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
     """Read chunk embeddings of the largest training split under `root`, and some of its held-out documents."""
-    splits: dict[str, list[Artifact]] = {"train": [], "validation": []}
+    splits: dict[str, list[Embeddings]] = {"train": [], "validation": []}
     for path in root.glob(f"embeddings/*/{MANIFEST_NAME}"):
         artifact = Artifact(path.parent, Manifest.read(path.parent))
         tokens = Manifest.read(root / "tokens" / artifact.manifest.recipe["inputs"]["tokens"])
-        splits[tokens.recipe["settings"]["split"]].append(artifact)
-    train = max(splits["train"], key=lambda artifact: artifact.facts["chunks"], default=None)
-    if train is None or train.facts["chunks"] < vectors or not splits["validation"]:
+        splits[tokens.recipe["settings"]["split"]].append(Embeddings(artifact))
+    train = max(splits["train"], key=lambda found: found.chunks, default=None)
+    if train is None or train.chunks < vectors or not splits["validation"]:
         sys.exit(
             f"There are no embeddings of {vectors:,} chunks in {root}; "
             "run: python -m retro_lab +experiment=large_database task=build"
         )
-    held_out = next(artifact for artifact in splits["validation"] if source(root, artifact) == source(root, train))
-    count = min(queries, held_out.facts["chunks"])
-    return read_embeddings(train, 0, vectors), read_embeddings(held_out, 0, count)
+    made_from = source(root, train.artifact)
+    held_out = next(found for found in splits["validation"] if source(root, found.artifact) == made_from)
+    return train.range(0, vectors), held_out.range(0, min(queries, held_out.chunks))
 
 
 def source(root: Path, artifact: Artifact) -> tuple[object, object]:

@@ -22,7 +22,7 @@ from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus.tokenizer import SMALLEST_VOCABULARY, ByteBPE, DocumentTokenizer
 from retro_lab.corpus.tokens import TokensFacts, TokenStore
 from retro_lab.retrieval.config import Value
-from retro_lab.retrieval.neighbors import MISSING
+from retro_lab.retrieval.neighbors import MISSING, Neighbors
 from retro_lab.retrieval.sequences import Retrieved, Sequences
 from retro_lab.training.batches import TrainingBatches
 
@@ -156,8 +156,8 @@ def our_sequences(folder: Path, chunks: int) -> Sequences:
     artifacts = ArtifactStore(folder)
     tokens = artifacts.build(RandomTokens(chunks))
     store = TokenStore(tokens, artifacts.build(BytesTokenizer()))
-    neighbors = artifacts.build(RandomNeighbors(tokens))
-    return Sequences(store, Retrieved(store, neighbors.array("ids.npy"), Value.neighbor_and_continuation), LENGTH)
+    neighbors = Neighbors(artifacts.build(RandomNeighbors(tokens)))
+    return Sequences(store, Retrieved(store, neighbors.ids, Value.neighbor_and_continuation), LENGTH)
 
 
 def our_batches(sequences: Sequences, batch_size: int) -> Iterator[Any]:

@@ -7,7 +7,6 @@ the chunks of any other that was tokenized alike (Borgeaud et al. 2022, Sec. 2.1
 import numpy as np
 import torch
 
-from retro_lab.artifacts.stage import Artifact
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
@@ -15,9 +14,9 @@ from retro_lab.ranks import place
 from retro_lab.retrieval.bm25 import BM25
 from retro_lab.retrieval.config import DatabaseConfig, EmbedderConfig, IndexConfig, Method, RetrievalConfig
 from retro_lab.retrieval.embedder import Embedder
-from retro_lab.retrieval.embeddings import EmbeddingsStage
-from retro_lab.retrieval.index import IndexStage
-from retro_lab.retrieval.neighbors import NeighborsStage, Ranking, SearchStage
+from retro_lab.retrieval.embeddings import Embeddings, EmbeddingsStage
+from retro_lab.retrieval.index import Index, IndexStage
+from retro_lab.retrieval.neighbors import Neighbors, NeighborsStage, Ranking, SearchStage
 from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher, Searcher
 
 
@@ -79,12 +78,12 @@ class Database:
         self._ranking = Ranking(retrieval.candidates, self._bm25) if retrieval.method == Method.hybrid else None
         self._embedder = None if retrieval.method == Method.bm25 else _build_embedder(embedder)
         self._shard_size = embedder.shard_size
-        self._neighbors: dict[str, Artifact] = {}
-        self.indexes: tuple[Artifact, ...] = ()
+        self._neighbors: dict[str, Neighbors] = {}
+        self.indexes: tuple[Index, ...] = ()
         if self._embedder is not None:
             embeddings, queries = self._embed(store), self._embed(samples)
             self.indexes = tuple(
-                artifacts.build(IndexStage(embeddings, start, stop, index, queries, self._stored, config.seed))
+                Index(artifacts.build(IndexStage(embeddings, start, stop, index, queries, self._stored, config.seed)))
                 for start, stop in self._shards
             )
 
@@ -93,7 +92,7 @@ class Database:
         """How neighbors are found: the FAISS factory string, BM25, or both."""
         if not self.indexes:
             return "BM25"
-        factory = str(self.indexes[-1].facts["factory"])
+        factory = self.indexes[-1].facts.factory
         return f"{factory}, ranked by BM25" if self._ranking else factory
 
     @property
@@ -101,8 +100,8 @@ class Database:
         """What the database is, in words."""
         return f"{self.chunks:,} chunks of {self.name} ({self.method})"
 
-    def neighbors_of(self, queries: TokenStore) -> Artifact:
-        """Search for the neighbors of every chunk of a text, `ids.npy` and `distances.npy` [chunks, stored].
+    def neighbors_of(self, queries: TokenStore) -> Neighbors:
+        """Search for the nearest chunks of the database for every chunk of a text.
 
         Where that is the database's own store, neighbors of a chunk's own document are left out.
         """
@@ -114,7 +113,7 @@ class Database:
                 )
                 for searcher in self._searchers(queries)
             ]
-            self._neighbors[fingerprint] = self._artifacts.build(NeighborsStage(searches))
+            self._neighbors[fingerprint] = Neighbors(self._artifacts.build(NeighborsStage(searches)))
         return self._neighbors[fingerprint]
 
     @property
@@ -127,9 +126,9 @@ class Database:
         embeddings = self._embed(queries)
         return [DenseSearcher(embeddings, index) for index in self.indexes]
 
-    def _embed(self, store: TokenStore) -> Artifact:
+    def _embed(self, store: TokenStore) -> Embeddings:
         assert self._embedder is not None
-        return self._artifacts.build(EmbeddingsStage(store, self._embedder, self._shard_size))
+        return Embeddings(self._artifacts.build(EmbeddingsStage(store, self._embedder, self._shard_size)))
 
 
 def _build_embedder(config: EmbedderConfig) -> Embedder:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from retro_lab.artifacts.manifest import damaged
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval.config import IndexConfig
-from retro_lab.retrieval.embeddings import read_embeddings, read_rows
+from retro_lab.retrieval.embeddings import Embeddings
 from retro_lab.retrieval.factory import EXACT, POINTS_PER_LIST, choose_factory
 from retro_lab.retrieval.vectors import AUTO, VectorIndex, check_metric, distances
 
+INDEX_NAME = "index.faiss"
+RECALL = "recall@"
+"""Beginning of the names of facts that say how much of how many nearest neighbors is found."""
 SMALLEST_SAMPLE = 65_536
 """Training vectors for an index of few lists: codes are learned from them too."""
 RECALL_QUERIES = 1000
@@ -28,6 +32,20 @@ TIE = 1e-5
 BLOCK = 65_536
 
 
+@dataclass(frozen=True)
+class IndexFacts:
+    """Facts of an `index` artifact, besides its recalls."""
+
+    factory: str
+    """FAISS factory string."""
+    remark: str
+    """Why that is not what was asked for; empty if it is."""
+    search: str
+    """FAISS search parameters; empty for an exact index."""
+    vectors: int
+    bytes_per_vector: float
+
+
 class IndexStage(Stage):
     """Index the embeddings of chunks `start` up to `stop`."""
 
@@ -37,11 +55,11 @@ class IndexStage(Stage):
 
     def __init__(
         self,
-        embeddings: Artifact,
+        embeddings: Embeddings,
         start: int,
         stop: int,
         config: IndexConfig,
-        queries: Artifact,
+        queries: Embeddings,
         stored: int,
         seed: int,
     ) -> None:
@@ -72,7 +90,7 @@ class IndexStage(Stage):
         self.choice = choose_factory(
             config.factory,
             stop - start,
-            embeddings.facts["width"],
+            embeddings.width,
             config.exact_below,
             config.recall,
             config.max_bytes,
@@ -108,8 +126,8 @@ class IndexStage(Stage):
     def inputs(self) -> Mapping[str, Artifact]:
         """The embeddings, and those it is tuned on."""
         if self.factory == EXACT:
-            return {"embeddings": self.embeddings}
-        return {"embeddings": self.embeddings, "queries": self.queries}
+            return {"embeddings": self.embeddings.artifact}
+        return {"embeddings": self.embeddings.artifact, "queries": self.queries.artifact}
 
     def libraries(self) -> Mapping[str, int]:
         """FAISS, whose defaults change with its minor versions."""
@@ -132,11 +150,11 @@ class IndexStage(Stage):
         if remark:
             console.status("index", remark)
         for first in range(self.start, self.stop, BLOCK):
-            vectors = read_embeddings(self.embeddings, first, min(first + BLOCK, self.stop))
+            vectors = self.embeddings.range(first, min(first + BLOCK, self.stop))
             index.add(vectors)
             advance(len(vectors))
         facts = self._tune(index, exact=factory == EXACT)
-        path = folder / "index.faiss"
+        path = folder / INDEX_NAME
         index.write(path)
         return {
             "factory": factory,
@@ -154,7 +172,7 @@ class IndexStage(Stage):
             The index, its factory string, which is `EXACT` where there are too few vectors for what was asked for, and
             a remark if there is something to say.
         """
-        width, metric = self.embeddings.facts["width"], self.config.metric
+        width, metric = self.embeddings.width, self.config.metric
         index = VectorIndex.create(self.factory, width, metric)
         if index.is_trained:
             return index, self.factory, self.choice.remark
@@ -162,7 +180,7 @@ class IndexStage(Stage):
         wanted = self.config.training_vectors or max(POINTS_PER_LIST * index.lists, SMALLEST_SAMPLE)
         sample = np.random.default_rng(self.seed).choice(count, min(wanted, count), replace=False)
         try:
-            index.train(read_rows(self.embeddings, np.sort(sample) + self.start))
+            index.train(self.embeddings.rows(np.sort(sample) + self.start))
         except RuntimeError as error:
             if len(sample) < count:
                 raise ConfigurationError(
@@ -180,10 +198,10 @@ class IndexStage(Stage):
         searches store is lower, so it is measured as well: both on the ids of one search for as many.
         """
         if exact:
-            return {"search": "", f"recall@{RECALL_AT}": 1.0}
-        held_out = self.queries.facts["chunks"]
+            return {"search": "", f"{RECALL}{RECALL_AT}": 1.0}
+        held_out = self.queries.chunks
         sample = np.random.default_rng(self.seed).permutation(held_out)[:RECALL_QUERIES]
-        queries = read_rows(self.queries, np.sort(sample))
+        queries = self.queries.rows(np.sort(sample))
         recall_of = self._recall_of(queries, min(max(self.stored, RECALL_AT), len(index)))
         if self.config.search == AUTO:
             parameters = index.tune(queries, min(RECALL_AT, len(index)), recall_of, self.config.recall)
@@ -198,11 +216,11 @@ class IndexStage(Stage):
         first, recall = next(iter(recalls.items()))
         if recall < self.config.recall:
             console.status(
-                "index", f"recall@{first} is {recall:.3f}, not the {self.config.recall} asked for, with {parameters}"
+                "index", f"{RECALL}{first} is {recall:.3f}, not the {self.config.recall} asked for, with {parameters}"
             )
         return {
             "search": parameters,
-            **{f"recall@{count}": round(recall, 4) for count, recall in recalls.items()},
+            **{f"{RECALL}{count}": round(recall, 4) for count, recall in recalls.items()},
             "measured_on": f"{len(queries)} held-out chunks",
         }
 
@@ -217,7 +235,7 @@ class IndexStage(Stage):
         nearest = np.zeros((len(queries), 0), np.float32)
         for first in range(self.start, self.stop, BLOCK):
             last = min(first + BLOCK, self.stop)
-            exact.replace(read_embeddings(self.embeddings, first, last))
+            exact.replace(self.embeddings.range(first, last))
             _, ids = exact.search(queries, min(most, last - first))
             nearest = np.sort(np.concatenate([nearest, self._distances(queries, ids + first)], 1), 1)[:, :most]
         farthest = nearest + TIE * np.abs(nearest)
@@ -233,7 +251,7 @@ class IndexStage(Stage):
         parts = [
             distances(
                 queries[first : first + QUERIES_AT_ONCE],
-                read_rows(self.embeddings, chunks[first : first + QUERIES_AT_ONCE]),
+                self.embeddings.rows(chunks[first : first + QUERIES_AT_ONCE]),
                 self.config.metric,
             )
             for first in range(0, len(queries), QUERIES_AT_ONCE)
@@ -245,17 +263,39 @@ class IndexStage(Stage):
         return facts[0]
 
 
-def open_index(index: Artifact) -> VectorIndex:
-    """Read the index of an `index` artifact into memory, with the search parameters it was measured with.
+class Index:
+    """Read-only view of an `index` artifact, over the chunks `start` up to `stop` of its store.
 
-    Raises:
-        ArtifactError: FAISS cannot read it.
+    Attributes:
+        facts: What it is, and how large.
+        recalls: Share of the nearest neighbors of held-out chunks that is found, by their number.
     """
-    path = index.folder / "00000" / "index.faiss"
-    try:
-        opened = VectorIndex.read(path, index.manifest.recipe["settings"]["metric"])
-    except (RuntimeError, MemoryError) as error:
-        raise damaged(path, "FAISS cannot read it", index.folder) from error
-    if len(opened) != index.facts["vectors"]:
-        raise damaged(path, f"it holds {len(opened)} vectors, not {index.facts['vectors']}", index.folder)
-    return opened
+
+    def __init__(self, artifact: Artifact) -> None:
+        """Read what is known of `artifact`; `open` reads the index itself.
+
+        Raises:
+            ArtifactError: The artifact does not say what index it holds.
+        """
+        self.artifact = artifact
+        self.start: int = artifact.settings["start"]
+        self.stop: int = artifact.settings["stop"]
+        self.facts = artifact.read_facts(IndexFacts)
+        found = {fact.removeprefix(RECALL): share for fact, share in artifact.facts.items() if fact.startswith(RECALL)}
+        self.recalls: dict[int, float] = {int(count): found[count] for count in sorted(found, key=int)}
+
+    def open(self) -> VectorIndex:
+        """Read the index into memory, with the search parameters it was measured with.
+
+        Raises:
+            ArtifactError: FAISS cannot read it.
+        """
+        path = self.artifact.shard(0) / INDEX_NAME
+        try:
+            opened = VectorIndex.read(path, self.artifact.settings["metric"])
+        except (RuntimeError, MemoryError) as error:
+            raise damaged(path, "FAISS cannot read it", self.artifact.folder) from error
+        if len(opened) != self.facts.vectors:
+            reason = f"it holds {len(opened)} vectors, not {self.facts.vectors}"
+            raise damaged(path, reason, self.artifact.folder)
+        return opened

@@ -9,7 +9,8 @@ one search.
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from retro_lab.corpus.tokens import TokenStore
 from retro_lab.retrieval.bm25 import BM25, text_tokens
 from retro_lab.retrieval.searchers import MISSING, Searcher
 
+IDS_NAME, DISTANCES_NAME = "ids.npy", "distances.npy"
 SHARD_QUERIES = 65_536
 FILTER_MARGIN = 16
 """Neighbors fetched over what is stored, in the hope that dropping those of the query's document leaves enough."""
@@ -119,8 +121,8 @@ class SearchStage(Stage):
             rows = np.arange(start, min(start + self.query_batch, count))
             ids[rows], distances[rows] = self._neighbors(rows + first)
             advance(len(rows))
-        np.save(folder / "ids.npy", ids, allow_pickle=False)
-        np.save(folder / "distances.npy", distances, allow_pickle=False)
+        np.save(folder / IDS_NAME, ids, allow_pickle=False)
+        np.save(folder / DISTANCES_NAME, distances, allow_pickle=False)
         return {}
 
     def _neighbors(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -180,6 +182,14 @@ def merge_sorted(ids: Sequence[np.ndarray], distances: Sequence[np.ndarray]) -> 
     return np.take_along_axis(all_ids, order, 1), np.take_along_axis(all_distances, order, 1)
 
 
+@dataclass(frozen=True)
+class NeighborsFacts:
+    """Facts of a `neighbors` artifact: its chunks, and the share of them with at least one neighbor."""
+
+    queries: int
+    with_neighbors: float
+
+
 class NeighborsStage(Stage):
     """Merge the searches of the database shards in use into one table for a split."""
 
@@ -199,33 +209,52 @@ class NeighborsStage(Stage):
         """The searches, by the number of their database shard."""
         return {f"shard_{number:03}": search for number, search in enumerate(self.searches)}
 
-    def _shards(self) -> list[str]:
-        return sorted({name.partition("/")[0] for name in self.searches[0].manifest.files})
-
     def shard_sizes(self) -> Sequence[int]:
         """Queries in each shard of the searches."""
-        return [len(self.searches[0].array(f"{shard}/ids.npy")) for shard in self._shards()]
+        first = self.searches[0]
+        return [len(first.array(IDS_NAME, shard)) for shard in range(first.shards)]
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
         """Merge one range of queries; ids fit 32 bits while the database has fewer than 2^31 chunks."""
-        name = self._shards()[shard]
         ids, distances = merge_sorted(
-            [search.array(f"{name}/ids.npy") for search in self.searches],
-            [search.array(f"{name}/distances.npy") for search in self.searches],
+            [search.array(IDS_NAME, shard) for search in self.searches],
+            [search.array(DISTANCES_NAME, shard) for search in self.searches],
         )
         dtype = np.int32 if ids.max(initial=0) < 2**31 else np.int64
-        np.save(folder / "ids.npy", ids.astype(dtype), allow_pickle=False)
-        np.save(folder / "distances.npy", distances, allow_pickle=False)
+        np.save(folder / IDS_NAME, ids.astype(dtype), allow_pickle=False)
+        np.save(folder / DISTANCES_NAME, distances, allow_pickle=False)
         advance(len(ids))
         return {"with_neighbors": int((ids[:, 0] != MISSING).sum()), "queries": len(ids)}
 
     def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
         """Lay the ranges end to end as `ids.npy` and `distances.npy`, [chunks, K]."""
-        for name in ("ids.npy", "distances.npy"):
+        for name in (IDS_NAME, DISTANCES_NAME):
             parts = [np.load(shard / name, mmap_mode="r", allow_pickle=False) for shard in shards]
             shape = (sum(len(part) for part in parts), parts[0].shape[1])
             whole = create_array(folder / name, np.result_type(*parts), shape)
             np.concatenate(parts, out=whole)
             whole.flush()
         queries = sum(fact["queries"] for fact in facts)
-        return {"queries": queries, "with_neighbors": sum(fact["with_neighbors"] for fact in facts) / queries}
+        return asdict(NeighborsFacts(queries, sum(fact["with_neighbors"] for fact in facts) / queries))
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """Read-only view of a `neighbors` artifact: what each of C chunks retrieves, K neighbors each."""
+
+    artifact: Artifact
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """Chunks of the database, int [C, K], nearest first; `MISSING` where there are no more."""
+        return self.artifact.array(IDS_NAME)
+
+    @cached_property
+    def distances(self) -> np.ndarray:
+        """Their distances, float32 [C, K], ascending; infinite where there are no more."""
+        return self.artifact.array(DISTANCES_NAME)
+
+    @property
+    def with_neighbors(self) -> float:
+        """Share of the chunks that have at least one neighbor."""
+        return self.artifact.read_facts(NeighborsFacts).with_neighbors

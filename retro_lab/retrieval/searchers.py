@@ -13,8 +13,8 @@ import numpy as np
 from retro_lab.artifacts.stage import Artifact
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.retrieval.bm25 import BM25, highest, text_tokens
-from retro_lab.retrieval.embeddings import read_rows
-from retro_lab.retrieval.index import open_index
+from retro_lab.retrieval.embeddings import Embeddings
+from retro_lab.retrieval.index import Index
 
 MISSING = -1
 """Id of a neighbor that does not exist; its distance is infinite."""
@@ -60,10 +60,9 @@ class Searcher(ABC):
 class DenseSearcher(Searcher):
     """Nearest embeddings (Borgeaud et al. 2022, Sec. 2.1)."""
 
-    def __init__(self, queries: Artifact, index: Artifact) -> None:
-        """Search `index` for the rows of `queries`, an embeddings artifact."""
-        settings = index.manifest.recipe["settings"]
-        super().__init__(settings["start"], settings["stop"])
+    def __init__(self, queries: Embeddings, index: Index) -> None:
+        """Search `index` for the rows of `queries`."""
+        super().__init__(index.start, index.stop)
         self.queries = queries
         self.index = index
 
@@ -73,7 +72,7 @@ class DenseSearcher(Searcher):
 
     def inputs(self) -> Mapping[str, Artifact]:
         """Query embeddings and index."""
-        return {"queries": self.queries, "index": self.index}
+        return {"queries": self.queries.artifact, "index": self.index.artifact}
 
     def libraries(self) -> Mapping[str, int]:
         """FAISS."""
@@ -81,12 +80,12 @@ class DenseSearcher(Searcher):
 
     def open(self) -> None:
         """Read the index, onto GPUs where FAISS can."""
-        self._opened = open_index(self.index)
+        self._opened = self.index.open()
         self.most_effort = self._opened.most_effort()
 
     def search(self, queries: np.ndarray, count: int, effort: int) -> tuple[np.ndarray, np.ndarray]:
         """Search the index."""
-        distances, found = self._opened.search(read_rows(self.queries, queries), count, effort)
+        distances, found = self._opened.search(self.queries.rows(queries), count, effort)
         return distances, np.where(found >= 0, found + self.start, MISSING)
 
 

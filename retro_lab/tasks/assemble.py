@@ -64,7 +64,7 @@ def model_identity(config: RunConfig, folder: RunFolder, inputs: Inputs) -> dict
     roles = {"corpus": train.artifact.fingerprint}
     start = None
     if config.retrieval.k:
-        roles["database"] = inputs.database.neighbors_of(train).fingerprint
+        roles["database"] = inputs.database.neighbors_of(train).artifact.fingerprint
         weights = start_weights(config, folder)
         if weights is not None and weights.is_file():
             start = file_checksum(weights)
@@ -123,7 +123,7 @@ def sequences(config: RunConfig, store: TokenStore, database: Database | None) -
     """Read sequences of a text, with what they retrieve if there is a database."""
     retrieved = None
     if database is not None:
-        ids = database.neighbors_of(store).array("ids.npy")
+        ids = database.neighbors_of(store).ids
         retrieved = Retrieved(database.store, ids, config.retrieval.value)
     return Sequences(store, retrieved, config.data.sequence_length, with_documents=config.model.document_masks)
 

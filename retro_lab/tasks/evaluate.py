@@ -130,6 +130,6 @@ def _measured(config: RunConfig, text: HeldOutText, k: int, inputs: Inputs) -> t
     retrieved = Retrieved(
         database=database.description,
         source=database.store.artifact.fingerprint,
-        neighbors=database.neighbors_of(text.store).fingerprint,
+        neighbors=database.neighbors_of(text.store).artifact.fingerprint,
     )
     return scored, k, retrieved

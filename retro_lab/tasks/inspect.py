@@ -28,7 +28,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         raise ConfigurationError(f"task.chunk={chunk} is not one of the {store.chunks} chunks of the {split} split.")
     chunks = [chunk] if chunk is not None else np.linspace(0, store.chunks - 1, task.count + 2, dtype=int)[1:-1]
     table = inputs.database.neighbors_of(store)
-    ids, distances = table.array("ids.npy"), table.array("distances.npy")
+    ids, distances = table.ids, table.distances
     for number in chunks:
         _show(store, int(number), f"{split} chunk {number}", "white")
         found = ids[number][: config.retrieval.k]

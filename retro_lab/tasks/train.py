@@ -212,5 +212,5 @@ def _summarize_database(inputs: Inputs) -> DatabaseSummary:
         tokens=database.tokens,
         fraction=database.fraction,
         index=database.method,
-        chunks_with_neighbors=database.neighbors_of(inputs.corpus.stores["train"]).facts["with_neighbors"],
+        chunks_with_neighbors=database.neighbors_of(inputs.corpus.stores["train"]).with_neighbors,
     )

@@ -51,7 +51,7 @@ def by_hand(chunks):
 def test_scores_are_those_of_the_formula(chunks, by_hand):
     stored = chunks.stores["train"].chunks
     table = search(chunks, "validation", stored, method="bm25")
-    ids, distances = table.array("ids.npy"), table.array("distances.npy")
+    ids, distances = table.ids, table.distances
     for query in (0, 1, 7, len(ids) - 1):
         expected = by_hand("validation", query)
         found = ids[query] != MISSING
@@ -64,14 +64,14 @@ def test_merging_shards_equals_searching_all_at_once(chunks):
     """Exactly, equal scores too: frequencies and mean length are those of the whole training split."""
     whole = search(chunks, "train", 6, method="bm25")
     parts = search(chunks, "train", 6, cuts=[1, 3, 20], method="bm25")
-    for name in ("ids.npy", "distances.npy"):
-        np.testing.assert_array_equal(parts.array(name), whole.array(name))
+    np.testing.assert_array_equal(parts.ids, whole.ids)
+    np.testing.assert_array_equal(parts.distances, whole.distances)
 
 
 def test_hybrid_ranks_the_dense_candidates_by_bm25(chunks, by_hand):
-    candidates = search(chunks, "validation", 12).array("ids.npy")
+    candidates = search(chunks, "validation", 12).ids
     table = search(chunks, "validation", 5, method="hybrid", candidates=12)
-    ids, distances = table.array("ids.npy"), table.array("distances.npy")
+    ids, distances = table.ids, table.distances
     for query in (0, 3, len(ids) - 1):
         expected = by_hand("validation", query)
         assert set(ids[query]) <= set(candidates[query])

@@ -23,7 +23,7 @@ LENGTH = 4 * CHUNK_LENGTH
 def sequences(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Sequences:
     chunks = build_chunks(tmp_path_factory.mktemp("data"), tiny_bert)
     store: TokenStore = chunks.stores["train"]
-    ids = search(chunks, "train", stored=2).array("ids.npy")
+    ids = search(chunks, "train", stored=2).ids
     return Sequences(store, Retrieved(store, ids, "neighbor_and_continuation"), LENGTH)
 
 

@@ -31,7 +31,7 @@ SIZE = SizeConfig(
 def sequences(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Sequences:
     """Sequences of short and long documents, so that they hold very different numbers of text tokens."""
     chunks = build_chunks(tmp_path_factory.mktemp("batch"), tiny_bert, RandomSentences(documents=40, longest=40))
-    ids = search(chunks, "train", stored=2).array("ids.npy")
+    ids = search(chunks, "train", stored=2).ids
     return Sequences(chunks.stores["train"], Retrieved(chunks.stores["train"], ids, "neighbor"), 2 * CHUNK_LENGTH)
 
 

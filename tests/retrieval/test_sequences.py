@@ -23,7 +23,7 @@ def chunks(tmp_path_factory, tiny_bert):
 
 @pytest.fixture(scope="module")
 def sequences(chunks):
-    ids = search(chunks, "train", stored=4).array("ids.npy")
+    ids = search(chunks, "train", stored=4).ids
     return Sequences(
         chunks.stores["train"], Retrieved(chunks.stores["train"], ids, "neighbor_and_continuation"), 4 * CHUNK_LENGTH
     )
@@ -101,7 +101,7 @@ def test_neighbors_of_a_range_are_passed_over_and_the_next_move_up(values, data)
 def test_no_sequence_retrieves_what_it_holds_or_predicts(chunks, values):
     """Sequences hold several documents, of which each may be near another; no token of theirs comes back to them."""
     store = chunks.stores["train"]
-    ids = search(chunks, "train", stored=40).array("ids.npy")
+    ids = search(chunks, "train", stored=40).ids
     own_ids = {}
     for length in (8, 16, 32):
         sequences = Sequences(store, Retrieved(store, ids, values), length * CHUNK_LENGTH)
@@ -125,7 +125,7 @@ def test_no_sequence_retrieves_what_it_holds_or_predicts(chunks, values):
 def test_held_out_sequences_keep_all_neighbors(chunks):
     """Their chunks have the numbers of others in the database."""
     store, database = chunks.stores["validation"], chunks.stores["train"]
-    retrieved = Retrieved(database, search(chunks, "validation", stored=4).array("ids.npy"), "neighbor")
+    retrieved = Retrieved(database, search(chunks, "validation", stored=4).ids, "neighbor")
     batch = Sequences(store, retrieved, 4 * CHUNK_LENGTH).read(np.array([0]), 4)
     tokens, _ = retrieved.read(np.arange(4)[None], 4)
     np.testing.assert_array_equal(batch["neighbors"], tokens)
