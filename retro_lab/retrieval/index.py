@@ -15,7 +15,7 @@ from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval.config import IndexConfig
 from retro_lab.retrieval.embeddings import Embeddings
 from retro_lab.retrieval.factory import EXACT, POINTS_PER_LIST, choose_factory
-from retro_lab.retrieval.vectors import AUTO, VectorIndex, check_metric, distances
+from retro_lab.retrieval.vectors import AUTO, VectorIndex, distances
 
 INDEX_NAME = "index.faiss"
 RECALL = "recall@"
@@ -73,13 +73,7 @@ class IndexStage(Stage):
             queries: Embeddings of held-out documents; search parameters are tuned and recall is measured on a sample.
             stored: Neighbors that searches will store for each chunk; recall is measured for that many too.
             seed: Of the training sample and the sample of queries.
-
-        Raises:
-            ConfigurationError: The metric is not known, or the wanted recall is not a share.
         """
-        check_metric(config.metric)
-        if not 0 < config.recall <= 1:
-            raise ConfigurationError(f"index.recall={config.recall} is not above 0 and at most 1.")
         self.embeddings = embeddings
         self.start = start
         self.stop = stop

@@ -16,13 +16,13 @@ import numpy as np
 
 from retro_lab import console
 from retro_lab.errors import ConfigurationError
+from retro_lab.retrieval.config import Metric
 from retro_lab.retrieval.factory import unknown_factory
 
 # Below this number of (queries x width) FAISS leaves matrix products for a loop that is up to 8 times slower; its own
 # default is 128,000, which is 333 queries at width 384.
 faiss.cvar.distance_compute_blas_threshold = 20
 
-METRICS = ("l2", "inner_product", "cosine")
 AUTO = "auto"
 CANDIDATE_FACTORS = (1, 2, 4, 8, 16, 32)
 """Candidates that are ranked again, for each neighbor asked for."""
@@ -60,7 +60,8 @@ class VectorIndex:
         Raises:
             ConfigurationError: FAISS knows no such metric, or no such factory string for vectors of this width.
         """
-        check_metric(metric)
+        if metric not in list(Metric):
+            raise ConfigurationError(f"index.metric={metric} is not one of {', '.join(Metric)}.")
         kind = faiss.METRIC_INNER_PRODUCT if metric == "inner_product" else faiss.METRIC_L2
         try:
             return cls(faiss.index_factory(width, factory, kind), metric)
@@ -278,16 +279,6 @@ class VectorIndex:
             yield
         finally:
             ivf.nprobe = usual
-
-
-def check_metric(metric: str) -> None:
-    """Refuse a metric that is not known.
-
-    Raises:
-        ConfigurationError: It is not one of `METRICS`.
-    """
-    if metric not in METRICS:
-        raise ConfigurationError(f"index.metric={metric} is not one of {', '.join(METRICS)}.")
 
 
 def normalized(vectors: np.ndarray) -> np.ndarray:

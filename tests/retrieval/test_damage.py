@@ -16,6 +16,7 @@ from retro_lab.artifacts.stage import Artifact
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ArtifactError
+from retro_lab.retrieval.config import Value
 from retro_lab.retrieval.index import Index
 from retro_lab.retrieval.sequences import Retrieved
 
@@ -121,7 +122,7 @@ def test_neighbors_that_are_not_there_are_refused(chunks, value):
     ids = np.zeros((store.chunks, 2), np.int64)
     ids[3, 1] = value
     with pytest.raises(ArtifactError, match=rf"chunk {value} of {store.chunks}.*task=verify"):
-        Retrieved(store, ids, "neighbor").read(np.arange(5), 2)
+        Retrieved(store, ids, Value.neighbor).read(np.arange(5), 2)
 
 
 def test_an_index_that_faiss_cannot_read_is_refused(chunks, large):

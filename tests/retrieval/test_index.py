@@ -8,11 +8,11 @@ from clusters import WIDTH, Clusters
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval import vectors
-from retro_lab.retrieval.config import IndexConfig
+from retro_lab.retrieval.config import IndexConfig, Metric
 from retro_lab.retrieval.embeddings import Embeddings
 from retro_lab.retrieval.factory import choose_factory
 from retro_lab.retrieval.index import Index, IndexStage
-from retro_lab.retrieval.vectors import METRICS, VectorIndex, distances
+from retro_lab.retrieval.vectors import VectorIndex, distances
 
 VECTORS, QUERIES = 4000, 150
 TRAINED = "IVF32,PQ8x4fs,Refine(SQ8)"
@@ -87,7 +87,7 @@ def test_auto_follows_the_wanted_recall_and_the_memory():
     assert choose_factory("auto", 100_000, 384, 200_000, 0.95, 1e8).factory == "IVF1024,PQ192x4fs,Refine(SQ8)"
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", Metric)
 @pytest.mark.parametrize("factory", ["Flat", "IVF32,Flat", "HNSW16,Flat", TRAINED])
 def test_every_metric_finds_what_is_nearest_by_hand(build, keys, queries, metric, factory):
     index = build(factory, metric=metric).open()
@@ -192,7 +192,7 @@ def test_building_twice_gives_the_same_bytes(build, factory, tmp_path):
         ({"factory": "IVF16,PQ48x4fs,Refine(SQ8)"}, r"into 48 pieces, which .* width 32 .*such as PQ32 for PQ48"),
         ({"factory": "IVF16,PQ12"}, r"into 12 pieces, which .* width 32 .*such as PQ8 for PQ12"),
         ({"factory": "Flat", "metric": "l3"}, r"index\.metric=l3 is not one of l2, inner_product, cosine"),
-        ({"factory": "Flat", "recall": 95}, r"index\.recall=95 is not above 0 and at most 1"),
+        ({"factory": "Flat", "recall": 95}, r"index\.recall is a share, above 0 and up to 1, not 95"),
         ({"factory": "IVF16,Flat", "search": "nprobes=3"}, r"index\.search=nprobes=3 cannot be set"),
         ({"factory": "IVF64,Flat", "training_vectors": 10}, r"index\.training_vectors=10; take more, or null"),
     ],

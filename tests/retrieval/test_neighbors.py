@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pipeline import build_chunks, index, search
 
-from retro_lab.errors import ConfigurationError
-from retro_lab.retrieval.config import Method
+from retro_lab.retrieval.config import Method, Value
 from retro_lab.retrieval.neighbors import MISSING, merge_sorted
 from retro_lab.retrieval.sequences import Retrieved
 
@@ -29,7 +28,7 @@ def test_training_chunks_never_retrieve_their_own_document(chunks, method):
     found = ids != MISSING
     assert found.any(1).all()
     queries = np.arange(store.chunks)
-    _, lengths = Retrieved(store, ids, "neighbor_and_continuation").read(queries, 8)
+    _, lengths = Retrieved(store, ids, Value.neighbor_and_continuation).read(queries, 8)
     m = store.chunk_length
     document_of_token = np.repeat(np.arange(store.documents), np.diff(store.document_start) * m)
     for query, rank in np.argwhere(found):
@@ -117,7 +116,7 @@ def test_neighbor_values_are_cut_at_the_documents_end(chunks):
     store = chunks.stores["train"]
     ids = np.arange(store.chunks)[:, None]
     m = store.chunk_length
-    both, lengths = Retrieved(store, ids, "neighbor_and_continuation").read(np.arange(store.chunks), 1)
+    both, lengths = Retrieved(store, ids, Value.neighbor_and_continuation).read(np.arange(store.chunks), 1)
     last = store.document_start[1:] - 1
     assert (lengths[last, 0] <= m).all()
     for chunk in (0, int(last[0]), int(last[-1])):
@@ -126,8 +125,8 @@ def test_neighbor_values_are_cut_at_the_documents_end(chunks):
         tokens = store.read(np.arange(store.chunks)).reshape(-1)[begin : begin + int(store.document_length[document])]
         expected = tokens[chunk * m - begin : chunk * m - begin + 2 * m]
         np.testing.assert_array_equal(both[chunk, 0][: lengths[chunk, 0]], expected)
-    neighbor, neighbor_lengths = Retrieved(store, ids, "neighbor").read(np.arange(store.chunks), 1)
-    continuation, continuation_lengths = Retrieved(store, ids, "continuation").read(np.arange(store.chunks), 1)
+    neighbor, neighbor_lengths = Retrieved(store, ids, Value.neighbor).read(np.arange(store.chunks), 1)
+    continuation, continuation_lengths = Retrieved(store, ids, Value.continuation).read(np.arange(store.chunks), 1)
     np.testing.assert_array_equal(np.concatenate([neighbor, continuation], -1), both)
     np.testing.assert_array_equal(neighbor_lengths + continuation_lengths, lengths)
 
@@ -136,10 +135,5 @@ def test_a_missing_neighbor_has_no_length(chunks):
     """Peer's bug 3: id -1 became the last chunk of the database."""
     store = chunks.stores["train"]
     ids = np.full((store.chunks, 2), MISSING)
-    _, lengths = Retrieved(store, ids, "neighbor_and_continuation").read(np.arange(store.chunks), 2)
+    _, lengths = Retrieved(store, ids, Value.neighbor_and_continuation).read(np.arange(store.chunks), 2)
     assert (lengths == 0).all()
-
-
-def test_unknown_values_are_refused(chunks):
-    with pytest.raises(ConfigurationError, match=r"retrieval\.value=both.*neighbor_and_continuation"):
-        Retrieved(chunks.stores["train"], np.zeros((1, 1), int), "both")

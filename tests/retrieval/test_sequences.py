@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.windows import RankWindows, Windows
+from retro_lab.retrieval.config import Value
 from retro_lab.retrieval.sequences import Retrieved, Sequences, documents_of, widened
 from retro_lab.training.batches import TrainingBatches
 
@@ -25,7 +26,9 @@ def chunks(tmp_path_factory, tiny_bert):
 def sequences(chunks):
     ids = search(chunks, "train", stored=4).ids
     return Sequences(
-        chunks.stores["train"], Retrieved(chunks.stores["train"], ids, "neighbor_and_continuation"), 4 * CHUNK_LENGTH
+        chunks.stores["train"],
+        Retrieved(chunks.stores["train"], ids, Value.neighbor_and_continuation),
+        4 * CHUNK_LENGTH,
     )
 
 
@@ -76,7 +79,7 @@ class Whole:
         return np.full(chunks.shape, count * self.chunk_length)
 
 
-@pytest.mark.parametrize("values", ["neighbor_and_continuation", "neighbor", "continuation"])
+@pytest.mark.parametrize("values", Value)
 @given(data=st.data())
 def test_neighbors_of_a_range_are_passed_over_and_the_next_move_up(values, data):
     """Against a loop over all that is stored."""
@@ -91,13 +94,13 @@ def test_neighbors_of_a_range_are_passed_over_and_the_next_move_up(values, data)
     for chunk in range(count):
         kept = [i for i in ids[chunk] if i >= 0 and not set(range(i, i + retrieved.span)) & set(range(first, last + 1))]
         expected = Whole(count).read(np.array(kept[:k], int), retrieved.span)
-        if values == "continuation":
+        if values is Value.continuation:
             expected = expected[..., 4:]
         assert (lengths[0, chunk] > 0).tolist() == [place < len(kept) for place in range(k)]
         np.testing.assert_array_equal(tokens[0, chunk, : len(kept[:k])], expected)
 
 
-@pytest.mark.parametrize("values", ["neighbor_and_continuation", "neighbor", "continuation"])
+@pytest.mark.parametrize("values", Value)
 def test_no_sequence_retrieves_what_it_holds_or_predicts(chunks, values):
     """Sequences hold several documents, of which each may be near another; no token of theirs comes back to them."""
     store = chunks.stores["train"]
@@ -125,7 +128,7 @@ def test_no_sequence_retrieves_what_it_holds_or_predicts(chunks, values):
 def test_held_out_sequences_keep_all_neighbors(chunks):
     """Their chunks have the numbers of others in the database."""
     store, database = chunks.stores["validation"], chunks.stores["train"]
-    retrieved = Retrieved(database, search(chunks, "validation", stored=4).ids, "neighbor")
+    retrieved = Retrieved(database, search(chunks, "validation", stored=4).ids, Value.neighbor)
     batch = Sequences(store, retrieved, 4 * CHUNK_LENGTH).read(np.array([0]), 4)
     tokens, _ = retrieved.read(np.arange(4)[None], 4)
     np.testing.assert_array_equal(batch["neighbors"], tokens)
