@@ -22,7 +22,7 @@ from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus.tokenizer import SMALLEST_VOCABULARY, ByteBPE, DocumentTokenizer
 from retro_lab.corpus.tokens import TokensFacts, TokenStore
 from retro_lab.retrieval.config import Value
-from retro_lab.retrieval.neighbors import MISSING, Neighbors
+from retro_lab.retrieval.neighbors import NO_NEIGHBOR, Neighbors
 from retro_lab.retrieval.sequences import Retrieved, Sequences
 from retro_lab.training.batches import TrainingBatches
 
@@ -126,7 +126,7 @@ class RandomNeighbors(Stage):
         ids = np.lib.format.open_memmap(folder / "ids.npy", "w+", np.int32, (chunks, STORED))
         for first in range(0, chunks, SLICE):
             part = random.integers(0, chunks, (min(SLICE, chunks - first), STORED), dtype=np.int32)
-            part[random.random(part.shape) < 0.001] = MISSING
+            part[random.random(part.shape) < 0.001] = NO_NEIGHBOR
             ids[first : first + len(part)] = part
         return {"queries": chunks}
 

@@ -28,7 +28,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from retro_lab.ranks import place
+from retro_lab import ranks
 
 
 class Advance(Protocol):
@@ -52,7 +52,7 @@ LINE_SECONDS = 30.0
 
 def is_main_process() -> bool:
     """Tell whether this process is rank 0, or the only one."""
-    return place().rank == 0
+    return ranks.current().rank == 0
 
 
 class Messages(Console):
@@ -97,7 +97,7 @@ def quiet() -> None:
 
 def error(sentence: str) -> None:
     """Print an error, with the rank where several processes may have errors of their own."""
-    rank = place().rank
+    rank = ranks.current().rank
     prefix = f"error on rank {rank}: " if rank else "error: "
     messages.print(Text.assemble((prefix, "bold red"), visible(sentence)), soft_wrap=True)
 

@@ -13,18 +13,18 @@ so that `torchrun` under `srun` is `torchrun`."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Number of a process among `world`, from 0, and among those on its machine."""
+class Process:
+    """Numbers of a process, from 0: among the `world` of all processes, and among those on its machine."""
 
     rank: int
     world: int
     local_rank: int
 
 
-def place() -> Place:
-    """Return the place of this process; that of the only one where no launcher says otherwise."""
+def current() -> Process:
+    """Return this process; it is the only one unless a launcher says otherwise."""
     for rank, world, local_rank in LAUNCHERS:
         if rank in os.environ:
             number = int(os.environ[rank])
-            return Place(number, int(os.environ.get(world, number + 1)), int(os.environ.get(local_rank, 0)))
-    return Place(0, 1, 0)
+            return Process(number, int(os.environ.get(world, number + 1)), int(os.environ.get(local_rank, 0)))
+    return Process(0, 1, 0)

@@ -32,7 +32,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact is made from (`recipe`), what it holds (`files`) and what was learnt making it (`facts`).
+    """What an artifact is made from (`recipe`), what it holds (`files`) and what was learned making it (`facts`).
 
     The file has a checksum of its own, so that a change to it is known as such too.
     """

@@ -24,13 +24,12 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from retro_lab import console
+from retro_lab import console, ranks
 from retro_lab.artifacts.disk import NO_WRITING, no_room, sync
 from retro_lab.artifacts.fingerprint import differences
 from retro_lab.artifacts.manifest import MANIFEST_NAME, FileRecord, Manifest
 from retro_lab.artifacts.stage import Artifact, Stage, shard_name
 from retro_lab.errors import ArtifactError
-from retro_lab.ranks import place
 
 RECORD_NAME = "shard.json"
 LEFTOVER = re.compile(r"\d{5,}|\..*\.tmp")
@@ -119,7 +118,7 @@ class ArtifactStore:
         if len(pending) < len(sizes):
             console.status(stage.name, f"resuming: {len(sizes) - len(pending)} of {len(sizes)} shards are finished")
         # Ranks begin at different shards, or all would ask for the same locks.
-        here = place()
+        here = ranks.current()
         start = here.rank * len(pending) // max(here.world, 1)
         pending = pending[start:] + pending[:start]
         with ExitStack() as stack:

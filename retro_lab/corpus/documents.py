@@ -204,7 +204,7 @@ def hashed_split(group: str, validation_fraction: float, test_fraction: float) -
     return "test" if place < test_fraction * 2**64 else "validation"
 
 
-def sampled(document_id: str, fraction: float) -> bool:
+def is_sampled(document_id: str, fraction: float) -> bool:
     """Whether a document is in a sample of its source; has nothing to do with the split that it is in."""
     return name_hash(document_id, b"sample") < fraction * 2**64
 

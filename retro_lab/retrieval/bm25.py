@@ -19,7 +19,7 @@ BLOCK = 4096
 
 
 class BM25:
-    """Scores of the chunks of a token store (Lucene's variant), learnt once from all of them.
+    """Scores of the chunks of a token store (Lucene's variant), learned once from all of them.
 
     Document frequencies and the mean length are those of the whole store, so scores in different database shards
     compare and merging shards is exact. Memory: about 10 bytes for each distinct token of each chunk of the store, 40
@@ -49,7 +49,7 @@ class BM25:
         return {"bm25s": 2}
 
     @cached_property
-    def _learnt(self) -> bm25s.BM25:
+    def _learned(self) -> bm25s.BM25:
         scorer = bm25s.BM25(self.k1, self.b, method="lucene")
         scorer.index(_Corpus(self.store), create_empty_token=False, show_progress=False)
         return scorer
@@ -58,7 +58,7 @@ class BM25:
         """Return the scorer of the chunks `start` up to `stop`, which it counts from 0."""
         scorer = bm25s.BM25(self.k1, self.b, method="lucene")
         scorer.nonoccurrence_array = None
-        whole = self._learnt.scores
+        whole = self._learned.scores
         inside = (whole["indices"] >= start) & (whole["indices"] < stop)
         scorer.scores = {
             "data": whole["data"][inside],

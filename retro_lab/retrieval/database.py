@@ -7,10 +7,10 @@ the chunks of any other that was tokenized alike (Borgeaud et al. 2022, Sec. 2.1
 import numpy as np
 import torch
 
+from retro_lab import ranks
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
-from retro_lab.ranks import place
 from retro_lab.retrieval.bm25 import BM25
 from retro_lab.retrieval.config import DatabaseConfig, EmbedderConfig, IndexConfig, Method, RetrievalConfig
 from retro_lab.retrieval.embedder import Embedder
@@ -132,7 +132,7 @@ class Database:
 
 
 def _build_embedder(config: EmbedderConfig) -> Embedder:
-    device = f"cuda:{place().local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    device = f"cuda:{ranks.current().local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     return Embedder(
         config.model,
         config.revision,

@@ -140,7 +140,7 @@ class IndexStage(Stage):
         Raises:
             ConfigurationError: The factory string is not one of FAISS, or wants more than `index.training_vectors`.
         """
-        index, factory, remark = self._trained()
+        index, factory, remark = self._train()
         if remark:
             console.status("index", remark)
         for first in range(self.start, self.stop, BLOCK):
@@ -159,7 +159,7 @@ class IndexStage(Stage):
             **facts,
         }
 
-    def _trained(self) -> tuple[VectorIndex, str, str]:
+    def _train(self) -> tuple[VectorIndex, str, str]:
         """Make the empty index and train it on a random sample: in document order it would be half as good.
 
         Returns:

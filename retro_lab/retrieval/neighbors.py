@@ -20,7 +20,7 @@ from retro_lab.artifacts.arrays import create_array
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.retrieval.bm25 import BM25, text_tokens
-from retro_lab.retrieval.searchers import MISSING, Searcher
+from retro_lab.retrieval.searchers import NO_NEIGHBOR, Searcher
 
 IDS_NAME, DISTANCES_NAME = "ids.npy", "distances.npy"
 SHARD_QUERIES = 65_536
@@ -115,7 +115,7 @@ class SearchStage(Stage):
         """Write `ids.npy`, int64 [queries, stored], and `distances.npy`, float32 of the same shape."""
         first = shard * SHARD_QUERIES
         count = self.shard_sizes()[shard]
-        ids = np.full((count, self.stored), MISSING, np.int64)
+        ids = np.full((count, self.stored), NO_NEIGHBOR, np.int64)
         distances = np.full((count, self.stored), np.inf, np.float32)
         for start in range(0, count, self.query_batch):
             rows = np.arange(start, min(start + self.query_batch, count))
@@ -131,44 +131,44 @@ class SearchStage(Stage):
             return self._search(chunks, self.stored)
         ids, distances = self._search(chunks, max(self.ranking.candidates, self.stored))
         for row, tokens in enumerate(text_tokens(self.query_store, chunks)):
-            found = ids[row] != MISSING
+            found = ids[row] != NO_NEIGHBOR
             distances[row, found] = -self._scorer.get_scores_from_ids(tokens)[ids[row, found] - self.searcher.start]
         order = np.argsort(distances, axis=1, kind="stable")[:, : self.stored]
         return np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
 
     def _search(self, chunks: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
         """Search for `wanted` neighbors of query chunks, fetching more until enough survive the filter."""
-        ids = np.full((len(chunks), wanted), MISSING, np.int64)
+        ids = np.full((len(chunks), wanted), NO_NEIGHBOR, np.int64)
         distances = np.full((len(chunks), wanted), np.inf, np.float32)
         size = self.searcher.stop - self.searcher.start
         pending = np.arange(len(chunks))
-        fetch, effort = wanted + (FILTER_MARGIN if self.same_store else 0), 1
+        fetch, probe_scale = wanted + (FILTER_MARGIN if self.same_store else 0), 1
         while len(pending):
-            fetch, effort = min(fetch, size), min(effort, self.searcher.most_effort)
+            fetch, probe_scale = min(fetch, size), min(probe_scale, self.searcher.largest_probe_scale)
             unsatisfied = []
             for rows in np.array_split(pending, -(-len(pending) * fetch // FETCHED_AT_ONCE)):
-                found_distances, found = self.searcher.search(chunks[rows], fetch, effort)
-                keep = found != MISSING
+                found_distances, found = self.searcher.search(chunks[rows], fetch, probe_scale)
+                keep = found != NO_NEIGHBOR
                 if self.same_store:
                     own = self.query_store.document_of(chunks[rows])
                     keep &= self.database_store.document_of(found) != own[:, None]
                 ids[rows], distances[rows] = _first_kept(found, found_distances, keep, wanted)
-                # A list that is not full holds all that the index finds with this effort, any other what was fetched.
-                not_full = (found == MISSING).any(1)
-                more = np.where(not_full, effort < self.searcher.most_effort, fetch < size)
+                # A list that is not full holds all that the index finds at this probe scale; a full one may be cut off.
+                not_full = (found == NO_NEIGHBOR).any(1)
+                more = np.where(not_full, probe_scale < self.searcher.largest_probe_scale, fetch < size)
                 unsatisfied.append(rows[(keep.sum(1) < wanted) & more])
             pending = np.concatenate(unsatisfied)
-            fetch, effort = fetch * 4, effort * 4
+            fetch, probe_scale = fetch * 4, probe_scale * 4
         return ids, distances
 
 
 def _first_kept(ids: np.ndarray, distances: np.ndarray, keep: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the first `count` kept entries of each sorted row, padded with -1 and infinity at the end."""
-    ids, distances = np.where(keep, ids, MISSING), np.where(keep, distances, np.inf)
+    ids, distances = np.where(keep, ids, NO_NEIGHBOR), np.where(keep, distances, np.inf)
     order = np.argsort(~keep, axis=1, kind="stable")[:, :count]
     ids, distances = np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
     padding = ((0, 0), (0, count - ids.shape[1]))
-    return np.pad(ids, padding, constant_values=MISSING), np.pad(distances, padding, constant_values=np.inf)
+    return np.pad(ids, padding, constant_values=NO_NEIGHBOR), np.pad(distances, padding, constant_values=np.inf)
 
 
 def merge_sorted(ids: Sequence[np.ndarray], distances: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -224,7 +224,7 @@ class NeighborsStage(Stage):
         np.save(folder / IDS_NAME, ids.astype(dtype), allow_pickle=False)
         np.save(folder / DISTANCES_NAME, distances, allow_pickle=False)
         advance(len(ids))
-        return {"with_neighbors": int((ids[:, 0] != MISSING).sum()), "queries": len(ids)}
+        return {"with_neighbors": int((ids[:, 0] != NO_NEIGHBOR).sum()), "queries": len(ids)}
 
     def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
         """Lay the ranges end to end as `ids.npy` and `distances.npy`, [chunks, K]."""
@@ -246,7 +246,7 @@ class Neighbors:
 
     @cached_property
     def ids(self) -> np.ndarray:
-        """Chunks of the database, int [C, K], nearest first; `MISSING` where there are no more."""
+        """Chunks of the database, int [C, K], nearest first; `NO_NEIGHBOR` where there are no more."""
         return self.artifact.array(IDS_NAME)
 
     @cached_property

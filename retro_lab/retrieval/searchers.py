@@ -16,15 +16,15 @@ from retro_lab.retrieval.bm25 import BM25, highest, text_tokens
 from retro_lab.retrieval.embeddings import Embeddings
 from retro_lab.retrieval.index import Index
 
-MISSING = -1
+NO_NEIGHBOR = -1
 """Id of a neighbor that does not exist; its distance is infinite."""
 
 
 class Searcher(ABC):
     """Finds the nearest of the chunks `start` up to `stop` of the database; `open` comes before `search`."""
 
-    most_effort: int = 1
-    """Effort beyond which a search finds no more."""
+    largest_probe_scale: int = 1
+    """Probe scale beyond which a search finds no more."""
 
     def __init__(self, start: int, stop: int) -> None:
         """Search one database shard."""
@@ -48,12 +48,12 @@ class Searcher(ABC):
         """Read into memory what is searched."""
 
     @abstractmethod
-    def search(self, queries: np.ndarray, count: int, effort: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, count: int, probe_scale: int) -> tuple[np.ndarray, np.ndarray]:
         """Find the `count` nearest chunks for each of the query chunks `queries`, [n].
 
         Returns:
             Distances, float32 [n, count], ascending, and chunks of the database, int64 [n, count]: infinity and
-            `MISSING` where no more is found with this effort.
+            `NO_NEIGHBOR` where no more is found with this probe scale.
         """
 
 
@@ -81,12 +81,12 @@ class DenseSearcher(Searcher):
     def open(self) -> None:
         """Read the index, onto GPUs where FAISS can."""
         self._opened = self.index.open()
-        self.most_effort = self._opened.most_effort()
+        self.largest_probe_scale = self._opened.largest_probe_scale()
 
-    def search(self, queries: np.ndarray, count: int, effort: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, count: int, probe_scale: int) -> tuple[np.ndarray, np.ndarray]:
         """Search the index."""
-        distances, found = self._opened.search(self.queries.rows(queries), count, effort)
-        return distances, np.where(found >= 0, found + self.start, MISSING)
+        distances, found = self._opened.search(self.queries.rows(queries), count, probe_scale)
+        return distances, np.where(found >= 0, found + self.start, NO_NEIGHBOR)
 
 
 class BM25Searcher(Searcher):
@@ -114,10 +114,10 @@ class BM25Searcher(Searcher):
         """Learn from the whole store, once."""
         self._scorer = self.bm25.shard(self.start, self.stop)
 
-    def search(self, queries: np.ndarray, count: int, effort: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, count: int, probe_scale: int) -> tuple[np.ndarray, np.ndarray]:
         """Score all chunks of the shard; those that share no token are not found."""
         distances = np.full((len(queries), count), np.inf, np.float32)
-        ids = np.full((len(queries), count), MISSING, np.int64)
+        ids = np.full((len(queries), count), NO_NEIGHBOR, np.int64)
         for row, tokens in enumerate(text_tokens(self.query_store, queries)):
             scores = self._scorer.get_scores_from_ids(tokens)
             best = highest(scores, count)

@@ -12,13 +12,13 @@ from torch import Tensor
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ArtifactError
 from retro_lab.retrieval.config import Value, check_length
-from retro_lab.retrieval.neighbors import MISSING
+from retro_lab.retrieval.neighbors import NO_NEIGHBOR
 
 
 class Batch(TypedDict):
     """B sequences of n tokens in l chunks, each chunk with k neighbors of r tokens.
 
-    Token ids are of the store's own type, a quarter or half of int64, up to the device (`widened`).
+    Token ids are of the store's own type, a quarter or half of int64, up to the device (`to_int64`).
     """
 
     tokens: Tensor
@@ -63,14 +63,14 @@ class Retrieved:
             ArtifactError: The database has no such chunk as a neighbor is said to be.
         """
         ids = np.take(self.ids, chunks, axis=0, mode="clip")[..., :k]
-        if ids.max(initial=MISSING) >= self.database.chunks or ids.min(initial=MISSING) < MISSING:
+        if ids.max(initial=NO_NEIGHBOR) >= self.database.chunks or ids.min(initial=NO_NEIGHBOR) < NO_NEIGHBOR:
             raise ArtifactError(
                 f"The neighbors are damaged (chunk {ids.flat[np.argmax(np.abs(ids))]} of {self.database.chunks}); "
                 "run task=verify, delete what it names, and run the same command again."
             )
         if without is not None:
             ids = self._without(ids, chunks, *without)
-        present = (ids != MISSING) & (chunks < len(self.ids))[..., None]
+        present = (ids != NO_NEIGHBOR) & (chunks < len(self.ids))[..., None]
         m = self.database.chunk_length
         tokens = self.database.read(ids, self.span)
         lengths = self.database.real_tokens(ids, self.span)
@@ -93,7 +93,7 @@ class Retrieved:
         kept = (stored < first[rows][:, None]) | (stored > last[rows][:, None])
         order = np.argsort(~kept, axis=1, kind="stable")[:, : ids.shape[-1]]
         ids = ids.copy()
-        ids[rows] = np.where(np.take_along_axis(kept, order, 1), np.take_along_axis(stored, order, 1), MISSING)
+        ids[rows] = np.where(np.take_along_axis(kept, order, 1), np.take_along_axis(stored, order, 1), NO_NEIGHBOR)
         return ids
 
 
@@ -157,7 +157,7 @@ class Sequences:
         return text.reshape(len(chunks), -1)[:, 1 : self.length + 1]
 
 
-def widened(batch: Batch) -> Batch:
+def to_int64(batch: Batch) -> Batch:
     """Return the batch with token ids as int64, as the model takes them; for once it is on the device."""
     return Batch(
         tokens=batch["tokens"].long(),

@@ -106,45 +106,45 @@ class VectorIndex:
             on_gpus = faiss.index_cpu_to_all_gpus(faiss.IndexFlat(ivf.d, self._index.metric_type))
             ivf.clustering_index = on_gpus
         with self._reproducibly():
-            self._index.train(self._prepared(sample))
+            self._index.train(self._prepare(sample))
         if on_gpus is not None:
             ivf.clustering_index = None  # it is gone when this function is left
 
     def add(self, vectors: np.ndarray) -> None:
         """Add `vectors`, float32 [n, d]."""
         with self._reproducibly():
-            self._index.add(self._prepared(vectors))
+            self._index.add(self._prepare(vectors))
 
     def replace(self, vectors: np.ndarray) -> None:
         """Hold `vectors`, float32 [n, d], and nothing else."""
         self._index.reset()
         self.add(vectors)
 
-    def search(self, queries: np.ndarray, count: int, effort: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, count: int, probe_scale: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Find the `count` nearest vectors of each query.
 
         Args:
             queries: float32 [n, d].
             count: Neighbors of each.
-            effort: Multiplies the number of inverted lists that are visited.
+            probe_scale: Multiplies the number of inverted lists that are visited.
 
         Returns:
             Distances, float32 [n, count], ascending, and ids, int64 [n, count]: infinity and -1 where no more is found.
         """
-        index = (self._on_gpus if effort == 1 and count <= GPU_NEIGHBORS else None) or self._index
+        index = (self._on_gpus if probe_scale == 1 and count <= GPU_NEIGHBORS else None) or self._index
         factor = self._candidates_each(count)
         at_once = max(1, int(CANDIDATES_AT_ONCE / count / factor))
-        with self._visiting(effort), self._ranking(factor):
+        with self._visiting(probe_scale), self._ranking(factor):
             parts = [
-                index.search(self._prepared(queries[first : first + at_once]), count)
+                index.search(self._prepare(queries[first : first + at_once]), count)
                 for first in range(0, max(1, len(queries)), at_once)
             ]
         found, ids = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         distances = -found if self._metric == "inner_product" else found
         return np.where(ids < 0, np.float32(np.inf), distances), ids
 
-    def most_effort(self) -> int:
-        """Return the effort with which every inverted list is visited."""
+    def largest_probe_scale(self) -> int:
+        """Return the probe scale with which every inverted list is visited."""
         ivf = _inverted_lists(self._index)
         return -(-ivf.nlist // ivf.nprobe) if ivf is not None else 1
 
@@ -177,15 +177,15 @@ class VectorIndex:
         """
         tried: list[tuple[float, float, str]] = []
 
-        def recall_with(effort: int, factor: int) -> float:
-            parameters = self._named(effort, factor)
+        def recall_with(probes: int, factor: int) -> float:
+            parameters = self._named(probes, factor)
             self.set_parameters(parameters)
             recall = recall_of(self.search(queries, count)[1])
-            tried.append((recall, self._cost(effort, factor * count), parameters))
+            tried.append((recall, self._cost(probes, factor * count), parameters))
             return recall
 
-        for factor, efforts in self._grid():  # recall grows with the effort: look for the first that is enough
-            bisect_left(efforts, wanted, key=partial(recall_with, factor=factor))
+        for factor, probe_counts in self._grid():  # recall grows with the probes: look for the fewest that are enough
+            bisect_left(probe_counts, wanted, key=partial(recall_with, factor=factor))
         if not tried:
             return ""
         enough = min(wanted, max(recall for recall, _, _ in tried) - CLOSE_TO_BEST)
@@ -194,39 +194,39 @@ class VectorIndex:
         return parameters
 
     def _grid(self) -> Iterator[tuple[int, list[int]]]:
-        """Yield each candidate factor with the efforts to try, ascending: lists to visit, or places on a graph."""
+        """Yield each candidate factor with the probes to try, ascending: lists to visit, or candidates on a graph."""
         lists = self.lists
-        efforts = [1]
+        probe_counts = [1]
         if lists:
             steps = (round(2 ** (eighth / 8)) for eighth in range(8 * lists.bit_length()))
-            efforts = sorted({lists, *(n for n in steps if n < lists)})
+            probe_counts = sorted({lists, *(n for n in steps if n < lists)})
         elif _graph(self._index) is not None:
-            efforts = [round(2 ** (quarter / 4)) for quarter in range(16, 45)]
+            probe_counts = [round(2 ** (quarter / 4)) for quarter in range(16, 45)]
         elif not _is_refined(self._index):
             return
         for factor in CANDIDATE_FACTORS if _is_refined(self._index) else (1,):
-            yield factor, efforts
+            yield factor, probe_counts
 
-    def _named(self, effort: int, factor: int) -> str:
+    def _named(self, probes: int, factor: int) -> str:
         """Write search parameters as FAISS reads them."""
         parts = []
         if self.lists:
-            parts.append(f"nprobe={effort}")
+            parts.append(f"nprobe={probes}")
             if _graph(faiss.downcast_index(_inverted_lists(self._index).quantizer)) is not None:
-                parts.append(f"quantizer_efSearch={max(64, 2 * effort)}")
+                parts.append(f"quantizer_efSearch={max(64, 2 * probes)}")
         elif _graph(self._index) is not None:
-            parts.append(f"efSearch={effort}")
+            parts.append(f"efSearch={probes}")
         if _is_refined(self._index):
             parts.append(f"k_factor_rf={factor}")
         return ",".join(parts)
 
-    def _cost(self, effort: int, candidates: int) -> float:
-        scanned = effort * len(self) / self.lists if self.lists else effort
+    def _cost(self, probes: int, candidates: int) -> float:
+        scanned = probes * len(self) / self.lists if self.lists else probes
         return scanned + (RANKING_COST * candidates if _is_refined(self._index) else 0)
 
-    def _prepared(self, vectors: np.ndarray) -> np.ndarray:
+    def _prepare(self, vectors: np.ndarray) -> np.ndarray:
         vectors = np.ascontiguousarray(vectors, np.float32)
-        return normalized(vectors) if self._metric == "cosine" else vectors
+        return normalize(vectors) if self._metric == "cosine" else vectors
 
     @contextmanager
     def _reproducibly(self) -> Iterator[None]:
@@ -268,20 +268,20 @@ class VectorIndex:
             self._refined.k_factor = usual
 
     @contextmanager
-    def _visiting(self, effort: int) -> Iterator[None]:
+    def _visiting(self, probe_scale: int) -> Iterator[None]:
         ivf = _inverted_lists(self._index)
-        if ivf is None or effort == 1:
+        if ivf is None or probe_scale == 1:
             yield
             return
         usual = ivf.nprobe
-        ivf.nprobe = min(usual * effort, ivf.nlist)
+        ivf.nprobe = min(usual * probe_scale, ivf.nlist)
         try:
             yield
         finally:
             ivf.nprobe = usual
 
 
-def normalized(vectors: np.ndarray) -> np.ndarray:
+def normalize(vectors: np.ndarray) -> np.ndarray:
     """Return the vectors, [..., d], scaled to length one; a vector of zeros stays one."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(lengths == 0, 1, lengths)
@@ -292,7 +292,7 @@ def distances(queries: np.ndarray, vectors: np.ndarray, metric: str) -> np.ndarr
     if metric == "inner_product":
         return -np.einsum("qw,qkw->qk", queries, vectors)
     if metric == "cosine":
-        queries, vectors = normalized(queries), normalized(vectors)
+        queries, vectors = normalize(queries), normalize(vectors)
     return ((queries[:, None] - vectors) ** 2).sum(-1)
 
 

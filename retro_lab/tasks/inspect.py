@@ -8,7 +8,7 @@ from rich.text import Text
 from retro_lab import console
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
-from retro_lab.retrieval.neighbors import MISSING
+from retro_lab.retrieval.neighbors import NO_NEIGHBOR
 from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks.build import Inputs
 from retro_lab.tasks.config import InspectConfig, RunConfig
@@ -32,10 +32,10 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     for number in chunks:
         _show(store, int(number), f"{split} chunk {number}", "white")
         found = ids[number][: config.retrieval.k]
-        if (found == MISSING).all():
+        if (found == NO_NEIGHBOR).all():
             console.output.print("no neighbors")
         for rank, (neighbor, distance) in enumerate(zip(found, distances[number], strict=False), 1):
-            if neighbor != MISSING:
+            if neighbor != NO_NEIGHBOR:
                 _show(source, int(neighbor), f"neighbor {rank}, distance {distance:.3f}, chunk {neighbor}", "cyan")
 
 

@@ -11,7 +11,7 @@ from pipeline import build_chunks, search
 
 from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval.bm25 import BM25, highest
-from retro_lab.retrieval.neighbors import MISSING
+from retro_lab.retrieval.neighbors import NO_NEIGHBOR
 
 K1, B = 1.5, 0.75
 
@@ -54,7 +54,7 @@ def test_scores_are_those_of_the_formula(chunks, by_hand):
     ids, distances = table.ids, table.distances
     for query in (0, 1, 7, len(ids) - 1):
         expected = by_hand("validation", query)
-        found = ids[query] != MISSING
+        found = ids[query] != NO_NEIGHBOR
         assert set(ids[query, found]) == set(np.flatnonzero(expected > 0))
         np.testing.assert_allclose(-distances[query, found], expected[ids[query, found]], rtol=1e-5)
         assert (np.diff(distances[query, found]) >= 0).all()

@@ -140,18 +140,18 @@ def test_search_parameters_that_are_given_are_used_and_measured(build):
     assert one[10] < all_lists[10] == 1
 
 
-def test_more_effort_visits_every_list(build, keys, queries):
+def test_a_larger_probe_scale_visits_every_list(build, keys, queries):
     index = build("IVF32,Flat", search="nprobe=1").open()
     asked = queries.range(0, QUERIES)
     few, _ = index.search(asked, 100)
-    whole, _ = index.search(asked, 100, index.most_effort())
+    whole, _ = index.search(asked, 100, index.largest_probe_scale())
     exact = np.sort(by_hand(asked, keys.range(0, VECTORS), "l2"), axis=1)[:, :100]
     np.testing.assert_allclose(whole, exact, rtol=1e-3, atol=1e-3)
     assert (few > whole + 1e-3).any()
 
 
 def test_an_index_is_trained_on_vectors_from_everywhere(build):
-    """Chunks lie in the order of their documents: lists learnt from the first ones alone need eight visits for this."""
+    """Chunks lie in the order of their documents: lists learned from the first alone need eight visits for this."""
     assert build("IVF32,Flat", training_vectors=1300).facts.search in ("nprobe=1", "nprobe=2")
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pipeline import build_chunks, index, search
 
 from retro_lab.retrieval.config import Method, Value
-from retro_lab.retrieval.neighbors import MISSING, merge_sorted
+from retro_lab.retrieval.neighbors import NO_NEIGHBOR, merge_sorted
 from retro_lab.retrieval.sequences import Retrieved
 
 
@@ -25,7 +25,7 @@ def test_training_chunks_never_retrieve_their_own_document(chunks, method):
     """
     store = chunks.stores["train"]
     ids = search(chunks, "train", stored=8, method=method).ids
-    found = ids != MISSING
+    found = ids != NO_NEIGHBOR
     assert found.any(1).all()
     queries = np.arange(store.chunks)
     _, lengths = Retrieved(store, ids, Value.neighbor_and_continuation).read(queries, 8)
@@ -47,8 +47,8 @@ def test_the_filter_still_finds_as_many_as_there_are(chunks, settings, cuts):
     ids = search(chunks, "train", stored=stored, cuts=cuts, **settings).ids
     own = store.document_of(np.arange(store.chunks))
     others = store.chunks - np.bincount(own)[own]
-    assert ((ids != MISSING).sum(1) == others).all()
-    assert all(len(set(row[row != MISSING])) == count for row, count in zip(ids, others, strict=True))
+    assert ((ids != NO_NEIGHBOR).sum(1) == others).all()
+    assert all(len(set(row[row != NO_NEIGHBOR])) == count for row, count in zip(ids, others, strict=True))
 
 
 def test_the_filter_leaves_the_nearest_of_other_documents(chunks):
@@ -67,9 +67,9 @@ def test_missing_neighbors_come_last_and_distances_are_sorted(chunks, method):
     """Peer's bug 16 (Norlund): valid neighbors were put first by an unstable sort, which shuffled the nearest."""
     table = search(chunks, "train", stored=chunks.stores["train"].chunks, method=method)
     ids, distances = table.ids, table.distances
-    assert (np.diff((ids == MISSING).astype(int), axis=1) >= 0).all()
+    assert (np.diff((ids == NO_NEIGHBOR).astype(int), axis=1) >= 0).all()
     assert (np.diff(np.where(np.isinf(distances), np.finfo(np.float32).max, distances), axis=1) >= 0).all()
-    assert (np.isinf(distances) == (ids == MISSING)).all()
+    assert (np.isinf(distances) == (ids == NO_NEIGHBOR)).all()
 
 
 def test_search_agrees_with_distances_computed_by_hand(chunks):
@@ -134,6 +134,6 @@ def test_neighbor_values_are_cut_at_the_documents_end(chunks):
 def test_a_missing_neighbor_has_no_length(chunks):
     """Peer's bug 3: id -1 became the last chunk of the database."""
     store = chunks.stores["train"]
-    ids = np.full((store.chunks, 2), MISSING)
+    ids = np.full((store.chunks, 2), NO_NEIGHBOR)
     _, lengths = Retrieved(store, ids, Value.neighbor_and_continuation).read(np.arange(store.chunks), 2)
     assert (lengths == 0).all()

@@ -13,7 +13,7 @@ from retro_lab.retrieval.bm25 import BM25
 from retro_lab.retrieval.config import IndexConfig
 from retro_lab.retrieval.embeddings import Embeddings, EmbeddingsStage
 from retro_lab.retrieval.index import Index, IndexStage
-from retro_lab.retrieval.neighbors import MISSING, Neighbors, NeighborsStage, SearchStage
+from retro_lab.retrieval.neighbors import NO_NEIGHBOR, Neighbors, NeighborsStage, SearchStage
 from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher
 
 
@@ -79,7 +79,7 @@ def test_an_index_does_not_depend_on_the_blocks(fresh, monkeypatch, vectors):
         assert built.recalls == {10: 1, 100: 1}
         found.append(built.open().search(asked, vectors + 3)[1])
     assert (np.sort(found[0], 1)[:, 3:] == np.arange(vectors)).all()
-    assert (found[0] == MISSING).sum() == 3 * 3
+    assert (found[0] == NO_NEIGHBOR).sum() == 3 * 3
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
 
@@ -109,8 +109,8 @@ def test_neighbors_do_not_depend_on_the_shards_and_batches(chunks, fresh, monkey
             ids = Neighbors(artifacts.build(NeighborsStage([search]))).ids
             assert ids.shape == (store.chunks, stored)
             if method == "dense":
-                assert ((ids != MISSING).sum(1) == np.minimum(others, stored)).all()
-                assert (ids[:, 0] != MISSING).all()
+                assert ((ids != NO_NEIGHBOR).sum(1) == np.minimum(others, stored)).all()
+                assert (ids[:, 0] != NO_NEIGHBOR).all()
             tables.append((stored, ids))
     widest = next(ids for stored, ids in tables if stored > store.chunks)
     for stored, ids in tables:

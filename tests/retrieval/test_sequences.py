@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.windows import RankWindows, Windows
 from retro_lab.retrieval.config import Value
-from retro_lab.retrieval.sequences import Retrieved, Sequences, documents_of, widened
+from retro_lab.retrieval.sequences import Retrieved, Sequences, documents_of, to_int64
 from retro_lab.training.batches import TrainingBatches
 
 
@@ -137,7 +137,7 @@ def test_held_out_sequences_keep_all_neighbors(chunks):
 def test_ids_keep_the_type_of_the_store_until_they_are_widened(sequences):
     batch = sequences.read(np.array([0, 5]), 2)
     assert batch["tokens"].dtype == batch["neighbors"].dtype == torch.uint16
-    wide = widened(batch)
+    wide = to_int64(batch)
     for name in ("tokens", "targets", "neighbors"):
         assert wide[name].dtype == torch.int64
         np.testing.assert_array_equal(wide[name].numpy(), batch[name].numpy())

@@ -12,7 +12,7 @@ import pytest
 
 from retro_lab.config.compose import compose
 from retro_lab.corpus.documents import SPLITS
-from retro_lab.retrieval.neighbors import MISSING
+from retro_lab.retrieval.neighbors import NO_NEIGHBOR
 from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks import build, inspect
 from retro_lab.tasks.build import build_corpus, build_database
@@ -109,7 +109,7 @@ def test_a_hundred_neighbors_are_stored_and_read(built):
     for store in made.corpus.stores.values():
         ids = made.database.neighbors_of(store).ids
         assert ids.shape == (store.chunks, 100)
-        assert (ids != MISSING).all()
+        assert (ids != NO_NEIGHBOR).all()
         assert all(len(set(row)) == 100 for row in ids[::50])
 
 

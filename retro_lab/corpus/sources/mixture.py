@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Self, Unpack
 
-from retro_lab.corpus.documents import Document, DocumentSource, SourceSettings, Split, sampled
+from retro_lab.corpus.documents import Document, DocumentSource, SourceSettings, Split, is_sampled
 from retro_lab.errors import ConfigurationError
 
 
@@ -101,7 +101,7 @@ class MixtureSource(DocumentSource):
         for name, source in self._limited.items():
             if part < source.parts():
                 for split, document in source.read(part):
-                    if sampled(document.id, self.fractions.get(name, 1)):
+                    if is_sampled(document.id, self.fractions.get(name, 1)):
                         yield split, replace(document, source=name)
                 return
             part -= source.parts()

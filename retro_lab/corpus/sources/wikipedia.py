@@ -11,7 +11,7 @@ from retro_lab.corpus.documents import Document, DocumentSource, Split
 from retro_lab.corpus.sources.hub import HubSource
 from retro_lab.corpus.sources.records import RecordFields
 
-HELD_OUT = "article held out elsewhere"
+HELD_OUT_ELSEWHERE = "article held out elsewhere"
 
 
 class WikipediaSource(HubSource):
@@ -35,7 +35,7 @@ class WikipediaSource(HubSource):
         records, again = tee(records)
         for (place, record), document in zip(again, self.fields.documents(records, self._source_name), strict=True):
             if self.without and plain_title(self.titles.document(record, place, "").text) in self._left_out:
-                document = replace(document, text="", problem=HELD_OUT)
+                document = replace(document, text="", problem=HELD_OUT_ELSEWHERE)
             yield document
 
     @cached_property
