@@ -6,6 +6,7 @@ Only rank 0 speaks, but for errors. Progress goes to standard error, so that sta
 import io
 import logging
 import os
+import re
 import sys
 import time
 import unicodedata
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -42,7 +43,11 @@ CHATTY_LIBRARIES = (
     "pytorch_lightning", "lightning", "lightning_fabric", "lightning.pytorch", "transformers", "datasets", "wandb",
     "huggingface_hub", "httpx", "fsspec", "faiss", "bm25s", "filelock", "torch", "matplotlib",
 )  # fmt: skip
-
+WARNING_LIBRARIES = (
+    *CHATTY_LIBRARIES, "datasketch", "hydra", "multiprocessing", "numpy", "omegaconf", "pandas", "pyarrow", "pydantic",
+    "retro_lab", "tensorboard", "torchmetrics",
+)  # fmt: skip
+"""Packages whose warnings are not shown: ours too, which libraries blame for what they warn of."""
 
 BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Characters that show what stands around them in another order."""
@@ -64,7 +69,16 @@ class Messages(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-output = Console(quiet=not is_main_process())
+class Results(Console):
+    """Standard output, to which rank 0 alone prints."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as Rich does, or nothing on other ranks: a launcher may set the rank after this module's import."""
+        if is_main_process():
+            super().print(*objects, **options)
+
+
+output = Results()
 messages = Messages(stderr=True)
 
 
@@ -85,14 +99,20 @@ def quiet() -> None:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    warnings.filterwarnings("ignore")
-    for name in CHATTY_LIBRARIES:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    names = "|".join(map(re.escape, WARNING_LIBRARIES))
+    warnings.filterwarnings("ignore", module=rf"({names})(\.|$)")
+    quiet_loggers()
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_CONSOLE", "off")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def quiet_loggers() -> None:
+    """Let libraries log errors alone; once more after an import of Lightning, which sets its loggers up anew."""
+    for name in CHATTY_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def error(sentence: str) -> None:

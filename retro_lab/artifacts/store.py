@@ -46,7 +46,8 @@ class ArtifactStore:
     def __init__(self, root: Path) -> None:
         """Use `root`, which is made at the first build."""
         self.root = root
-        self._served: set[Path] = set()
+        self._used: set[Path] = set()
+        """Folders of the artifacts that this command asked for."""
 
     def find(self, stage: Stage) -> Artifact | None:
         """Return the finished artifact of `stage`, or None if it is not there.
@@ -71,7 +72,7 @@ class ArtifactStore:
         """
         artifact = self.find(stage)
         folder = self._folder(stage)
-        self._served.add(folder)
+        self._used.add(folder)
         if artifact is not None:
             console.status(stage.name, f"reusing {folder}")
             self._clear_leftovers(stage, artifact)
@@ -200,7 +201,7 @@ class ArtifactStore:
         """
         others = []
         for path in self._folder(stage).parent.glob(f"*/{MANIFEST_NAME}"):
-            if path.parent not in self._served:  # what this command uses too, another split say, is no predecessor
+            if path.parent not in self._used:  # another split that this command reads too is no predecessor
                 with suppress(ArtifactError, OSError):  # a damaged neighbor is no obstacle
                     others.append(_changes(Manifest.read(path.parent).recipe, stage.recipe))
         reasons = min(others, key=len, default=[])

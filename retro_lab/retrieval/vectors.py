@@ -19,10 +19,9 @@ from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval.config import Metric
 from retro_lab.retrieval.factory import unknown_factory
 
-# Below this number of (queries x width) FAISS leaves matrix products for a loop that is up to 8 times slower; its own
-# default is 128,000, which is 333 queries at width 384.
-faiss.cvar.distance_compute_blas_threshold = 20
-
+BLAS_THRESHOLD = 20
+"""Below this number of (queries x width) FAISS leaves matrix products for a loop that is up to 8 times slower; its own
+default is 128,000, which is 333 queries at width 384."""
 AUTO = "auto"
 CANDIDATE_FACTORS = (1, 2, 4, 8, 16, 32)
 """Candidates that are ranked again, for each neighbor asked for."""
@@ -105,14 +104,14 @@ class VectorIndex:
         if ivf is not None and faiss.get_num_gpus() > 0:
             on_gpus = faiss.index_cpu_to_all_gpus(faiss.IndexFlat(ivf.d, self._index.metric_type))
             ivf.clustering_index = on_gpus
-        with self._reproducibly():
+        with _matrix_products(), self._reproducibly():
             self._index.train(self._prepare(sample))
         if on_gpus is not None:
             ivf.clustering_index = None  # it is gone when this function is left
 
     def add(self, vectors: np.ndarray) -> None:
         """Add `vectors`, float32 [n, d]."""
-        with self._reproducibly():
+        with _matrix_products(), self._reproducibly():
             self._index.add(self._prepare(vectors))
 
     def replace(self, vectors: np.ndarray) -> None:
@@ -134,7 +133,7 @@ class VectorIndex:
         index = (self._on_gpus if probe_scale == 1 and count <= GPU_NEIGHBORS else None) or self._index
         factor = self._candidates_each(count)
         at_once = max(1, int(CANDIDATES_AT_ONCE / count / factor))
-        with self._visiting(probe_scale), self._ranking(factor):
+        with _matrix_products(), self._visiting(probe_scale), self._ranking(factor):
             parts = [
                 index.search(self._prepare(queries[first : first + at_once]), count)
                 for first in range(0, max(1, len(queries)), at_once)
@@ -294,6 +293,17 @@ def distances(queries: np.ndarray, vectors: np.ndarray, metric: str) -> np.ndarr
     if metric == "cosine":
         queries, vectors = normalize(queries), normalize(vectors)
     return ((queries[:, None] - vectors) ** 2).sum(-1)
+
+
+@contextmanager
+def _matrix_products() -> Iterator[None]:
+    """Have FAISS multiply matrices for few queries too, a setting that it has for the whole process."""
+    usual = faiss.cvar.distance_compute_blas_threshold
+    faiss.cvar.distance_compute_blas_threshold = BLAS_THRESHOLD
+    try:
+        yield
+    finally:
+        faiss.cvar.distance_compute_blas_threshold = usual
 
 
 def _inverted_lists(index: faiss.Index) -> Any:

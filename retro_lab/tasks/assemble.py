@@ -85,7 +85,7 @@ def build_trainer(
     config: RunConfig, folder: Path, steps: int, callbacks: list[pl.Callback], logging: bool = True
 ) -> pl.Trainer:
     """Instantiate trainer, callbacks and loggers; a null `dirpath` or `save_dir` becomes the model's folder."""
-    console.quiet()  # Lightning has set its loggers up anew when it was imported
+    console.quiet_loggers()  # Lightning has set its own up anew when it was imported
     # Validation is counted in batches, of which an optimizer step takes several where gradients are accumulated.
     batches_per_step = config.trainer.get("accumulate_grad_batches") or 1
     interval = max(1, round(steps / max(1, config.evaluation.curve_points)))

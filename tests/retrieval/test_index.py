@@ -1,5 +1,8 @@
 """The index: which one is chosen, how good it says it is, and that it cannot fail on a small corpus."""
 
+import subprocess
+import sys
+
 import faiss
 import numpy as np
 import pytest
@@ -238,3 +241,19 @@ def test_many_neighbors_begin_with_the_few_and_cost_less_each():
     exact = np.argsort(((vectors_of[:200, None] - vectors_of) ** 2).sum(-1), axis=1)[:, :100]
     found = np.mean([len(np.intersect1d(one, other)) for one, other in zip(many, exact, strict=True)])
     assert found > 75
+
+
+def test_faiss_is_left_as_it_was(monkeypatch):
+    """Neither importing nor searching changes how FAISS works for others in the process."""
+    code = "import faiss as f; t = f.cvar.distance_compute_blas_threshold; import retro_lab.retrieval.vectors; "
+    subprocess.run([sys.executable, "-c", code + "assert f.cvar.distance_compute_blas_threshold == t"], check=True)
+    seen = []
+    monkeypatch.setattr(
+        vectors, "normalize", lambda rows: seen.append(faiss.cvar.distance_compute_blas_threshold) or rows
+    )
+    monkeypatch.setattr(faiss.cvar, "distance_compute_blas_threshold", 77)
+    index = VectorIndex.create("Flat", WIDTH, "cosine")
+    index.add(np.ones((2, WIDTH), np.float32))
+    index.search(np.ones((1, WIDTH), np.float32), 1)
+    assert seen == [20, 20]
+    assert faiss.cvar.distance_compute_blas_threshold == 77
