@@ -1,6 +1,6 @@
-"""What the user sees: status lines, progress bars, tables, and silence from everything else.
+"""What the user sees: status lines, progress bars and tables, without the messages of libraries.
 
-Only rank 0 speaks, but for errors. Progress goes to standard error, so that standard output holds results alone.
+Only rank 0 prints, except errors. Progress goes to standard error, so that standard output contains only results.
 """
 
 import io
@@ -36,7 +36,7 @@ class Advance(Protocol):
     """Advances a progress bar."""
 
     def __call__(self, count: int, note: str | None = None) -> None:
-        """Add `count` units; `note`, if given, stands at the end of the bar from now on."""
+        """Add `count` units; `note`, if given, is shown at the end of the bar from now on."""
 
 
 CHATTY_LIBRARIES = (
@@ -47,24 +47,24 @@ WARNING_LIBRARIES = (
     *CHATTY_LIBRARIES, "datasketch", "hydra", "multiprocessing", "numpy", "omegaconf", "pandas", "pyarrow", "pydantic",
     "retro_lab", "tensorboard", "torchmetrics",
 )  # fmt: skip
-"""Packages whose warnings are not shown: ours too, which libraries blame for what they warn of."""
+"""Packages whose warnings are hidden; ours is among them, as libraries attribute warnings to their callers."""
 
 BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Characters that show what stands around them in another order."""
+"""Characters that change the order in which the text around them is shown."""
 LINE_SECONDS = 30.0
-"""Seconds between lines on progress where standard error is no terminal."""
+"""Seconds between lines of progress if standard error is not a terminal."""
 
 
 def is_main_process() -> bool:
-    """Tell whether this process is rank 0, or the only one."""
+    """Return whether this process is rank 0, or the only one."""
     return ranks.current().rank == 0
 
 
 class Messages(Console):
-    """Standard error, of which nobody need be at the other end any more."""
+    """Standard error, which may be closed at the other end."""
 
     def on_broken_pipe(self) -> None:
-        """Say no more, and go on; Rich itself would end the process."""
+        """Print nothing more and continue; Rich itself would end the process."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
@@ -83,7 +83,7 @@ messages = Messages(stderr=True)
 
 
 def visible(text: str) -> str:
-    r"""Return text with characters that are commands to a terminal, and halves of pairs, as escapes such as `\x1b`."""
+    r"""Return text with terminal control characters and lone surrogates as escapes such as `\x1b`."""
     return "".join(
         ascii(character)[1:-1]
         if character not in "\n\t" and (unicodedata.category(character) in ("Cc", "Cs") or character in BIDIRECTIONAL)
@@ -93,9 +93,9 @@ def visible(text: str) -> str:
 
 
 def quiet() -> None:
-    """Silence what libraries say and a user cannot act on; their errors stay.
+    """Hide messages of libraries that a user cannot act on, but not their errors.
 
-    No character that a result holds may end the run where the terminal's encoding lacks it.
+    A character that the terminal's encoding lacks is replaced, so that it cannot end the run.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
@@ -110,13 +110,13 @@ def quiet() -> None:
 
 
 def quiet_loggers() -> None:
-    """Let libraries log errors alone; once more after an import of Lightning, which sets its loggers up anew."""
+    """Let libraries log only errors; call it again after importing Lightning, which resets its loggers."""
     for name in CHATTY_LIBRARIES:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def error(sentence: str) -> None:
-    """Print an error, with the rank where several processes may have errors of their own."""
+    """Print an error, with the rank if there are several processes."""
     rank = ranks.current().rank
     prefix = f"error on rank {rank}: " if rank else "error: "
     messages.print(Text.assemble((prefix, "bold red"), visible(sentence)), soft_wrap=True)
@@ -146,7 +146,7 @@ class RateColumn(ProgressColumn):
 def progress(subject: str, unit: str, total: int, completed: int = 0) -> Iterator[Advance]:
     """Show a bar with count, rate and time left; yields the function that advances it by a number of units.
 
-    Where standard error is no terminal (a log file), a line every half minute says the same.
+    If standard error is not a terminal but a log file, print a line every half minute instead.
     """
     if not messages.is_terminal:
         yield _lines(subject, unit, total, completed)
@@ -167,7 +167,7 @@ def progress(subject: str, unit: str, total: int, completed: int = 0) -> Iterato
 
 
 def _lines(subject: str, unit: str, total: int, completed: int) -> Advance:
-    """Return a function that prints a line on progress every `LINE_SECONDS`, the first after as long."""
+    """Return a function that prints a line of progress every `LINE_SECONDS`."""
     begun = said = time.monotonic()
     done, last_note = completed, ""
 

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as the launcher (`torchrun`, `srun`, Lightning, or nobody) says."""
+"""Which of several processes this one is, according to the launcher: `torchrun`, `srun` or Lightning, if any."""
 
 import os
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ LAUNCHERS = (
     ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),  # srun
     ("LOCAL_RANK", "WORLD_SIZE", "LOCAL_RANK"),  # the processes that Lightning starts by itself
 )
-"""Variables with a process's number, how many there are, and its number on its machine; the first that is set counts,
-so that `torchrun` under `srun` is `torchrun`."""
+"""Environment variables for a process's rank, the number of processes, and its rank on its machine. The first set
+counts, so that `torchrun` under `srun` is `torchrun`."""
 
 
 @dataclass(frozen=True)

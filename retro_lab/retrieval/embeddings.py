@@ -15,7 +15,7 @@ from retro_lab.retrieval.embedder import Embedder
 
 EMBEDDINGS_NAME = "embeddings.npy"
 WINDOW = 2048
-"""Chunks that are sorted by length together: the more, the less padding."""
+"""Chunks that are sorted by length together; more of them need less padding."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,19 @@ class EmbeddingsStage(Stage):
         self.shard_size = shard_size
 
     def settings(self) -> Mapping[str, Any]:
-        """The embedder's identity and the shard size."""
+        """Return the embedder's identity and the shard size."""
         return {"embedder": self.embedder.identity(), "shard_size": self.shard_size}
 
     def inputs(self) -> Mapping[str, Artifact]:
-        """The tokens."""
+        """Return the tokens."""
         return {"tokens": self.store.artifact}
 
     def libraries(self) -> Mapping[str, int]:
-        """Those that tokenize and encode; within one version of PyTorch, too, processors round differently."""
+        """Return those that tokenize and encode; processors round differently even with the same version of PyTorch."""
         return {"tokenizers": 2, "torch": 1, "transformers": 1}
 
     def shard_sizes(self) -> Sequence[int]:
-        """Chunks in each shard."""
+        """Return the chunks in each shard."""
         return [
             min(self.shard_size, self.store.chunks - start) for start in range(0, self.store.chunks, self.shard_size)
         ]
@@ -85,10 +85,10 @@ class Embeddings:
     """Read-only view of an `embeddings` artifact; d is the width of an embedding."""
 
     def __init__(self, artifact: Artifact) -> None:
-        """Open `artifact`; vectors are read as they are asked for.
+        """Open `artifact`; vectors are read on demand.
 
         Raises:
-            ArtifactError: The artifact does not say how many vectors it holds.
+            ArtifactError: The manifest lacks facts of embeddings.
         """
         self.artifact = artifact
         facts = artifact.read_facts(EmbeddingsFacts)

@@ -19,16 +19,16 @@ from retro_lab.retrieval.vectors import AUTO, VectorIndex, distances
 
 INDEX_NAME = "index.faiss"
 RECALL = "recall@"
-"""Beginning of the names of facts that say how much of how many nearest neighbors is found."""
+"""Prefix of the names of facts that give a recall; the number of neighbors follows."""
 SMALLEST_SAMPLE = 65_536
-"""Training vectors for an index of few lists: codes are learned from them too."""
+"""Fewest training vectors of an index, whose codes need them too if it has few lists."""
 RECALL_QUERIES = 1000
 RECALL_AT = 10
 """Neighbors for which the search parameters are tuned."""
 QUERIES_AT_ONCE = 64
-"""Held-out chunks whose neighbors' vectors are in memory together."""
+"""Held-out chunks whose neighbors' vectors are in memory at once."""
 TIE = 1e-5
-"""Relative difference of distances below which a neighbor is as near as another: repeated text has equal vectors."""
+"""Relative difference below which two distances count as equal: repeated text has equal vectors."""
 BLOCK = 65_536
 
 
@@ -39,7 +39,7 @@ class IndexFacts:
     factory: str
     """FAISS factory string."""
     remark: str
-    """Why that is not what was asked for; empty if it is."""
+    """Why this is not the index that was requested; empty if it is."""
     search: str
     """FAISS search parameters; empty for an exact index."""
     vectors: int
@@ -47,7 +47,7 @@ class IndexFacts:
 
 
 class IndexStage(Stage):
-    """Index the embeddings of chunks `start` up to `stop`."""
+    """Index the embeddings of chunks from `start` up to `stop`."""
 
     name = "index"
     version = 3
@@ -63,13 +63,13 @@ class IndexStage(Stage):
         stored: int,
         seed: int,
     ) -> None:
-        """Build the index that `config` asks for.
+        """Build the index that `config` describes.
 
         Args:
-            embeddings: What is indexed.
+            embeddings: Vectors to index.
             start: First chunk.
-            stop: Chunk after the last.
-            config: What index, how good, how large.
+            stop: Chunk after the last one.
+            config: Kind, recall and size of the index.
             queries: Embeddings of held-out documents; search parameters are tuned and recall is measured on a sample.
             stored: Neighbors that searches will store for each chunk; recall is measured for that many too.
             seed: Of the training sample and the sample of queries.
@@ -96,7 +96,7 @@ class IndexStage(Stage):
         return self.choice.factory
 
     def settings(self) -> Mapping[str, Any]:
-        """Factory, metric and range of chunks; how it is trained and tuned matters only if it is not exact."""
+        """Return factory, metric and range of chunks; training and tuning matter only if the index is not exact."""
         settings = {
             "factory": self.factory,
             "start": self.start,
@@ -118,27 +118,27 @@ class IndexStage(Stage):
         )
 
     def inputs(self) -> Mapping[str, Artifact]:
-        """The embeddings, and those it is tuned on."""
+        """Return the embeddings, and those that the index is tuned on."""
         if self.factory == EXACT:
             return {"embeddings": self.embeddings.artifact}
         return {"embeddings": self.embeddings.artifact, "queries": self.queries.artifact}
 
     def libraries(self) -> Mapping[str, int]:
-        """FAISS, whose defaults change with its minor versions."""
+        """Return FAISS, whose defaults change with its minor versions."""
         return {"faiss": 2}
 
     def shard_sizes(self) -> Sequence[int]:
-        """One index."""
+        """Return the number of vectors: one shard."""
         return [self.stop - self.start]
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
         """Train, fill and tune the index, write `index.faiss`, and measure it.
 
-        The file holds the search parameters, so a search has no others than those that were measured. The queries per
-        second (all threads) differ from build to build, so they are shown and stand in no file.
+        The file contains the search parameters, so a search always uses the measured ones. Queries per second (on all
+        threads) differ from build to build, so they are shown but not written.
 
         Raises:
-            ConfigurationError: The factory string is not one of FAISS, or wants more than `index.training_vectors`.
+            ConfigurationError: FAISS does not know the factory string, or needs more than `index.training_vectors`.
         """
         index, factory, remark = self._train()
         if remark:
@@ -160,11 +160,11 @@ class IndexStage(Stage):
         }
 
     def _train(self) -> tuple[VectorIndex, str, str]:
-        """Make the empty index and train it on a random sample: in document order it would be half as good.
+        """Create the empty index and train it on a random sample; a sample in document order is half as good.
 
         Returns:
-            The index, its factory string, which is `EXACT` where there are too few vectors for what was asked for, and
-            a remark if there is something to say.
+            The index; its factory string, which is `EXACT` if there are too few vectors to train on; and a remark that
+            may be empty.
         """
         width, metric = self.embeddings.width, self.config.metric
         index = VectorIndex.create(self.factory, width, metric)
@@ -186,10 +186,10 @@ class IndexStage(Stage):
         return index, self.factory, self.choice.remark
 
     def _tune(self, index: VectorIndex, *, exact: bool) -> dict[str, Any]:
-        """Set the search parameters and return them with the recall that they give.
+        """Set the search parameters, and return them with their recall.
 
-        They are tuned for the first `RECALL_AT` neighbors, which is more than most models read. The recall of all that
-        searches store is lower, so it is measured as well: both on the ids of one search for as many.
+        They are tuned for the first `RECALL_AT` neighbors, which is more than most models read. The recall of all
+        stored neighbors is lower, so it is measured as well, in the same search.
         """
         if exact:
             return {"search": "", f"{RECALL}{RECALL_AT}": 1.0}
@@ -219,10 +219,10 @@ class IndexStage(Stage):
         }
 
     def _recall_of(self, queries: np.ndarray, most: int) -> Callable[[np.ndarray], float]:
-        """Search exactly, and return the function that tells the share of the nearest neighbors among found ids.
+        """Search exactly, and return the function that measures the recall of found ids.
 
-        Given ids [queries, k], k at most `most`, it is the share of the k nearest. A neighbor as near as the last of
-        the exact ones counts as one of them, whichever of equals it is.
+        For ids [queries, k], k at most `most`, it is the share of the k nearest that was found. Any neighbor as near
+        as the last of the exact ones counts as found.
         """
         metric = self.config.metric
         exact = VectorIndex.create(EXACT, queries.shape[1], metric)
@@ -253,23 +253,23 @@ class IndexStage(Stage):
         return np.concatenate(parts)
 
     def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
-        """Pass on what the only shard measured."""
+        """Return the facts of the only shard."""
         return facts[0]
 
 
 class Index:
-    """Read-only view of an `index` artifact, over the chunks `start` up to `stop` of its store.
+    """Read-only view of an `index` artifact, over the chunks from `start` up to `stop` of its store.
 
     Attributes:
-        facts: What it is, and how large.
-        recalls: Share of the nearest neighbors of held-out chunks that is found, by their number.
+        facts: Kind and size of the index.
+        recalls: Recall of the nearest neighbors of held-out chunks, by their number.
     """
 
     def __init__(self, artifact: Artifact) -> None:
-        """Read what is known of `artifact`; `open` reads the index itself.
+        """Read the manifest of `artifact`; `open` reads the index itself.
 
         Raises:
-            ArtifactError: The artifact does not say what index it holds.
+            ArtifactError: The manifest lacks facts of an index.
         """
         self.artifact = artifact
         self.start: int = artifact.settings["start"]

@@ -2,9 +2,8 @@
 
     chunks of a split ─► search, once for each database shard ─► neighbors: merge over the shards in use
 
-Both hold, for every chunk, ids and distances (see `searchers`) sorted by distance, and -1 where there are fewer
-neighbors than places. Merging sorted lists gives the neighbors in any set of shards, so databases of many sizes cost
-one search.
+Both contain ids and distances for every chunk (see `searchers`), sorted by distance and filled up with -1. Merging
+sorted lists gives the neighbors in any set of shards, so databases of many sizes cost one search.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,17 +24,16 @@ from retro_lab.retrieval.searchers import NO_NEIGHBOR, Searcher
 IDS_NAME, DISTANCES_NAME = "ids.npy", "distances.npy"
 SHARD_QUERIES = 65_536
 FILTER_MARGIN = 16
-"""Neighbors fetched over what is stored, in the hope that dropping those of the query's document leaves enough."""
+"""Neighbors fetched in addition to those stored, as some are dropped for being in the query's document."""
 FETCHED_AT_ONCE = 2**24
-"""Most neighbors that all queries of one search may have together: 0.2 GB of ids and distances."""
+"""Largest number of neighbors of all queries of one search together: 0.2 GB of ids and distances."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """How the candidates that a searcher finds are ranked again.
+    """How the candidates that a searcher finds are reranked.
 
-    A database of many shards has so many candidates in each, so here, and only here, cutting it differently may change
-    what is found.
+    Each shard of a database contributes this many candidates, so only here may other shards change the result.
     """
 
     candidates: int
@@ -45,9 +43,9 @@ class Ranking:
 class SearchStage(Stage):
     """Search one database shard for the neighbors of every chunk of a split.
 
-    Where queries and database are the same token store, neighbors of the query's own document are dropped: they may
-    hold the very text that is to be predicted (Borgeaud et al. 2022, Sec. 2.1). A continuation is cut at its
-    document's end, so what a neighbor brings never comes from another document than the one that is compared here.
+    If queries and database are the same token store, neighbors in the query's own document are dropped: they may
+    contain the text that is to be predicted (Borgeaud et al. 2022, Sec. 2.1). A continuation ends with its document, so
+    retrieved tokens always come from the document that is compared here.
     """
 
     name = "search"
@@ -67,11 +65,11 @@ class SearchStage(Stage):
 
         Args:
             searcher: Finds chunks of `database_store`.
-            query_store: Tokens of the split that retrieves.
-            database_store: Tokens of the split that is retrieved from.
+            query_store: Tokens of the text that retrieves.
+            database_store: Tokens of the text that is retrieved from.
             stored: Neighbors of each chunk.
-            query_batch: Chunks that are searched for at once.
-            ranking: Rank that many candidates again by BM25, of which `stored` are kept.
+            query_batch: Queries searched at once.
+            ranking: How to rerank candidates by BM25, of which `stored` are kept.
         """
         self.searcher = searcher
         self.query_store = query_store
@@ -82,25 +80,25 @@ class SearchStage(Stage):
         self.same_store = query_store.artifact.fingerprint == database_store.artifact.fingerprint
 
     def settings(self) -> Mapping[str, Any]:
-        """How is searched, neighbors stored, and whether those of the query's own document are dropped."""
+        """Return the searcher's settings, the neighbors stored, and whether the query's own document is left out."""
         settings = {**self.searcher.settings(), "stored": self.stored, "same_document_dropped": self.same_store}
         if self.ranking is None:
             return settings
         return settings | {"candidates": self.ranking.candidates, **self.ranking.bm25.settings()}
 
     def inputs(self) -> Mapping[str, Artifact]:
-        """What the searcher reads, and the tokens if they are ranked by."""
+        """Return what the searcher reads, and the tokens if BM25 reranks."""
         inputs = dict(self.searcher.inputs())
         if self.ranking is not None:
             inputs |= {"query_tokens": self.query_store.artifact, "tokens": self.database_store.artifact}
         return inputs
 
     def libraries(self) -> Mapping[str, int]:
-        """Those that find, and that rank again."""
+        """Return those that search and rerank."""
         return {**self.searcher.libraries(), **(self.ranking.bm25.libraries() if self.ranking is not None else {})}
 
     def shard_sizes(self) -> Sequence[int]:
-        """Queries in each shard."""
+        """Return the queries in each shard."""
         count = self.query_store.chunks
         return [min(SHARD_QUERIES, count - start) for start in range(0, count, SHARD_QUERIES)]
 
@@ -126,7 +124,7 @@ class SearchStage(Stage):
         return {}
 
     def _neighbors(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Find the neighbors of query chunks, ranked again if that is asked for."""
+        """Find the neighbors of query chunks; rerank them if configured."""
         if self.ranking is None:
             return self._search(chunks, self.stored)
         ids, distances = self._search(chunks, max(self.ranking.candidates, self.stored))
@@ -153,7 +151,7 @@ class SearchStage(Stage):
                     own = self.query_store.document_of(chunks[rows])
                     keep &= self.database_store.document_of(found) != own[:, None]
                 ids[rows], distances[rows] = _first_kept(found, found_distances, keep, wanted)
-                # A list that is not full holds all that the index finds at this probe scale; a full one may be cut off.
+                # A list that is not full has all that the index finds at this probe scale; a full one may be cut off.
                 not_full = (found == NO_NEIGHBOR).any(1)
                 more = np.where(not_full, probe_scale < self.searcher.largest_probe_scale, fetch < size)
                 unsatisfied.append(rows[(keep.sum(1) < wanted) & more])
@@ -174,7 +172,7 @@ def _first_kept(ids: np.ndarray, distances: np.ndarray, keep: np.ndarray, count:
 def merge_sorted(ids: Sequence[np.ndarray], distances: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Merge the sorted neighbor lists of several shards, each [queries, K], into the nearest K of all.
 
-    Equal distances keep the order of the shards, so the result does not depend on how the search was cut.
+    Equal distances keep the order of the shards, so the result does not depend on where shards end.
     """
     width = ids[0].shape[1]
     all_ids, all_distances = np.concatenate(ids, 1), np.concatenate(distances, 1)
@@ -202,15 +200,15 @@ class NeighborsStage(Stage):
         self.searches = searches
 
     def settings(self) -> Mapping[str, Any]:
-        """Nothing besides the inputs."""
+        """Return nothing: the inputs decide the output."""
         return {}
 
     def inputs(self) -> Mapping[str, Artifact]:
-        """The searches, by the number of their database shard."""
+        """Return the searches, by the number of their database shard."""
         return {f"shard_{number:03}": search for number, search in enumerate(self.searches)}
 
     def shard_sizes(self) -> Sequence[int]:
-        """Queries in each shard of the searches."""
+        """Return the queries in each shard of the searches."""
         first = self.searches[0]
         return [len(first.array(IDS_NAME, shard)) for shard in range(first.shards)]
 
@@ -240,18 +238,18 @@ class NeighborsStage(Stage):
 
 @dataclass(frozen=True)
 class Neighbors:
-    """Read-only view of a `neighbors` artifact: what each of C chunks retrieves, K neighbors each."""
+    """Read-only view of a `neighbors` artifact: K neighbors of each of C chunks."""
 
     artifact: Artifact
 
     @cached_property
     def ids(self) -> np.ndarray:
-        """Chunks of the database, int [C, K], nearest first; `NO_NEIGHBOR` where there are no more."""
+        """Chunks of the database, int [C, K], nearest first; padded with `NO_NEIGHBOR`."""
         return self.artifact.array(IDS_NAME)
 
     @cached_property
     def distances(self) -> np.ndarray:
-        """Their distances, float32 [C, K], ascending; infinite where there are no more."""
+        """Their distances, float32 [C, K], ascending; padded with infinity."""
         return self.artifact.array(DISTANCES_NAME)
 
     @property
