@@ -1,4 +1,4 @@
-"""The `documents` stage: a source read once, cleaned and divided into splits.
+"""The `documents` stage: it reads a source once, cleans it, and divides it into splits.
 
 DocumentSource ─► documents (cleaned, split, Parquet) ─► tokenizer ─► tokens of each split
 """
@@ -30,7 +30,7 @@ MAX_REJECTED_EXAMPLES = 5
 
 @dataclass(frozen=True)
 class DocumentsFacts:
-    """Facts of a `documents` artifact about what was left out."""
+    """Facts of a `documents` artifact about the documents that were left out."""
 
     rejected: dict[str, int]
     """Number of documents that cannot be used, by reason."""
@@ -38,7 +38,7 @@ class DocumentsFacts:
 
 
 class DocumentsStage(Stage):
-    """Read a source once: drop what cannot be used, count it, and write each split's documents as Parquet."""
+    """Read a source once: drop and count documents that cannot be used, and write those of each split as Parquet."""
 
     name = "documents"
     version = 3
@@ -49,24 +49,24 @@ class DocumentsStage(Stage):
         self.source = source
 
     def settings(self) -> Mapping[str, Any]:
-        """What the source says its documents depend on, and how long they may be."""
+        """Return what the documents depend on, and how long they may be."""
         return {**self.source.identity(), "max_document_bytes": self.source.max_document_bytes}
 
     def shard_sizes(self) -> Sequence[int]:
-        """One shard for each part."""
+        """Return one shard for each part."""
         return [1] * self.source.parts()
 
     def _problem(self, document: Document) -> str | None:
-        """Why a document cannot be used; None where it can."""
+        """Say why a document cannot be used; None if it can."""
         return document.problem or rejection(document.text, self.source.max_document_bytes)
 
     @cached_property
     def _moved(self) -> Mapping[str, Split]:
-        """Groups of documents that are in another held-out split than the source says, as one would be empty otherwise.
+        """Groups that move to another split than their hash says, because a held-out split would be empty otherwise.
 
-        Groups are held out from the smallest hash on, first for the test split. So of a small corpus those of the two
-        smallest hashes are held out, whatever the fractions, where a third is left to train on. Reading ends at the
-        first document of the second held-out split.
+        Groups are held out in the order of their hashes, first for the test split. So a small corpus holds out the two
+        groups with the smallest hashes, for any fractions, if a third is left to train on. Reading stops at the first
+        document of the second held-out split.
         """
         named, source = self.source.named_splits, self.source
         if len(named) == len(HELD_OUT) or not (named or (source.validation_fraction and source.test_fraction)):
@@ -121,7 +121,7 @@ class DocumentsStage(Stage):
         """Add up the counts.
 
         Raises:
-            CorpusError: A split has no document, or the pattern of groups matches no id.
+            CorpusError: A split has no documents, or the pattern of groups matches no id.
         """
         totals: dict[str, Any] = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
         for split in SPLITS:
@@ -133,13 +133,13 @@ class DocumentsStage(Stage):
             raise CorpusError(self._unsplit(totals, skipped))
         if self.source.group_pattern is not None and not sum(fact["grouped"] for fact in facts):
             raise CorpusError(
-                f"corpus.group_pattern={self.source.group_pattern} matches a part of no document's id, such as "
+                f"corpus.group_pattern={self.source.group_pattern} does not match a part of any document's id, such as "
                 f"{self._groups()[0].id!r}; change it, or set it to null."
             )
         return {**totals, "rejected": dict(rejected), "rejected_examples": examples}
 
     def _unsplit(self, totals: Mapping[str, Any], skipped: str) -> str:
-        """Say why a split has no documents, and what to do."""
+        """Say why a split has no documents and what to do."""
         source = self.source
         counts = {split: totals[split]["documents"] for split in SPLITS}
         count, held = sum(counts.values()), sum(counts[split] for split in HELD_OUT)
@@ -185,7 +185,7 @@ class DocumentsStage(Stage):
         )
 
     def _groups(self) -> list[Document]:
-        """Return a document of each of the first groups, at most three."""
+        """Return one document of each of the first groups, at most three."""
         found: dict[str, Document] = {}
         for part in range(self.source.parts()):
             for _, document in self.source.read(part):

@@ -1,20 +1,20 @@
-"""Whether documents come back from their tokens: what a tokenizer loses is in no model's score.
+"""Comparison of documents with their decoded tokens: models are not scored on what a tokenizer loses.
 
-Bits per byte divide by the bytes of the documents. A tokenizer that lower-cases text, or knows one token for all that
-it has not seen, leaves a model less to predict than these bytes, and its score looks better than it is.
+Bits per byte divide by the bytes of the documents. A tokenizer that lower-cases text, or has one token for
+everything it has not seen, leaves a model less to predict than these bytes, which makes the score look too good.
 """
 
 from collections.abc import Iterable
 
 BEFORE, AFTER = 10, 20
-"""Characters that are shown around the place where two texts part."""
+"""Characters that are shown before and after the first difference."""
 
 
 def differences(texts: Iterable[str], decoded: Iterable[str]) -> list[str]:
-    """Say for each text that did not come back where it first differs.
+    """Describe the first difference of each text that its tokens do not decode to.
 
-    A space more or less at the start of a document is no difference: many tokenizers put one before the first word,
-    so that it looks like the others, and take one away again.
+    A space at the start of a document does not count: many tokenizers add one before the first word, so that it looks
+    like the others, and remove one again.
     """
     return [
         _first_difference(text, other)

@@ -10,31 +10,31 @@ from retro_lab.corpus.tokenizer import TokenizerRecipe
 
 
 class TokenizerStage(Stage):
-    """Train or fetch the tokenizer and keep it as one `tokenizer.json`."""
+    """Train or fetch the tokenizer, and write it as one `tokenizer.json`."""
 
     name = "tokenizer"
     version = 2
     unit = "tokenizers"
 
     def __init__(self, recipe: TokenizerRecipe, documents: Artifact) -> None:
-        """Make the tokenizer of `recipe`, which may or may not learn from `documents`."""
+        """Make the tokenizer of `recipe`, which may learn from `documents`."""
         self.tokenizer_recipe = recipe
         self.documents = documents
 
     def settings(self) -> Mapping[str, Any]:
-        """The recipe's own settings."""
+        """Return the recipe's settings."""
         return self.tokenizer_recipe.identity()
 
     def inputs(self) -> Mapping[str, Artifact]:
-        """The documents, for a tokenizer that is trained on them."""
+        """Return the documents, for a tokenizer that is trained on them."""
         return {"documents": self.documents} if self.tokenizer_recipe.learns else {}
 
     def libraries(self) -> Mapping[str, int]:
-        """The one that learns vocabularies and writes `tokenizer.json`."""
+        """Return the library that learns vocabularies and writes `tokenizer.json`."""
         return {"tokenizers": 2}
 
     def shard_sizes(self) -> Sequence[int]:
-        """One piece of work."""
+        """Return one piece of work."""
         return [1]
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
@@ -46,5 +46,5 @@ class TokenizerStage(Stage):
         return {"vocabulary_size": tokenizer.vocabulary_size, "document_marker": tokenizer.document_marker}
 
     def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
-        """Pass the facts of the only shard on."""
+        """Return the facts of the only shard."""
         return facts[0]

@@ -4,10 +4,10 @@
     |c0      |c1      |c2 ....|c3      |c4      |c5 .......|c6 ...          (. = padding)
 
 So a chunk id is a position divided by m, a training sequence is l consecutive chunk ids, its neighbors are one slice
-of the neighbor table, and a neighbor with its continuation is two consecutive chunks cut at the document's end.
+of the neighbor table, and a neighbor with its continuation is two consecutive chunks, cut at the document's end.
 
-Memory is bounded whatever the size of the corpus: some 300 MB for row groups of text, 125 bytes for each byte of the
-longest document while it is encoded and, where tokens are laid out in the end, about 90 bytes for each document.
+Memory does not grow with the text: building takes some 300 MB for row groups, 125 bytes for each byte of the longest
+document while it is encoded, and, at the end, about 90 bytes for each document.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ from retro_lab.corpus.round_trip import differences
 from retro_lab.corpus.tokenizer import DocumentTokenizer
 
 ENCODED_BYTES = 2**20
-"""Text encoded at once, or one document where that is longer: encoding takes about 125 bytes for each."""
+"""Bytes of text encoded at once, or one longer document: encoding takes about 125 bytes of memory for each."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TokensFacts:
     documents: int
     chunks: int
     tokens: int
-    """Tokens without padding, document markers among them."""
+    """Tokens without padding, including document markers."""
     bytes: int
     """UTF-8 bytes of the documents' text."""
     altered: int
@@ -57,13 +57,13 @@ class TokensFacts:
 
 
 class TokensStage(Stage):
-    """Encode one split into the flat token array that everything after reads (`TokenStore`).
+    """Encode one split into the flat token array that all later stages read (`TokenStore`).
 
-    Documents are shuffled, once and for good, so that the first part of the array is a random sample of them: a
-    smaller retrieval database is then a range of chunks. A shard is one piece of the split, up to 64 MiB of text.
+    Documents are shuffled once, so that the first part of the array is a random sample of them: a smaller retrieval
+    database is then a range of chunks. A shard is one piece of the split, up to 64 MiB of text.
 
-    Bits per byte count the bytes of the held-out documents, so those of both splits are decoded too: `altered` in the
-    facts tells how many of them do not give their text back, with an example.
+    Bits per byte divide by the bytes of the held-out documents, so both held-out splits are decoded as well: `altered`
+    in the facts counts the documents that do not decode to their text.
     """
 
     name = "tokens"
@@ -80,15 +80,15 @@ class TokensStage(Stage):
         self.seed = seed
 
     def settings(self) -> Mapping[str, Any]:
-        """Split, chunk length and seed of the shuffle."""
+        """Return split, chunk length and seed of the shuffle."""
         return {"split": self.split, "chunk_length": self.chunk_length, "seed": self.seed}
 
     def inputs(self) -> Mapping[str, Artifact]:
-        """Documents and tokenizer."""
+        """Return documents and tokenizer."""
         return {"documents": self.documents, "tokenizer": self.tokenizer}
 
     def libraries(self) -> Mapping[str, int]:
-        """The one that encodes."""
+        """Return the library that encodes."""
         return {"tokenizers": 2}
 
     @cached_property
@@ -96,11 +96,11 @@ class TokensStage(Stage):
         return pieces(self.documents, self.split)
 
     def shard_sizes(self) -> Sequence[int]:
-        """Documents in each piece."""
+        """Return the documents in each piece."""
         return [piece.documents for piece in self._pieces]
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
-        """Encode one piece: its documents' tokens end to end without padding, and a table of the documents."""
+        """Encode one piece: the tokens of its documents, concatenated without padding, and a table of the documents."""
         tokenizer = DocumentTokenizer.load(self.tokenizer.shard(0))
         schema = DOCUMENT_COLUMNS.remove(DOCUMENT_COLUMNS.get_field_index("text"))
         lengths: list[int] = []
@@ -122,7 +122,7 @@ class TokensStage(Stage):
         return {"altered": len(altered), "altered_examples": altered[:1]}
 
     def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
-        """Lay the documents out in shuffled order, each on a chunk boundary; a short one is one chunk."""
+        """Lay the documents out in shuffled order, each on a chunk boundary."""
         tokenizer = DocumentTokenizer.load(self.tokenizer.shard(0))
         layout = TokenLayout(shards, self.chunk_length, self.seed)
         layout.write(folder, tokenizer.dtype, tokenizer.document_marker)
@@ -141,10 +141,10 @@ class TokenStore:
     """Read-only view of a `tokens` artifact. m is the chunk length, C the number of chunks."""
 
     def __init__(self, tokens: Artifact, tokenizer: Artifact) -> None:
-        """Open the memory maps of `tokens` and the tokenizer they were made with.
+        """Open the memory maps of `tokens`, and the tokenizer that encoded them.
 
         Raises:
-            ArtifactError: What the files say of documents and chunks cannot be true.
+            ArtifactError: The files contradict each other about documents and chunks.
         """
         self.artifact = tokens
         self.tokenizer = DocumentTokenizer.load(tokenizer.shard(0))
@@ -155,16 +155,16 @@ class TokenStore:
         self.document_start = tokens.array(START_NAME)
         """First chunk of each document, and C at the end, [documents + 1]."""
         self.document_length = tokens.array(LENGTH_NAME)
-        """Tokens of each document, its marker among them, [documents]."""
+        """Tokens of each document, including its marker, [documents]."""
         self.document_bytes = tokens.array(BYTES_NAME)
         """UTF-8 bytes of each document's text, [documents]."""
-        # As plain arrays, which NumPy reads from with less ado than from memory maps; they stay maps of the files.
+        # Plain views of the memory maps: indexing np.memmap itself is slower.
         self._rows = np.asarray(tokens.array(TOKENS_NAME)).reshape(-1, self.chunk_length)
         self._left = np.asarray(tokens.array(LEFT_NAME))
         self._check_documents()
 
     def _check_documents(self) -> None:
-        """Compare the tables of documents with each other and with their sums; where they are large, only this does."""
+        """Compare the tables of documents with each other and with their sums; nothing else checks large ones."""
         folder = self.artifact.folder
         chunks = -(-np.asarray(self.document_length) // self.chunk_length)
         for name, table, total in (
@@ -190,10 +190,10 @@ class TokenStore:
         return self.artifact.folder / TABLE_NAME
 
     def read(self, chunks: np.ndarray, count: int = 1) -> np.ndarray:
-        """Read `count` consecutive chunks from each of `chunks`, [..., count x m]; what follows chunk C is padding.
+        """Read `count` consecutive chunks from each of `chunks` on, [..., count x m]; padding follows the last chunk.
 
         Raises:
-            ArtifactError: A token is beyond the vocabulary.
+            ArtifactError: A token is not in the vocabulary.
         """
         rows = chunks[..., None] + np.arange(count)
         tokens = np.empty((*rows.shape, self.chunk_length), self._rows.dtype)
@@ -208,16 +208,16 @@ class TokenStore:
         return np.searchsorted(self.document_start, chunks, side="right") - 1
 
     def real_tokens(self, chunks: np.ndarray, count: int = 1) -> np.ndarray:
-        """Return how many tokens from each chunk's first are of its own document, at most `count` x m; int64."""
+        """Return how many tokens, from each chunk's first on, belong to its document, at most `count` x m; int64."""
         left = np.take(self._left, chunks, mode="clip")
         return np.minimum(left, count * self.chunk_length).astype(np.int64)
 
     def starts_document(self, chunks: np.ndarray) -> np.ndarray:
-        """Tell which chunks are the first of their document, and so begin with its marker."""
+        """Return which chunks are the first of their document, and so begin with its marker."""
         return (chunks == 0) | (np.take(self._left, chunks - 1, mode="clip") <= self.chunk_length)
 
     def texts(self, chunks: np.ndarray, count: int = 1) -> list[str]:
-        """Decode each chunk (with `count` - 1 that follow it in its document) to text."""
+        """Decode each chunk, with the next `count` - 1 of its document, to text."""
         tokens = self.read(chunks, count)
         lengths = self.real_tokens(chunks, count)
         return self.tokenizer.decode(row[:length] for row, length in zip(tokens, lengths, strict=True))
