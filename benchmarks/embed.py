@@ -19,10 +19,11 @@ from side_by_side import Clock, Row, markdown, matrix_product, origin
 from transformers import AutoConfig
 
 from retro_lab.artifacts.store import ArtifactStore
+from retro_lab.corpus.documents_stage import DocumentsStage
 from retro_lab.corpus.sources.python_source import PythonSource
-from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import ByteBPE
-from retro_lab.corpus.tokens import TokenStore
+from retro_lab.corpus.tokenizer_stage import TokenizerStage
+from retro_lab.corpus.tokens import TokensStage, TokenStore
 from retro_lab.retrieval.embedder import Embedder
 
 CHUNK = 64

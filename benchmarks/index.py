@@ -19,19 +19,17 @@ from functools import partial
 from pathlib import Path
 
 import faiss
+import numpy as np
+import torch
+from searching import NEIGHBORS, WANTED, Contestant, Facts, Task, serve
+from side_by_side import Clock, Row, markdown, origin
 
-FAISS_THRESHOLD = faiss.cvar.distance_compute_blas_threshold  # before the project sets its own
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from searching import NEIGHBORS, WANTED, Contestant, Facts, Task, serve  # noqa: E402
-from side_by_side import Clock, Row, markdown, origin  # noqa: E402
-
-from retro_lab.artifacts.manifest import MANIFEST_NAME, Manifest  # noqa: E402
-from retro_lab.artifacts.stage import Artifact  # noqa: E402
-from retro_lab.retrieval.embeddings import read_embeddings  # noqa: E402
-from retro_lab.retrieval.factory import choose_factory  # noqa: E402
-from retro_lab.retrieval.vectors import VectorIndex  # noqa: E402
+from retro_lab.artifacts.manifest import MANIFEST_NAME, Manifest
+from retro_lab.artifacts.stage import Artifact
+from retro_lab.retrieval import vectors as vector_index
+from retro_lab.retrieval.embeddings import Embeddings
+from retro_lab.retrieval.factory import choose_factory
+from retro_lab.retrieval.vectors import VectorIndex
 
 BATCHES = (64, 128, 256)
 COARSE_LISTS, COARSE_SAMPLE, COARSE_ITERATIONS, COARSE_PROBES = 1024, 65_536, 10, 16
@@ -81,20 +79,20 @@ def main() -> None:
 
 def embeddings(root: Path, vectors: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
     """Read chunk embeddings of the largest training split under `root`, and some of its held-out documents."""
-    splits: dict[str, list[Artifact]] = {"train": [], "validation": []}
+    splits: dict[str, list[Embeddings]] = {"train": [], "validation": []}
     for path in root.glob(f"embeddings/*/{MANIFEST_NAME}"):
         artifact = Artifact(path.parent, Manifest.read(path.parent))
         tokens = Manifest.read(root / "tokens" / artifact.manifest.recipe["inputs"]["tokens"])
-        splits[tokens.recipe["settings"]["split"]].append(artifact)
-    train = max(splits["train"], key=lambda artifact: artifact.facts["chunks"], default=None)
-    if train is None or train.facts["chunks"] < vectors or not splits["validation"]:
+        splits[tokens.recipe["settings"]["split"]].append(Embeddings(artifact))
+    train = max(splits["train"], key=lambda found: found.chunks, default=None)
+    if train is None or train.chunks < vectors or not splits["validation"]:
         sys.exit(
             f"There are no embeddings of {vectors:,} chunks in {root}; "
             "run: python -m retro_lab +experiment=large_database task=build"
         )
-    held_out = next(artifact for artifact in splits["validation"] if source(root, artifact) == source(root, train))
-    count = min(queries, held_out.facts["chunks"])
-    return read_embeddings(train, 0, vectors), read_embeddings(held_out, 0, count)
+    made_from = source(root, train.artifact)
+    held_out = next(found for found in splits["validation"] if source(root, found.artifact) == made_from)
+    return train.range(0, vectors), held_out.range(0, min(queries, held_out.chunks))
 
 
 def source(root: Path, artifact: Artifact) -> tuple[object, object]:
@@ -202,20 +200,17 @@ def small_batches(vectors: np.ndarray, queries: np.ndarray, rounds: int) -> list
     """Search exactly in small batches, with our threshold for matrix products and with that of FAISS."""
     index = VectorIndex.create("Flat", vectors.shape[1], "l2")
     index.add(vectors)
-    ours = faiss.cvar.distance_compute_blas_threshold
+    ours, default = vector_index.BLAS_THRESHOLD, faiss.cvar.distance_compute_blas_threshold
 
     def search(batch: int, threshold: int) -> None:
-        faiss.cvar.distance_compute_blas_threshold = threshold
+        vector_index.BLAS_THRESHOLD = threshold
         for start in range(0, 2 * max(BATCHES), batch):
             index.search(queries[start : start + batch], NEIGHBORS)
 
-    work = {
-        (batch, threshold): partial(search, batch, threshold)
-        for batch in BATCHES
-        for threshold in (ours, FAISS_THRESHOLD)
-    }
+    work = {(batch, threshold): partial(search, batch, threshold) for batch in BATCHES for threshold in (ours, default)}
     seconds = Clock(torch.device("cpu")).in_turns(work, rounds)
-    ratio = {batch: seconds[batch, FAISS_THRESHOLD] / seconds[batch, ours] for batch in BATCHES}
+    vector_index.BLAS_THRESHOLD = ours
+    ratio = {batch: seconds[batch, default] / seconds[batch, ours] for batch in BATCHES}
     return [Row("T6", f"Flat, batches of {batch}", "FAISS's default", ratio[batch], 5, 8) for batch in BATCHES]
 
 

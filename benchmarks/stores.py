@@ -4,6 +4,7 @@ An item is a sequence of 2,048 tokens and the one after, and for each of its 32 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from torch.utils.data import DataLoader
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus.tokenizer import SMALLEST_VOCABULARY, ByteBPE, DocumentTokenizer
-from retro_lab.corpus.tokens import TokenStore
-from retro_lab.retrieval.neighbors import MISSING
-from retro_lab.retrieval.sequences import VALUES, Retrieved, Sequences
+from retro_lab.corpus.tokens import TokensFacts, TokenStore
+from retro_lab.retrieval.config import Value
+from retro_lab.retrieval.neighbors import NO_NEIGHBOR, Neighbors
+from retro_lab.retrieval.sequences import Retrieved, Sequences
 from retro_lab.training.batches import TrainingBatches
 
 M = 64
@@ -44,6 +46,7 @@ class RandomTokens(Stage):
     """A `tokens` artifact of random ids in `uint32`, as a vocabulary of 128,000 would need."""
 
     name = "tokens"
+    version = 2
     unit = "chunks"
     combines_shards = True
 
@@ -86,7 +89,7 @@ class RandomTokens(Stage):
         np.save(folder / "document_length.npy", lengths)
         np.save(folder / "document_bytes.npy", 4 * lengths)
         tokens = int(lengths.sum())
-        return {"chunks": chunks, "documents": len(lengths), "tokens": tokens, "bytes": 4 * tokens}
+        return asdict(TokensFacts(len(lengths), chunks, tokens, 4 * tokens, altered=0, altered_examples=[]))
 
 
 class RandomNeighbors(Stage):
@@ -123,7 +126,7 @@ class RandomNeighbors(Stage):
         ids = np.lib.format.open_memmap(folder / "ids.npy", "w+", np.int32, (chunks, STORED))
         for first in range(0, chunks, SLICE):
             part = random.integers(0, chunks, (min(SLICE, chunks - first), STORED), dtype=np.int32)
-            part[random.random(part.shape) < 0.001] = MISSING
+            part[random.random(part.shape) < 0.001] = NO_NEIGHBOR
             ids[first : first + len(part)] = part
         return {"queries": chunks}
 
@@ -153,8 +156,8 @@ def our_sequences(folder: Path, chunks: int) -> Sequences:
     artifacts = ArtifactStore(folder)
     tokens = artifacts.build(RandomTokens(chunks))
     store = TokenStore(tokens, artifacts.build(BytesTokenizer()))
-    neighbors = artifacts.build(RandomNeighbors(tokens))
-    return Sequences(store, Retrieved(store, neighbors.array("ids.npy"), VALUES[0]), LENGTH)
+    neighbors = Neighbors(artifacts.build(RandomNeighbors(tokens)))
+    return Sequences(store, Retrieved(store, neighbors.ids, Value.neighbor_and_continuation), LENGTH)
 
 
 def our_batches(sequences: Sequences, batch_size: int) -> Iterator[Any]:

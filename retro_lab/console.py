@@ -1,11 +1,12 @@
-"""What the user sees: status lines, progress bars, tables, and silence from everything else.
+"""What the user sees: status lines, progress bars and tables, without the messages of libraries.
 
-Only rank 0 speaks, but for errors. Progress goes to standard error, so that standard output holds results alone.
+Only rank 0 prints, except errors. Progress goes to standard error, so that standard output contains only results.
 """
 
 import io
 import logging
 import os
+import re
 import sys
 import time
 import unicodedata
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -28,48 +29,61 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from retro_lab.ranks import place
+from retro_lab import ranks
 
 
 class Advance(Protocol):
     """Advances a progress bar."""
 
     def __call__(self, count: int, note: str | None = None) -> None:
-        """Add `count` units; `note`, if given, stands at the end of the bar from now on."""
+        """Add `count` units; `note`, if given, is shown at the end of the bar from now on."""
 
 
 CHATTY_LIBRARIES = (
     "pytorch_lightning", "lightning", "lightning_fabric", "lightning.pytorch", "transformers", "datasets", "wandb",
     "huggingface_hub", "httpx", "fsspec", "faiss", "bm25s", "filelock", "torch", "matplotlib",
 )  # fmt: skip
-
+WARNING_LIBRARIES = (
+    *CHATTY_LIBRARIES, "datasketch", "hydra", "multiprocessing", "numpy", "omegaconf", "pandas", "pyarrow", "pydantic",
+    "retro_lab", "tensorboard", "torchmetrics",
+)  # fmt: skip
+"""Packages whose warnings are hidden; ours is among them, as libraries attribute warnings to their callers."""
 
 BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""Characters that show what stands around them in another order."""
+"""Characters that change the order in which the text around them is shown."""
 LINE_SECONDS = 30.0
-"""Seconds between lines on progress where standard error is no terminal."""
+"""Seconds between lines of progress if standard error is not a terminal."""
 
 
 def is_main_process() -> bool:
-    """Tell whether this process is rank 0, or the only one."""
-    return place().rank == 0
+    """Return whether this process is rank 0, or the only one."""
+    return ranks.current().rank == 0
 
 
 class Messages(Console):
-    """Standard error, of which nobody need be at the other end any more."""
+    """Standard error, which may be closed at the other end."""
 
     def on_broken_pipe(self) -> None:
-        """Say no more, and go on; Rich itself would end the process."""
+        """Print nothing more and continue; Rich itself would end the process."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-output = Console(quiet=not is_main_process())
+class Results(Console):
+    """Standard output, to which rank 0 alone prints."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as Rich does, or nothing on other ranks: a launcher may set the rank after this module's import."""
+        if is_main_process():
+            super().print(*objects, **options)
+
+
+output = Results()
 messages = Messages(stderr=True)
 
 
 def visible(text: str) -> str:
-    r"""Return text with characters that are commands to a terminal, and halves of pairs, as escapes such as `\x1b`."""
+    r"""Return text with terminal control characters and lone surrogates as escapes such as `\x1b`."""
     return "".join(
         ascii(character)[1:-1]
         if character not in "\n\t" and (unicodedata.category(character) in ("Cc", "Cs") or character in BIDIRECTIONAL)
@@ -79,15 +93,15 @@ def visible(text: str) -> str:
 
 
 def quiet() -> None:
-    """Silence what libraries say and a user cannot act on; their errors stay.
+    """Hide messages of libraries that a user cannot act on, but not their errors.
 
-    No character that a result holds may end the run where the terminal's encoding lacks it.
+    A character that the terminal's encoding lacks is replaced, so that it cannot end the run.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    warnings.filterwarnings("ignore")
-    for name in CHATTY_LIBRARIES:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    names = "|".join(map(re.escape, WARNING_LIBRARIES))
+    warnings.filterwarnings("ignore", module=rf"({names})(\.|$)")
+    quiet_loggers()
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_CONSOLE", "off")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -95,9 +109,15 @@ def quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 
+def quiet_loggers() -> None:
+    """Let libraries log only errors; call it again after importing Lightning, which resets its loggers."""
+    for name in CHATTY_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def error(sentence: str) -> None:
-    """Print an error, with the rank where several processes may have errors of their own."""
-    rank = place().rank
+    """Print an error, with the rank if there are several processes."""
+    rank = ranks.current().rank
     prefix = f"error on rank {rank}: " if rank else "error: "
     messages.print(Text.assemble((prefix, "bold red"), visible(sentence)), soft_wrap=True)
 
@@ -126,7 +146,7 @@ class RateColumn(ProgressColumn):
 def progress(subject: str, unit: str, total: int, completed: int = 0) -> Iterator[Advance]:
     """Show a bar with count, rate and time left; yields the function that advances it by a number of units.
 
-    Where standard error is no terminal (a log file), a line every half minute says the same.
+    If standard error is not a terminal but a log file, print a line every half minute instead.
     """
     if not messages.is_terminal:
         yield _lines(subject, unit, total, completed)
@@ -147,7 +167,7 @@ def progress(subject: str, unit: str, total: int, completed: int = 0) -> Iterato
 
 
 def _lines(subject: str, unit: str, total: int, completed: int) -> Advance:
-    """Return a function that prints a line on progress every `LINE_SECONDS`, the first after as long."""
+    """Return a function that prints a line of progress every `LINE_SECONDS`."""
     begun = said = time.monotonic()
     done, last_note = completed, ""
 

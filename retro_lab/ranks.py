@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as the launcher (`torchrun`, `srun`, Lightning, or nobody) says."""
+"""Which of several processes this one is, according to the launcher: `torchrun`, `srun` or Lightning, if any."""
 
 import os
 from dataclasses import dataclass
@@ -8,23 +8,23 @@ LAUNCHERS = (
     ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),  # srun
     ("LOCAL_RANK", "WORLD_SIZE", "LOCAL_RANK"),  # the processes that Lightning starts by itself
 )
-"""Variables with a process's number, how many there are, and its number on its machine; the first that is set counts,
-so that `torchrun` under `srun` is `torchrun`."""
+"""Environment variables for a process's rank, the number of processes, and its rank on its machine. The first set
+counts, so that `torchrun` under `srun` is `torchrun`."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Number of a process among `world`, from 0, and among those on its machine."""
+class Process:
+    """Numbers of a process, from 0: among the `world` of all processes, and among those on its machine."""
 
     rank: int
     world: int
     local_rank: int
 
 
-def place() -> Place:
-    """Return the place of this process; that of the only one where no launcher says otherwise."""
+def current() -> Process:
+    """Return this process; it is the only one unless a launcher says otherwise."""
     for rank, world, local_rank in LAUNCHERS:
         if rank in os.environ:
             number = int(os.environ[rank])
-            return Place(number, int(os.environ.get(world, number + 1)), int(os.environ.get(local_rank, 0)))
-    return Place(0, 1, 0)
+            return Process(number, int(os.environ.get(world, number + 1)), int(os.environ.get(local_rank, 0)))
+    return Process(0, 1, 0)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what a disk that cannot be written to is called."""
+"""Atomic writes, and plain names for what goes wrong on a disk."""
 
 import errno
 import os
@@ -16,10 +16,10 @@ NO_WRITING = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIS
 
 
 def no_room(error: OSError | RuntimeError) -> str | None:
-    """Say what there is no room for, from what the libraries that write files make of it; None for other errors."""
+    """Say that the disk or a limit is full, if that is what a library's error means; None for other errors."""
     if isinstance(error, OSError) and error.errno is not None:
         return NO_ROOM.get(error.errno)
-    # FAISS raises a RuntimeError with the system's words; NumPy, for an array that fitted in part, one of its own.
+    # FAISS raises a RuntimeError with the system's words; NumPy has its own words for an array that fits in part.
     text = str(error)
     if re.fullmatch(r"\d+ requested and \d+ written", text):
         return FULL
@@ -27,7 +27,7 @@ def no_room(error: OSError | RuntimeError) -> str | None:
 
 
 def sync(path: Path) -> None:
-    """Force a file or folder to the disk, so that a rename never outruns its content when the machine goes down."""
+    """Force a file or folder to the disk, so that after a crash no rename is there without its content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -37,14 +37,14 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, temporary: Path | None = None) -> Iterator[IO[bytes]]:
-    """Yield a file to write to, which is forced to the disk and takes the place of `path` once all is written.
+    """Yield a file to write to; once it is written and forced to the disk, it replaces `path`.
 
     Args:
-        path: Its folder is there.
-        temporary: Where the file lies until then; by default a name beside `path` that no other process has.
+        path: File to replace; its folder must exist.
+        temporary: Where to write in the meantime; by default a name beside `path` that no other process uses.
 
     Raises:
-        OSError: The file cannot be written; what was at `path` is still there.
+        OSError: The file cannot be written; `path` is unchanged.
     """
     temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -60,7 +60,7 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[IO[bytes]]:
 
 
 def write_file(path: Path, content: bytes) -> Path:
-    """Put `content` at `path` in one step, making its folder where needed, and return `path`.
+    """Write `content` to `path` in one step, create its folder if necessary, and return `path`.
 
     Raises:
         ArtifactError: The disk is full or the folder cannot be written.

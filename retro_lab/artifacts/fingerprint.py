@@ -1,8 +1,8 @@
-"""Fingerprints: what an artifact was made from, as one short name.
+"""Fingerprints: one short name for everything that an artifact was made from.
 
 An artifact is a pure function of its stage's configuration, the fingerprints of its inputs, the version of the stage's
-code and those of the libraries that decide what it writes. The fingerprint is a hash of exactly those, so equal
-fingerprints mean interchangeable artifacts, on any machine.
+code, and the versions of the libraries that decide what it writes. The fingerprint is a hash of exactly these, so equal
+fingerprints mean interchangeable artifacts on any machine.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ FINGERPRINT_LENGTH = 16
 
 
 def canonical_json(value: Any) -> str:
-    """Return the one JSON text of `value`: sorted keys, no spaces, no NaN.
+    """Return the canonical JSON text of `value`: sorted keys, no spaces, no NaN.
 
     Raises:
-        TypeError: `value` holds something that JSON has no form for.
-        ValueError: `value` holds NaN or an infinity.
+        TypeError: `value` contains something that JSON cannot express.
+        ValueError: `value` contains NaN or an infinity.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -54,5 +54,5 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def _short(value: Any) -> str:
-    text = repr(str(value) if isinstance(value, str) else value)  # a choice as the text that it is
+    text = repr(str(value) if isinstance(value, str) else value)  # an enumeration's member is shown as its text
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,4 +1,4 @@
-"""Manifests: the file, written last, that says an artifact is whole and what every byte of it should be."""
+"""Manifests: the file, written last, that marks an artifact as complete and records the checksums of its files."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from retro_lab.errors import ArtifactError
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 2
 BYTES_READ_ON_OPENING = 16 * 2**20
-"""What the files of an artifact whose checksums are compared at each opening hold in all: 10 milliseconds' work."""
+"""Total size of the files whose checksums are compared each time an artifact is opened: 10 milliseconds of work."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact is made from (`recipe`), what it holds (`files`) and what was learnt making it (`facts`).
+    """What an artifact was made from (`recipe`), its files, and what its stage counted and measured (`facts`).
 
-    The file has a checksum of its own, so that a change to it is known as such too.
+    The file has a checksum of its own, so that edits to the manifest itself are detected.
     """
 
     recipe: dict[str, Any]
@@ -43,8 +43,8 @@ class Manifest:
     version: int = MANIFEST_VERSION
 
     def write(self, folder: Path, name: str = MANIFEST_NAME) -> None:
-        """Write the manifest into `folder` so that it is there whole or not at all."""
-        content = json.loads(_json_text(asdict(self)))  # as it will be read: keys are strings, and sorted as such
+        """Write the manifest into `folder` in one step."""
+        content = json.loads(_json_text(asdict(self)))  # as it will be read: with keys that are strings
         write_json(folder / name, content | {"sha256": _checksum(content)})
 
     @classmethod
@@ -52,7 +52,7 @@ class Manifest:
         """Read the manifest of the artifact in `folder`.
 
         Raises:
-            ArtifactError: The manifest was written by another version of the format, or any of its bytes has changed.
+            ArtifactError: The manifest has another version of the format, or any of its bytes has changed.
         """
         path = folder / name
         try:
@@ -63,16 +63,16 @@ class Manifest:
                     f"{path} has manifest version {content['version']} but this release reads version "
                     f"{MANIFEST_VERSION}; delete {folder} and build it again."
                 )
-            # The text is compared too: some changes, as of 1e-05 to 1E-05, leave what it says alone.
+            # Compare the text too: some changes, such as 1e-05 to 1E-05, do not change the content.
             if _json_text(content) != text or content.pop("sha256") != _checksum(content):
-                raise ValueError("its checksum is another")
+                raise ValueError("its checksum does not match")
             files = {name: FileRecord(**record) for name, record in content["files"].items()}
             return cls(content["recipe"], content["facts"], files)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{path} is not a manifest ({error}); delete {folder} and build it again.") from error
 
     def check_sizes(self, folder: Path) -> None:
-        """Compare every file's size with the manifest; cheap enough for each opening.
+        """Compare the size of every file with the manifest; cheap enough for every opening.
 
         Raises:
             ArtifactError: A file is missing or has another size.
@@ -89,11 +89,11 @@ class Manifest:
     def check_small_files(self, folder: Path) -> None:
         """Compare the checksums of the smallest files, up to `BYTES_READ_ON_OPENING` of them, with the manifest.
 
-        A flipped bit in a table of documents would change every score, and in the tokens one of very many. The large
-        files are left to `damaged_files`, which `task=verify` calls.
+        A flipped bit in a table of documents would change every score; one in the tokens, one of very many. Large files
+        are checked by `damaged_files`, which `task=verify` calls.
 
         Raises:
-            ArtifactError: The bytes of a file are not those that were written.
+            ArtifactError: A file's bytes differ from those that were written.
         """
         left = BYTES_READ_ON_OPENING
         for name, record in sorted(self.files.items(), key=lambda item: (item[1].size, item[0])):
@@ -104,7 +104,7 @@ class Manifest:
                 raise damaged(folder / name, "its bytes are not those that were written", folder)
 
     def damaged_files(self, folder: Path) -> list[str]:
-        """Return the names of the files whose bytes differ from the manifest; reads everything."""
+        """Read every file, and return the names of those whose bytes differ from the manifest."""
         return [
             name
             for name, record in self.files.items()
@@ -113,7 +113,7 @@ class Manifest:
 
 
 def damaged(path: Path, reason: str, folder: Path | None = None) -> ArtifactError:
-    """Return the error for a file of an artifact, whose folder is the file's own if none is given, that changed."""
+    """Return the error for a damaged file of the artifact in `folder`, by default the file's own folder."""
     return ArtifactError(
         f"{path} is damaged ({reason}); delete {folder or path.parent} and run the same command again, which builds "
         "it anew; task=verify tells what else is damaged."
@@ -121,7 +121,7 @@ def damaged(path: Path, reason: str, folder: Path | None = None) -> ArtifactErro
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` to `path` in one step, so that a reader never sees half of it.
+    """Write `content` to `path` in one step, so that no reader sees half of it.
 
     Raises:
         OSError: The file cannot be written.

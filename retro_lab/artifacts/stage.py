@@ -1,4 +1,4 @@
-"""The interface of a stage: a pure function from settings and input artifacts to files, cut into shards."""
+"""The interface of a stage: a pure function from settings and input artifacts to files, built shard by shard."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from retro_lab.artifacts.fingerprint import fingerprint, library_version
-from retro_lab.artifacts.manifest import Manifest, damaged
+from retro_lab.artifacts.manifest import MANIFEST_NAME, Manifest, damaged
+
+Facts = TypeVar("Facts")
 
 Advance = Callable[[int], None]
-"""Called by a stage with the number of units (chunks, documents, ...) it has just done."""
+"""A stage calls it with the number of units (chunks, documents, ...) that it has just finished."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Artifact:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that the artifact was made from; the folder's name."""
+        """Hash of everything that the artifact was made from; the name of its folder."""
         return self.folder.name
 
     @property
@@ -35,33 +38,65 @@ class Artifact:
         """What the stage counted and measured while it built."""
         return self.manifest.facts
 
-    def array(self, name: str) -> np.ndarray:
-        """Open the `.npy` file `name` as a read-only memory map, never unpickling.
+    def read_facts(self, kind: type[Facts]) -> Facts:
+        """Return the facts as a dataclass, without those that it has no field for.
 
         Raises:
-            ArtifactError: The file begins with something else than what says of what type and shape its array is.
+            ArtifactError: A field is missing or has another type.
         """
-        path = self.folder / name
+        try:
+            return TypeAdapter(kind).validate_python(self.facts)
+        except ValidationError as error:
+            raise damaged(self.folder / MANIFEST_NAME, f"it lacks facts of {kind.__name__}", self.folder) from error
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the stage was built with."""
+        settings: dict[str, Any] = self.manifest.recipe["settings"]
+        return settings
+
+    @property
+    def shards(self) -> int:
+        """Number of shards whose files the artifact holds; 0 if its stage combines them."""
+        names = {name.partition("/")[0] for name in self.manifest.files if "/" in name}
+        return 1 + max(map(int, names), default=-1)
+
+    def shard(self, number: int) -> Path:
+        """Return the folder of a shard."""
+        return self.folder / shard_name(number)
+
+    def array(self, name: str, shard: int | None = None) -> np.ndarray:
+        """Open the `.npy` file `name`, of a shard if one is given, as a read-only memory map, never unpickling.
+
+        Raises:
+            ArtifactError: The header of the file is damaged.
+        """
+        path = (self.folder if shard is None else self.shard(shard)) / name
         try:
             array: np.memmap = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, TypeError, SyntaxError, OverflowError, EOFError, TokenError) as error:
-            raise damaged(path, "it does not begin as an array does", self.folder) from error
-        # The file's size is known to be right, so with a flipped bit in its shape or type something is left over.
+            raise damaged(path, "its header is not that of an array", self.folder) from error
+        # The file's size was checked, so it contradicts a shape or type with a flipped bit.
         whole = array.offset + array.nbytes == path.stat().st_size
         if not (whole and array.dtype.isnative and array.dtype.kind in "fiu"):
-            raise damaged(path, "its array is said to have another type or shape than it has", self.folder)
+            raise damaged(path, "its header states another type or shape than its array has", self.folder)
         return array
+
+
+def shard_name(number: int) -> str:
+    """Return the name of the folder of a shard."""
+    return f"{number:05}"
 
 
 class Stage(ABC):
     """One step of the data pipeline.
 
-    A stage must be deterministic: building any shard twice gives the same bytes. It never sees temporary names; the
-    store hands it an empty folder for each shard and moves what it wrote into place.
+    A stage must be deterministic: building a shard twice gives the same bytes. It never sees temporary names: the store
+    gives it an empty folder for each shard and moves the files into place.
     """
 
     name: ClassVar[str]
-    """Folder of the stage's artifacts, and what the user sees."""
+    """Name of the stage's folder, which the user also sees."""
     version: ClassVar[int] = 1
     """Raised whenever the code changes what it writes."""
     unit: ClassVar[str]
@@ -69,22 +104,22 @@ class Stage(ABC):
 
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
-        """Everything besides the inputs that decides the output, as JSON-able values."""
+        """Return everything besides the inputs that decides the output, as JSON-able values."""
 
     def inputs(self) -> Mapping[str, Artifact]:
-        """Artifacts that the stage reads, by role."""
+        """Return the artifacts that the stage reads, by role."""
         return {}
 
     def libraries(self) -> Mapping[str, int]:
-        """Modules of libraries that decide the output, each with how many parts of its version do."""
+        """Return the modules of libraries that decide the output, and how many parts of each one's version matter."""
         return {}
 
     @abstractmethod
     def shard_sizes(self) -> Sequence[int]:
-        """Units of work in each shard; the number of shards is the length."""
+        """Return the units of work in each shard, one entry for each shard."""
 
     def prepare(self) -> AbstractContextManager[Any]:
-        """Hold what all shards need (a loaded model, say); entered only if there is a shard left to build."""
+        """Hold what all shards need, such as a loaded model; entered only if a shard is left to build."""
         return nullcontext()
 
     @abstractmethod
@@ -92,10 +127,10 @@ class Stage(ABC):
         """Write the files of one shard into the empty `folder` and return facts about it as JSON-able values."""
 
     combines_shards: ClassVar[bool] = False
-    """Whether `finish` writes files that take the place of the shards'."""
+    """Whether `finish` writes files that replace those of the shards."""
 
     def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
-        """Turn the shards' facts into the artifact's; a stage that combines shards writes its files into `folder`.
+        """Return the facts of the artifact; a stage that combines shards also writes its files into `folder`.
 
         Args:
             shards: Folders of the finished shards, in order.
@@ -106,7 +141,7 @@ class Stage(ABC):
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """All that decides the output; what the fingerprint is taken of."""
+        """Everything that decides the output; the fingerprint is its hash."""
         return {
             "stage": self.name,
             "version": self.version,
@@ -117,5 +152,5 @@ class Stage(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Name of the artifact this stage builds."""
+        """Name of the artifact that this stage builds."""
         return fingerprint(self.recipe)

@@ -1,13 +1,13 @@
-"""The artifact store: builds stages shard by shard, resumes what was killed, reuses what stands.
+"""The artifact store: builds stages shard by shard, resumes interrupted builds, and reuses finished artifacts.
 
 Layout of one artifact, `<root>/<stage>/<fingerprint>/`:
 
-    00000/ 00001/ ...     finished shards: each was written to a temporary folder and renamed when whole
-    manifest.json         written last; without it the artifact is unfinished, whatever else is there
+    00000/ 00001/ ...     finished shards: each was written to a temporary folder and renamed when complete
+    manifest.json         written last; without it the artifact is unfinished
 
-Every shard is built under a file lock, which the operating system drops when its holder dies. So any number of
-processes that are given the same stage share its shards, and a killed one leaves nothing that blocks the next. Locks
-only spare work: a shard that two processes build all the same has the same bytes, and the first rename counts.
+Every shard is built under a file lock, which the operating system releases when its holder dies. So any number of
+processes can share the shards of a stage, and one that is killed does not block the others. Locks only save work: if
+two processes build the same shard, both write the same bytes, and the first rename wins.
 """
 
 import errno
@@ -24,37 +24,36 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from retro_lab import console
+from retro_lab import console, ranks
 from retro_lab.artifacts.disk import NO_WRITING, no_room, sync
 from retro_lab.artifacts.fingerprint import differences
 from retro_lab.artifacts.manifest import MANIFEST_NAME, FileRecord, Manifest
-from retro_lab.artifacts.stage import Artifact, Stage
+from retro_lab.artifacts.stage import Artifact, Stage, shard_name
 from retro_lab.errors import ArtifactError
-from retro_lab.ranks import place
 
 RECORD_NAME = "shard.json"
 LEFTOVER = re.compile(r"\d{5,}|\..*\.tmp")
-"""What a build keeps beside the files of the artifact: shards, temporary folders and files."""
+"""Names of what a build keeps beside the artifact's own files: shards, temporary folders and files."""
 POLL_SECONDS = 0.5
 FEW_CHANGES = 3
-"""Differences that two artifacts of one stage may have for one to count as the other's predecessor."""
+"""An artifact that differs from another of its stage in more ways than these does not count as its predecessor."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class ArtifactStore:
-    """Artifacts under one root folder, found by what they were made from."""
+    """Artifacts in one root folder, found by what they were made from."""
 
     def __init__(self, root: Path) -> None:
-        """Use `root`, which is made at the first build."""
+        """Use `root`, which the first build creates."""
         self.root = root
-        self._served: set[Path] = set()
+        self._used: set[Path] = set()
+        """Folders of the artifacts that this command asked for."""
 
     def find(self, stage: Stage) -> Artifact | None:
-        """Return the finished artifact of `stage`, or None if it is not there.
+        """Return the finished artifact of `stage`, or None if there is none.
 
         Raises:
-            ArtifactError: It is there, but a file is missing or has another size than when it was built, or one of the
-                small ones has other bytes.
+            ArtifactError: A file is missing or has another size than when it was built, or a small one has other bytes.
         """
         folder = self._folder(stage)
         if not (folder / MANIFEST_NAME).is_file():
@@ -65,14 +64,14 @@ class ArtifactStore:
         return Artifact(folder, manifest)
 
     def build(self, stage: Stage) -> Artifact:
-        """Return the artifact of `stage`, building the shards that are not there yet.
+        """Return the artifact of `stage`; build the shards that are missing.
 
         Raises:
-            ArtifactError: The disk is full, the folder cannot be written or locked, or what stands there is damaged.
+            ArtifactError: The disk is full, the folder cannot be written or locked, or an existing artifact is damaged.
         """
         artifact = self.find(stage)
         folder = self._folder(stage)
-        self._served.add(folder)
+        self._used.add(folder)
         if artifact is not None:
             console.status(stage.name, f"reusing {folder}")
             self._clear_leftovers(stage, artifact)
@@ -97,7 +96,7 @@ class ArtifactStore:
         """Try to lock a part of an artifact; yields whether it is held."""
         folder = self.root / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
-        # Not a file whose existence is the lock, where locks are missing: that would outlive a holder elsewhere.
+        # Without locks in the file system, a file that exists as long as the lock would outlive a holder that dies.
         lock = FileLock(folder / f"{stage.name}-{stage.fingerprint}-{part}", fallback_to_soft=False)
         try:
             lock.acquire(blocking=False)
@@ -110,7 +109,7 @@ class ArtifactStore:
             lock.release()
 
     def _build_shards(self, stage: Stage) -> None:
-        """Build shards until all stand, whoever built them."""
+        """Build shards until all are finished, here or by other processes."""
         folder, sizes = self._folder(stage), stage.shard_sizes()
         pending = _pending(folder, range(len(sizes)))
         if not pending:
@@ -118,8 +117,8 @@ class ArtifactStore:
         done = sum(sizes) - sum(sizes[shard] for shard in pending)
         if len(pending) < len(sizes):
             console.status(stage.name, f"resuming: {len(sizes) - len(pending)} of {len(sizes)} shards are finished")
-        # Ranks begin at different shards, or all would ask for the same locks.
-        here = place()
+        # Ranks start at different shards, or all would compete for the same locks.
+        here = ranks.current()
         start = here.rank * len(pending) // max(here.world, 1)
         pending = pending[start:] + pending[:start]
         with ExitStack() as stack:
@@ -136,7 +135,7 @@ class ArtifactStore:
                 pending = left
 
     def _build_if_free(self, stage: Stage, shard: int, prepare: Callable[[], object], advance: console.Advance) -> bool:
-        """Build a shard unless it stands or another process holds it; tell whether it was built here."""
+        """Build a shard unless it is finished or another process holds it; return whether it was built here."""
         folder = self._folder(stage)
         with self._lock(stage, f"{shard:05}") as held:
             if not held or not _pending(folder, [shard]):
@@ -147,7 +146,7 @@ class ArtifactStore:
             return True
 
     def _finish(self, stage: Stage) -> Artifact | None:
-        """Write the manifest, or wait until another process has; None if a shard has to be built again."""
+        """Write the manifest, or wait until another process has written it; None if a shard must be built again."""
         folder = self._folder(stage)
         while (artifact := self.find(stage)) is None:
             with self._lock(stage, "finish") as held:
@@ -158,12 +157,12 @@ class ArtifactStore:
         return artifact
 
     def _combine(self, stage: Stage) -> Artifact | None:
-        """Finish the artifact from its shards; the caller holds the lock. None if a shard has to be built again."""
+        """Finish the artifact from its shards; the caller holds the lock. None if a shard must be built again."""
         folder, numbers = self._folder(stage), range(len(stage.shard_sizes()))
         if _pending(folder, numbers):
-            return None  # who held the lock before found them damaged
+            return None  # the previous holder of the lock found them damaged
         shards = [_shard_folder(folder, shard) for shard in numbers]
-        # What shards hold that are combined passes into new files, where damage would not be known as such any more.
+        # The content of combined shards goes into new files, where damage could not be detected any more.
         records = {shard: _read_record(shard, thoroughly=stage.combines_shards) for shard in shards}
         damaged = [shard for shard, record in records.items() if record is None]
         if damaged:
@@ -187,22 +186,22 @@ class ArtifactStore:
         return Artifact(folder, Manifest.read(folder))
 
     def _clear_leftovers(self, stage: Stage, artifact: Artifact) -> None:
-        """Remove what a process left that was killed between writing the manifest and removing its shards."""
+        """Remove what is left of a process that was killed between writing the manifest and removing its shards."""
         if not _leftovers(artifact.folder, artifact.manifest):
             return
-        with suppress(OSError), self._lock(stage, "finish") as held:  # it may be a folder that is only to be read
+        with suppress(OSError), self._lock(stage, "finish") as held:  # the folder may be read-only
             if held:
                 _remove_leftovers(artifact.folder, artifact.manifest)
 
     def _reason(self, stage: Stage) -> str:
-        """Say why the stage has to be built, from the finished artifact of the same stage most like it.
+        """Say why the stage must be built: how it differs from the most similar finished artifact of the same stage.
 
-        One that differs in more than `FEW_CHANGES` ways, of another corpus say, is no predecessor and explains nothing.
+        One that differs in more than `FEW_CHANGES` ways, such as one of another corpus, explains nothing.
         """
         others = []
         for path in self._folder(stage).parent.glob(f"*/{MANIFEST_NAME}"):
-            if path.parent not in self._served:  # what this command uses too, another split say, is no predecessor
-                with suppress(ArtifactError, OSError):  # a damaged neighbor is no obstacle
+            if path.parent not in self._used:  # another split that this command reads too is no predecessor
+                with suppress(ArtifactError, OSError):  # ignore other artifacts that are damaged
                     others.append(_changes(Manifest.read(path.parent).recipe, stage.recipe))
         reasons = min(others, key=len, default=[])
         return f"building, because {'; '.join(reasons)}" if 0 < len(reasons) <= FEW_CHANGES else "building"
@@ -229,7 +228,7 @@ class ArtifactStore:
             raise
 
     def _concerns(self, filename: str | bytes | None) -> bool:
-        """Tell whether a file is ours to write; a corpus that cannot be read, say, is another matter."""
+        """Return whether a file belongs to the store; an unreadable corpus, for example, does not."""
         if filename is None:
             return True
         path, root = Path(os.fsdecode(filename)).absolute(), self.root.absolute()
@@ -237,20 +236,20 @@ class ArtifactStore:
 
 
 def _shard_folder(folder: Path, shard: int) -> Path:
-    return folder / f"{shard:05}"
+    return folder / shard_name(shard)
 
 
 def _pending(folder: Path, shards: Iterable[int]) -> list[int]:
-    """Return which of `shards` do not stand yet; none once the artifact is finished, whose shards may be gone.
+    """Return which of `shards` are not finished; none if the artifact is, as its shards may have been removed.
 
-    A listing, where a look at each would be slower and, on a network file system, could see an old state.
+    It lists the folder once: looking at each shard is slower and, on a network file system, can see an old state.
     """
     names = set(os.listdir(folder))
     return [] if MANIFEST_NAME in names else [n for n in shards if _shard_folder(folder, n).name not in names]
 
 
 def _read_record(shard: Path, thoroughly: bool) -> Manifest | None:
-    """Read what a finished shard should hold; None if it does not: by size or, `thoroughly`, by every byte."""
+    """Read the record of a finished shard; None if a file's size or, if `thoroughly`, any byte differs from it."""
     try:
         record = Manifest.read(shard, RECORD_NAME)
         record.check_sizes(shard)
@@ -260,7 +259,7 @@ def _read_record(shard: Path, thoroughly: bool) -> Manifest | None:
 
 
 def _leftovers(folder: Path, manifest: Manifest) -> list[Path]:
-    """Return what a build kept in an artifact's folder and the artifact does not hold."""
+    """Return what a build left in an artifact's folder that is not part of the artifact."""
     held = {name.partition("/")[0] for name in manifest.files}
     others = [path for path in folder.iterdir() if path.name not in held and LEFTOVER.fullmatch(path.name)]
     return others + [record for name in held if (record := folder / name / RECORD_NAME).is_file()]
@@ -275,7 +274,7 @@ def _remove_leftovers(folder: Path, manifest: Manifest) -> None:
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Say what tells two recipes of one stage apart."""
+    """Say how two recipes of one stage differ."""
     code = ["the stage's code changed"] if old["version"] != new["version"] else []
     libraries = differences(old.get("libraries", {}), new["libraries"])
     inputs = [f"other {role}" for role, artifact in new["inputs"].items() if old["inputs"].get(role) != artifact]
@@ -292,13 +291,13 @@ def _build_shard(stage: Stage, folder: Path, shard: int, advance: console.Advanc
         try:
             temporary.rename(final)
         except OSError:
-            if not final.is_dir():  # where a lock was lost, another process may have been quicker
+            if not final.is_dir():  # if a lock was lost, another process may have been faster
                 raise
 
 
 @contextmanager
 def _temporary_folder(folder: Path, name: str) -> Iterator[Path]:
-    """Make an empty folder for work in progress, clearing what a killed process left; gone afterwards."""
+    """Create an empty folder for work in progress, and remove it afterwards, with any that a killed process left."""
     for abandoned in folder.glob(f".{name}.*.tmp"):
         shutil.rmtree(abandoned, ignore_errors=True)
     temporary = folder / f".{name}.{uuid4().hex[:8]}.tmp"

@@ -1,4 +1,4 @@
-"""A corpus as tokens, split by split: what models train on, retrieve from and are scored on."""
+"""A corpus as tokens of each split: models train on it, retrieve from it, and are scored on it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from retro_lab import console
 from retro_lab.artifacts.stage import Artifact
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
+from retro_lab.corpus.decontamination import DecontaminationFacts, DecontaminationStage, HeldOutStage
 from retro_lab.corpus.documents import HELD_OUT, SPLITS, DocumentSource, Split
-from retro_lab.corpus.round_trip import check_round_trip
-from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
+from retro_lab.corpus.documents_stage import DocumentsFacts, DocumentsStage
 from retro_lab.corpus.tokenizer import TokenizerRecipe
-from retro_lab.corpus.tokens import TokenStore
+from retro_lab.corpus.tokenizer_stage import TokenizerStage
+from retro_lab.corpus.tokens import TokensStage, TokenStore
+from retro_lab.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,14 @@ class Corpus:
     """The documents of a source and their tokens."""
 
     name: str
-    """What reports call it."""
+    """Name in reports."""
     documents: Artifact
-    """Documents of all splits, without those to train on that are much like held-out ones."""
+    """Documents of all splits, without training documents that nearly duplicate held-out ones."""
     tokenizer: Artifact
     lossy: bool
-    """Whether it is accepted that the tokenizer does not give all text back."""
+    """Whether the tokenizer may lose text."""
     stores: Mapping[Split, TokenStore]
-    """Tokens of each split that was asked for."""
+    """Tokens of each split that was built."""
 
 
 def build_corpus(
@@ -39,20 +40,19 @@ def build_corpus(
     chunk_length: int,
     seed: int,
 ) -> Corpus:
-    """Build documents, tokenizer and the tokens of all splits; what is there already is reused.
+    """Build documents, tokenizer and the tokens of all splits; existing artifacts are reused.
 
     Args:
         artifacts: Where artifacts are kept.
-        source: Where the documents come from.
-        recipe: How to get the tokenizer, which may learn from the documents to train on.
-        name: What reports call the corpus.
-        similarity: Jaccard similarity to a held-out document from which on a document is not trained on; None keeps
-            all.
+        source: Source of the documents.
+        recipe: How to make the tokenizer, which may learn from the training documents.
+        name: Name of the corpus in reports.
+        similarity: Jaccard similarity to a held-out document at which a training document is dropped; None keeps all.
         chunk_length: Tokens in a chunk; each document begins a new one.
-        seed: Of the order of the documents.
+        seed: Seed of the documents' order.
 
     Raises:
-        ConfigurationError: The similarity is none, or the tokenizer does not give the text of held-out documents back.
+        ConfigurationError: The similarity is out of range, or held-out documents do not decode to their text.
         CorpusError: The source cannot be read, or a split has no documents.
     """
     documents = _build_documents(artifacts, source)
@@ -74,13 +74,13 @@ def build_other_corpus(
     seed: int,
     splits: Sequence[Split] = SPLITS,
 ) -> Corpus:
-    """Build another corpus with the tokenizer of `like`: to retrieve from, or to score its models on.
+    """Build another corpus with the tokenizer of `like`, to retrieve from or to score models on.
 
-    The training split has no document that is much like a held-out one, be it of this corpus or of `like`. Other
-    arguments are those of `build_corpus`; of `splits` alone there will be tokens.
+    Its training split contains no document that nearly duplicates a held-out one of this corpus or of `like`. Tokens
+    are built for `splits` only; the other arguments are those of `build_corpus`.
 
     Raises:
-        ConfigurationError: The similarity is none, or the tokenizer does not give the text of held-out documents back.
+        ConfigurationError: The similarity is out of range, or held-out documents do not decode to their text.
         CorpusError: The source cannot be read, or a split has no documents.
     """
     documents = _build_documents(artifacts, source)
@@ -92,23 +92,25 @@ def build_other_corpus(
 
 
 def _build_documents(artifacts: ArtifactStore, source: DocumentSource) -> Artifact:
-    """Build the documents of a source and say what was skipped."""
+    """Build the documents of a source, and report what was skipped."""
     documents = artifacts.build(DocumentsStage(source))
-    if rejected := documents.facts["rejected"]:
-        counts = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
-        console.status("documents", f"skipped {counts}; such as {documents.facts['rejected_examples'][0]}")
+    facts = documents.read_facts(DocumentsFacts)
+    if facts.rejected:
+        counts = ", ".join(f"{count} {reason}" for reason, count in facts.rejected.items())
+        console.status("documents", f"skipped {counts}, such as {facts.rejected_examples[0]}")
     return documents
 
 
 def _decontaminate(artifacts: ArtifactStore, documents: Artifact, others: Artifact, similarity: float) -> Artifact:
-    """Drop documents to train on that are much like held-out ones of `others`, and say how many."""
+    """Drop training documents that nearly duplicate held-out ones of `others`, and report how many."""
     held_out = artifacts.build(HeldOutStage(others))
     clean = artifacts.build(DecontaminationStage(documents, held_out, similarity))
-    facts = clean.facts["decontamination"]
-    if dropped := facts["dropped"]:
+    facts = clean.read_facts(DecontaminationFacts).decontamination
+    if facts.dropped:
         console.status(
             "decontamination",
-            f"dropped {dropped['documents']:,} documents much like held-out ones; such as {facts['examples'][0]}",
+            f"dropped {facts.dropped['documents']:,} training documents that nearly duplicate held-out ones, such as "
+            f"{facts.examples[0]}",
         )
     return clean
 
@@ -122,7 +124,7 @@ def _build_stores(
     chunk_length: int,
     seed: int,
 ) -> dict[Split, TokenStore]:
-    """Encode splits, held-out ones first: they tell whether the tokenizer can be used."""
+    """Encode splits, held-out ones first, as they show whether the tokenizer can be used."""
     stores: dict[Split, TokenStore] = {}
     for split in sorted(splits, key=lambda split: split not in HELD_OUT):
         stage = TokensStage(documents, tokenizer, split, chunk_length, seed)
@@ -130,3 +132,18 @@ def _build_stores(
         if split in HELD_OUT:
             check_round_trip(stores[split], lossy)
     return {split: stores[split] for split in SPLITS if split in stores}
+
+
+def check_round_trip(held_out: TokenStore, lossy: bool) -> None:
+    """Refuse a tokenizer that loses text of held-out documents, unless it may be `lossy`.
+
+    Raises:
+        ConfigurationError: A held-out document does not decode to its text.
+    """
+    facts = held_out.facts
+    if facts.altered and not lossy:
+        raise ConfigurationError(
+            f"The tokenizer does not give back the text of {facts.altered:,} of {facts.documents:,} held-out "
+            f"documents ({facts.altered_examples[0]}), so bits per byte would be too low; choose another tokenizer, "
+            "or accept it with tokenizer.lossy=true."
+        )

@@ -1,8 +1,8 @@
-"""The `decontamination` stage: what is nearly a held-out document is not trained on (Borgeaud et al. 2022, Sec. 2.1).
+"""Decontamination: training documents that nearly duplicate held-out ones are dropped (Borgeaud et al. 2022, Sec. 2.1).
 
-Two documents are compared by the Jaccard similarity of their sets of 13-grams: the share of all 13-grams of both that
-both have. MinHash with locality-sensitive hashing names the held-out documents that may be similar enough, of which at
-most 1 in 10,000 is missed; the sets themselves decide.
+Two documents are compared by the Jaccard similarity of their sets of 13-grams, the size of the intersection over that
+of the union. MinHash with locality-sensitive hashing finds the held-out documents that may be similar enough and misses
+at most 1 in 10,000; the sets themselves decide.
 
 documents ─► held_out (13-grams and signatures of both held-out splits) ─► decontamination (documents, fewer of them)
 """
@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,19 +29,38 @@ from retro_lab.errors import ConfigurationError, CorpusError
 
 WORDS_IN_GRAM = 13
 UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-"""Chinese characters and Japanese kana, in whose scripts a run of letters is a sentence: each is a word of its own."""
+"""Chinese characters and Japanese kana: written without spaces, each counts as a word."""
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 PERMUTATIONS = 128
 RECALL = 0.9999
-"""Probability with which a document that is just similar enough is looked at; more similar ones are with a higher."""
+"""Least probability of comparing the sets of two documents that are just similar enough."""
 GRAMS_AT_ONCE = 4096
 MAX_EXAMPLES = 5
+GRAMS_NAME, ENDS_NAME, SIGNATURES_NAME, IDS_NAME = "grams.bin", "ends.npy", "signatures.npy", "ids.parquet"
+"""Files of a shard of held-out documents: concatenated grams, the end of each document's, signatures, ids."""
 FACTORS = np.array([pow(0x9E3779B97F4A7C15, power, 2**64) for power in range(WORDS_IN_GRAM)], np.uint64)
-"""Powers of an odd number modulo 2^64: a 13-gram is known by the polynomial of its words' hashes."""
+"""Powers of an odd number modulo 2^64: a 13-gram is hashed by a polynomial of its words' hashes."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What decontamination dropped."""
+
+    similarity: float
+    dropped: dict[str, int]
+    """Counts of `documents` and `bytes`; empty if there are none."""
+    examples: list[str]
+
+
+@dataclass(frozen=True)
+class DecontaminationFacts:
+    """Facts of a `decontamination` artifact, besides those of the documents it was made from."""
+
+    decontamination: Dropped
 
 
 class HeldOutStage(Stage):
-    """13-grams and signature of every held-out document, found once for all processes that compare with them."""
+    """13-grams and signature of every held-out document, computed once for all processes that compare with them."""
 
     name = "held_out"
     version = 2
@@ -51,7 +71,7 @@ class HeldOutStage(Stage):
         self.documents = documents
 
     def settings(self) -> Mapping[str, Any]:
-        """Words in a gram and permutations."""
+        """Return the words in a gram and the permutations."""
         return {"words_in_gram": WORDS_IN_GRAM, "permutations": PERMUTATIONS}
 
     def inputs(self) -> Mapping[str, Artifact]:
@@ -59,7 +79,7 @@ class HeldOutStage(Stage):
         return {"documents": self.documents}
 
     def libraries(self) -> Mapping[str, int]:
-        """The one that makes signatures."""
+        """Return the library that makes signatures."""
         return {"datasketch": 1}
 
     @cached_property
@@ -67,15 +87,15 @@ class HeldOutStage(Stage):
         return [piece for split in HELD_OUT for piece in pieces(self.documents, split)]
 
     def shard_sizes(self) -> Sequence[int]:
-        """Held-out documents in each piece."""
+        """Return the held-out documents in each piece."""
         return [piece.documents for piece in self._pieces]
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
-        """Write the documents' grams end to end, where each one's end, their signatures and their ids."""
+        """Write the documents' grams, concatenated, the end of each document's, and their signatures and ids."""
         ids: list[str] = []
         ends: list[int] = []
         signatures: list[np.ndarray] = []
-        with (folder / "grams.bin").open("wb") as file:
+        with (folder / GRAMS_NAME).open("wb") as file:
             for batch in self._pieces[shard].read(["id", "text"]):
                 for row in batch.to_pylist():
                     grams = grams_of(row["text"])
@@ -84,9 +104,9 @@ class HeldOutStage(Stage):
                     ends.append(len(grams) + (ends[-1] if ends else 0))
                     signatures.append(signature(grams).hashvalues)
                 advance(batch.num_rows)
-        np.save(folder / "ends.npy", np.array(ends, np.int64))
-        np.save(folder / "signatures.npy", np.array(signatures, np.uint64))
-        pq.write_table(pa.table({"id": pa.array(ids, pa.large_string())}), folder / "ids.parquet")
+        np.save(folder / ENDS_NAME, np.array(ends, np.int64))
+        np.save(folder / SIGNATURES_NAME, np.array(signatures, np.uint64))
+        pq.write_table(pa.table({"id": pa.array(ids, pa.large_string())}), folder / IDS_NAME)
         return {"documents": len(ids)}
 
     def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
@@ -95,10 +115,10 @@ class HeldOutStage(Stage):
 
 
 class DecontaminationStage(Stage):
-    """Documents as the `documents` stage writes them, without those to train on that are like held-out ones.
+    """Documents as the `documents` stage writes them, without training documents that are similar to held-out ones.
 
     A shard is one piece of a split, up to 64 MiB of text. Memory: about 9 KB for every held-out document, in the tables
-    of their signatures; their grams are mapped from the disk, and documents to train on pass by.
+    of their signatures; their grams are memory-mapped, and training documents are read a few at a time.
     """
 
     name = "decontamination"
@@ -106,7 +126,7 @@ class DecontaminationStage(Stage):
     unit = "documents"
 
     def __init__(self, documents: Artifact, held_out: Artifact, similarity: float) -> None:
-        """Drop documents of `documents` that are at least as similar as `similarity` to one of `held_out`.
+        """Drop training documents whose similarity to a document in `held_out` is at least `similarity`.
 
         Raises:
             ConfigurationError: The similarity is not above 0 and at most 1.
@@ -121,15 +141,15 @@ class DecontaminationStage(Stage):
         self._held_out: HeldOutDocuments | None = None
 
     def settings(self) -> Mapping[str, Any]:
-        """The similarity."""
+        """Return the similarity."""
         return {"similarity": self.similarity}
 
     def inputs(self) -> Mapping[str, Artifact]:
-        """The documents, and the grams and signatures of those held out."""
+        """Return the documents, and the grams and signatures of held-out ones."""
         return {"documents": self.documents, "held_out": self.held_out}
 
     def libraries(self) -> Mapping[str, int]:
-        """The one that makes and compares signatures."""
+        """Return the library that makes and compares signatures."""
         return {"datasketch": 1}
 
     @cached_property
@@ -137,18 +157,18 @@ class DecontaminationStage(Stage):
         return [(split, piece) for split in SPLITS for piece in pieces(self.documents, split)]
 
     def shard_sizes(self) -> Sequence[int]:
-        """Documents in each piece, of all splits."""
+        """Return the documents in each piece, of all splits."""
         return [piece.documents for _, piece in self._pieces]
 
     @contextmanager
     def prepare(self) -> Iterator[None]:
-        """Hold the signatures of the held-out documents."""
+        """Hold the signatures of the held-out documents in memory."""
         self._held_out = HeldOutDocuments(self.similarity)
-        for path in sorted(self.held_out.folder.glob("*/ids.parquet")):
-            ids = pq.read_table(path)["id"].to_pylist()
-            grams = np.asarray(np.memmap(path.with_name("grams.bin"), np.uint64, "r"))
-            ends = np.load(path.with_name("ends.npy"), allow_pickle=False)
-            signatures = np.load(path.with_name("signatures.npy"), allow_pickle=False)
+        for folder in map(self.held_out.shard, range(self.held_out.shards)):
+            ids = pq.read_table(folder / IDS_NAME)["id"].to_pylist()
+            grams = np.asarray(np.memmap(folder / GRAMS_NAME, np.uint64, "r"))
+            ends = np.load(folder / ENDS_NAME, allow_pickle=False)
+            signatures = np.load(folder / SIGNATURES_NAME, allow_pickle=False)
             for identifier, found, values in zip(ids, np.split(grams, ends[:-1]), signatures, strict=True):
                 self._held_out.add(identifier, found, values)
         try:
@@ -157,7 +177,7 @@ class DecontaminationStage(Stage):
             self._held_out = None
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
-        """Write `train.parquet` without the documents that are dropped, or a held-out split's file as it is."""
+        """Write `train.parquet` without dropped documents, or copy the file of a held-out split."""
         assert self._held_out is not None
         split, piece = self._pieces[shard]
         kept, dropped = Counter[str](), Counter[str]()
@@ -180,7 +200,7 @@ class DecontaminationStage(Stage):
         """Add up the counts.
 
         Raises:
-            CorpusError: No document is left to train on.
+            CorpusError: No document to train on is left.
         """
         train = [fact for fact in facts if fact["split"] == "train"]
         kept, dropped = (sum((Counter(fact[name]) for fact in train), Counter[str]()) for name in ("kept", "dropped"))
@@ -190,21 +210,21 @@ class DecontaminationStage(Stage):
                 "check what is held out, or set decontamination=none."
             )
         examples = [example for fact in train for example in fact["examples"]][:MAX_EXAMPLES]
-        decontamination = {"similarity": self.similarity, "dropped": dict(dropped), "examples": examples}
-        return {**self.documents.facts, "train": dict(kept), "decontamination": decontamination}
+        decontamination = Dropped(self.similarity, dict(dropped), examples)
+        return {**self.documents.facts, "train": dict(kept), **asdict(DecontaminationFacts(decontamination))}
 
 
 class HeldOutDocuments:
-    """Held-out documents, to be found by what is at least as similar to them as `similarity`."""
+    """Held-out documents, indexed to find those with at least a given similarity to a text."""
 
     def __init__(self, similarity: float) -> None:
-        """Hold none yet."""
+        """Start without documents."""
         self._ids: list[str] = []
         self._grams: list[np.ndarray] = []
         self._signatures = MinHashLSH(num_perm=PERMUTATIONS, params=bands(similarity))
 
     def add(self, identifier: str, grams: np.ndarray, values: np.ndarray) -> None:
-        """Hold a document by its grams and the values of its signature."""
+        """Add a document by its grams and the values of its signature."""
         minhash = _empty_signature().copy()
         minhash.hashvalues = values
         self._signatures.insert(len(self._ids), minhash, check_duplication=False)
@@ -212,7 +232,7 @@ class HeldOutDocuments:
         self._grams.append(grams)
 
     def most_similar(self, text: str) -> tuple[float, str]:
-        """Return the largest similarity of `text` to a held-out document, and its id; 0 if none comes near."""
+        """Return the largest similarity of `text` to a held-out document, and its id; 0 if none is similar."""
         grams = grams_of(text)
         candidates = sorted(self._signatures.query(signature(grams)))
         similarities = ((jaccard(grams, self._grams[number]), self._ids[number]) for number in candidates)
@@ -223,7 +243,7 @@ def grams_of(text: str) -> np.ndarray:
     """Return the set of 13-grams of the words of `text` as sorted hashes, uint64; a shorter text is one gram.
 
     Words are runs of letters, digits and underscores in lower case, or single Chinese characters or kana. A text
-    without any is its characters but space.
+    without words counts as one word, its characters without spaces.
     """
     hashes = np.fromiter((_hash(match[0]) for match in WORD.finditer(text.lower())), np.uint64)
     if not len(hashes):
@@ -243,13 +263,13 @@ def _hash(word: str) -> int:
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:
-    """Share of the elements of two sorted sets that both have."""
+    """Return the Jaccard similarity of two sorted sets."""
     common = len(np.intersect1d(one, other, assume_unique=True))
     return common / (len(one) + len(other) - common)
 
 
 def signature(grams: np.ndarray) -> MinHash:
-    """MinHash of a set of grams."""
+    """Return the MinHash of a set of grams."""
     minhash = _empty_signature().copy()
     for first in range(0, len(grams), GRAMS_AT_ONCE):
         minhash.update_batch(grams[first : first + GRAMS_AT_ONCE].tolist())
@@ -257,10 +277,10 @@ def signature(grams: np.ndarray) -> MinHash:
 
 
 def bands(similarity: float) -> tuple[int, int]:
-    """Return how many bands of how many values a signature is cut into, to look at documents from `similarity` on.
+    """Return the number of bands of a signature, and the values in a band, to find documents from `similarity` on.
 
-    B bands of r values find a document of similarity s with probability 1 - (1 - s^r)^B. Of all that reach `RECALL` it
-    is the one with the longest bands, as it looks at the fewest others: 25 of 5 at 0.8, 64 of 2 at 0.5.
+    B bands of r values find a document of similarity s with probability 1 - (1 - s^r)^B. Of all choices that
+    reach `RECALL`, the longest bands find the fewest others: 25 of 5 at 0.8, 64 of 2 at 0.5.
     """
     for rows in range(PERMUTATIONS, 1, -1):
         count = PERMUTATIONS // rows
@@ -271,5 +291,5 @@ def bands(similarity: float) -> tuple[int, int]:
 
 @lru_cache(1)
 def _empty_signature() -> MinHash:
-    """Draw the random permutations once, which takes longer than most documents."""
+    """Draw the random permutations once, as that takes longer than most documents."""
     return MinHash(num_perm=PERMUTATIONS, hashfunc=int, scheme="affine64")

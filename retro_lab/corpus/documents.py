@@ -1,7 +1,7 @@
 """Documents and where they come from.
 
-A `DocumentSource` yields raw documents in independent parts; what cannot be used is told by `rejection` and dropped
-by whoever reads. This module imports nothing heavy: the readers of files and of the hub live in their own modules.
+A `DocumentSource` yields raw documents in independent parts; its reader drops those that `rejection` gives a reason
+against. This module imports nothing heavy: readers of files and of the hub are in modules of their own.
 """
 
 import copy
@@ -17,7 +17,7 @@ from retro_lab.errors import ConfigurationError
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 HELD_OUT: tuple[Split, ...] = ("validation", "test")
-"""Splits that are not trained on: settings are chosen on the first, and results are those of the second."""
+"""Splits that are not trained on: the first to choose settings on, the second to report results on."""
 
 UNREADABLE = "unreadable record"
 NO_TEXT_FIELD = "no text field"
@@ -26,7 +26,7 @@ TOO_LONG = "longer than corpus.max_document_bytes"
 MAX_DOCUMENT_BYTES = 8e6
 """Default of `corpus.max_document_bytes`: encoding takes about 125 bytes of memory for each byte of a document."""
 RECORD_BYTES = 4
-"""A record may be this many times as long as a document: JSON writes a byte as two to six, and has other fields."""
+"""A record may be this many times as long as its document: JSON may take six bytes for one, and has other fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +38,17 @@ class Document:
     """Name of the corpus, or of the part of a mixture, that the document came from."""
     text: str
     problem: str | None = None
-    """Why the document cannot be used, where whoever read it knows; its text is then whatever."""
+    """Set by the source if it already knows that the document cannot be used; its text is then undefined."""
     group: str = ""
-    """Documents of one group are in one split; empty stands for the id, which makes a document a group by itself."""
+    """Documents with the same group are in the same split; by default the group is the id."""
 
     def __post_init__(self) -> None:
-        """Put the id in the place of no group."""
+        """Make the id the group if none is given."""
         object.__setattr__(self, "group", self.group or self.id)
 
 
 class SourceSettings(TypedDict, total=False):
-    """What every source can be told; `retro_lab.corpus.config.CorpusConfig` describes it."""
+    """Settings of every source, described in `retro_lab.corpus.config.CorpusConfig`."""
 
     validation_fraction: float
     test_fraction: float
@@ -69,17 +69,16 @@ class DocumentSource(ABC):
         max_bytes: float | None = None,
         max_document_bytes: float = MAX_DOCUMENT_BYTES,
     ) -> None:
-        """Hold out two shares of the documents, and take `max_bytes` of text; all of it when None.
+        """Hold out two fractions of the documents, and take `max_bytes` of text, or all of it if None.
 
-        What the regular expression `group_pattern` first matches in a document's id, if anything, names its group:
-        documents of one group are held out together.
+        The first match of the regular expression `group_pattern` in a document's id, if any, is its group; documents
+        of a group are held out together.
 
-        Documents of more than `max_document_bytes` are not wanted; sources that can, pass over them without reading
-        them whole.
+        Documents longer than `max_document_bytes` are not wanted; a source may skip them without reading them whole.
 
         Raises:
-            ConfigurationError: A fraction is not in [0, 1), both together leave nothing to train on, the pattern is no
-                regular expression, or a limit is not positive.
+            ConfigurationError: A fraction is not in [0, 1), both together leave nothing to train on, the pattern is not
+                a regular expression, or a limit is not positive.
         """
         for name, fraction in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
             if not 0 <= fraction < 1:
@@ -93,7 +92,7 @@ class DocumentSource(ABC):
             re.compile(group_pattern or "")
         except (re.error, RecursionError, OverflowError) as error:
             raise ConfigurationError(
-                f"corpus.group_pattern={group_pattern} is no regular expression ({error}); correct it, or set it to "
+                f"corpus.group_pattern={group_pattern} is not a regular expression ({error}); correct it, or set it to "
                 "null."
             ) from error
         if max_bytes is not None and not max_bytes > 0:
@@ -107,10 +106,10 @@ class DocumentSource(ABC):
         self.max_document_bytes = max_document_bytes
 
     def limited(self, larger: "DocumentSource", max_bytes: float) -> Self:
-        """Return the same source as a part of a `larger` one, of which it gives `max_bytes` of text.
+        """Return the same source as part of a `larger` one, to which it contributes `max_bytes` of text.
 
-        It has the larger one's held-out fractions and longest document, its pattern of groups if it has no groups of
-        its own, and its own limit of bytes if that is smaller.
+        It takes over the larger one's held-out fractions and longest document, and its pattern of groups unless it has
+        groups of its own; it keeps its own `max_bytes` if that is smaller.
         """
         limited = copy.copy(self)
         limited.validation_fraction = larger.validation_fraction
@@ -123,21 +122,21 @@ class DocumentSource(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Return all that the documents depend on, as JSON-able values without paths of this machine.
+        """Return everything that the documents depend on, as JSON-able values without paths of this machine.
 
-        `max_document_bytes` need not be among them: the stage that drops longer documents adds it.
+        `max_document_bytes` may be left out: the stage that drops longer documents adds it.
         """
 
     @property
     def is_grouped(self) -> bool:
-        """Whether documents may be in groups of several."""
+        """Whether a group may have several documents."""
         return self.group_pattern is not None
 
     @property
     def named_splits(self) -> frozenset[Split]:
-        """Held-out splits of which it is said what is in them, rather than left to a hash of the groups.
+        """Held-out splits whose documents are named, rather than chosen by a hash of the groups.
 
-        Where it is one of the two, its documents are divided between both.
+        If only one of the two is named, its documents are divided between both.
         """
         return frozenset()
 
@@ -147,15 +146,15 @@ class DocumentSource(ABC):
 
     @abstractmethod
     def read(self, part: int) -> Iterator[tuple[Split, Document]]:
-        """Yield the raw documents of one part in a fixed order, each with the split it belongs to.
+        """Yield the raw documents of one part in a fixed order, each with its split.
 
-        The text may be anything: empty, with NULs, with lone surrogates where bytes were not UTF-8 (see `rejection`).
+        A text may be empty, contain NULs, or have lone surrogates for bytes that are not UTF-8 (see `rejection`).
         """
 
     def _placed(self, document: Document, named: Split = "train") -> tuple[Split, Document]:
         """Return a document with its group and its split.
 
-        `named` is the split that the source says it is in, `train` where it names none.
+        `named` is the split that the source gives for it, `train` if none.
         """
         if self.group_pattern is not None and (match := re.search(self.group_pattern, document.id)):
             document = replace(document, group=match[0])
@@ -166,9 +165,9 @@ class DocumentSource(ABC):
         return hashed_split(document.group, 0.5, 0.5), document
 
     def _budgets(self) -> dict[Split, float | None]:
-        """Divide `max_bytes` between the splits that are named, and the rest of the text; no limits where it is None.
+        """Divide `max_bytes` between the named splits and the text to train on; there are no limits if it is None.
 
-        A held-out split that is named alone has the shares of both.
+        A held-out split that is named alone gets the fractions of both.
         """
         shares: dict[Split, float] = {"validation": self.validation_fraction, "test": self.test_fraction}
         if len(self.named_splits) < len(HELD_OUT):
@@ -180,7 +179,7 @@ class DocumentSource(ABC):
 
 
 def rejection(text: str, max_bytes: float = MAX_DOCUMENT_BYTES) -> str | None:
-    """Say why a document of this text cannot be used; None when it can, which takes at most `max_bytes` of UTF-8."""
+    """Say why a document with this text cannot be used, such as more than `max_bytes` of UTF-8; None if it can."""
     if not text.strip():
         return "empty"
     if "\0" in text:
@@ -193,10 +192,10 @@ def rejection(text: str, max_bytes: float = MAX_DOCUMENT_BYTES) -> str | None:
 
 
 def hashed_split(group: str, validation_fraction: float, test_fraction: float) -> Split:
-    """Return the split of a group by a hash of its name, so the same on any machine, in any order, at any time.
+    """Return the split of a group by a hash of its name, which is the same on any machine and in any order.
 
-    The smallest hashes are held out, as many as both fractions together say: a larger sum holds out all that a smaller
-    one does. The smallest of these are the test split.
+    The smallest hashes are held out, according to the sum of both fractions, so a larger sum also holds out all that a
+    smaller one does. The smallest of these are the test split.
     """
     place = name_hash(group)
     if place >= (validation_fraction + test_fraction) * 2**64:
@@ -204,29 +203,29 @@ def hashed_split(group: str, validation_fraction: float, test_fraction: float) -
     return "test" if place < test_fraction * 2**64 else "validation"
 
 
-def sampled(document_id: str, fraction: float) -> bool:
-    """Whether a document is in a sample of its source; has nothing to do with the split that it is in."""
+def is_sampled(document_id: str, fraction: float) -> bool:
+    """Return whether a document is in a sample of its source; this is independent of its split."""
     return name_hash(document_id, b"sample") < fraction * 2**64
 
 
 def name_hash(name: str, purpose: bytes = b"") -> int:
-    """Return a number below 2^64: a hash of a group's name or an id, another one for each purpose."""
+    """Return the hash of a group's name or an id, below 2^64, a different one for each purpose."""
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8, person=purpose).digest()
     return int.from_bytes(digest, "big")
 
 
 def valid_unicode(name: str) -> str:
-    r"""Return `name` with lone surrogates (bytes that were not UTF-8) written out as `\udcff`, so that it has bytes."""
+    r"""Return `name` with lone surrogates (bytes that were not UTF-8) escaped as `\udcff`, so it can be encoded."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def text_bytes(text: str) -> int:
-    """Length of the text in UTF-8 bytes."""
+    """Return the length of the text in UTF-8 bytes."""
     return len(text.encode("utf-8", "surrogatepass"))
 
 
 def take_bytes(documents: Iterable[Document], max_bytes: float | None) -> Iterator[Document]:
-    """Yield whole documents until their text comes to `max_bytes`; the last one may go beyond it."""
+    """Yield whole documents until their text reaches `max_bytes`; the last one may exceed it."""
     taken = 0
     for document in documents:
         if max_bytes is not None and taken >= max_bytes:
@@ -236,7 +235,7 @@ def take_bytes(documents: Iterable[Document], max_bytes: float | None) -> Iterat
 
 
 def byte_shares(sizes: Sequence[int], max_bytes: float | None) -> list[float | None]:
-    """Divide `max_bytes` in proportion to `sizes`; evenly where all are zero, no limit where there is none."""
+    """Divide `max_bytes` in proportion to `sizes`, or evenly if all are zero; None stands for no limit."""
     if max_bytes is None:
         return [None] * len(sizes)
     total = sum(sizes)

@@ -1,4 +1,4 @@
-"""Models and tokenizers of the Hugging Face hub: which commit a revision means, online and offline."""
+"""Models and tokenizers on the Hugging Face hub: the commit of a revision, online and offline."""
 
 import re
 from pathlib import Path
@@ -12,11 +12,11 @@ HUB_TIMEOUT_SECONDS = 10
 
 
 def hub_commit(name: str, revision: str | None, group: str) -> str:
-    """Return the commit that `revision` of a model repository means, by the hub or, without it, by the local cache.
+    """Return the commit of a model repository's `revision`, according to the hub or, offline, to the local cache.
 
     Args:
         name: Repository of a model or tokenizer.
-        revision: Commit, tag or branch; None is the main branch. A commit is returned as it is.
+        revision: Commit, tag or branch; None is the main branch. A commit is returned unchanged.
         group: Configuration group that names it, for messages.
 
     Raises:
@@ -25,8 +25,8 @@ def hub_commit(name: str, revision: str | None, group: str) -> str:
     if revision and re.fullmatch("[0-9a-f]{40}", revision):
         return revision
     try:
-        # The folder of the snapshot is named after the commit. Asked for no file, the client still notes down which
-        # commit the revision is, which is how it is known again offline.
+        # The folder of the snapshot is named after the commit. Without any file to download, the client still records
+        # the commit of the revision, which makes it known offline.
         return Path(
             huggingface_hub.snapshot_download(
                 name, revision=revision, allow_patterns=[], etag_timeout=HUB_TIMEOUT_SECONDS
@@ -39,7 +39,7 @@ def hub_commit(name: str, revision: str | None, group: str) -> str:
             f"There is no {group} {name!r} on the hub that you may read, and no such file or folder; "
             f"check the name, or log in with `hf auth login`."
         ) from error
-    except Exception as error:  # the client passes on the errors of whichever HTTP library it uses
+    except Exception as error:  # the client passes on errors of its HTTP library
         offline = huggingface_hub.constants.HF_HUB_OFFLINE
         reason = "HF_HUB_OFFLINE is set" if offline else next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigurationError(

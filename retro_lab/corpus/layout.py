@@ -1,7 +1,7 @@
-"""Laying encoded documents out as a token store: in shuffled order, each on a chunk boundary.
+"""Layout of encoded documents in a token store: in shuffled order, each on a chunk boundary.
 
-Shards are read one after the other and every document is written to its place, so what is in memory is about 90
-bytes for each document, one shard, and never all tokens.
+Shards are read one after the other and each document is written to its place, so memory holds about 90 bytes for each
+document and one shard, never all tokens.
 """
 
 from collections.abc import Sequence
@@ -15,23 +15,28 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+ENCODED_NAME, TABLE_NAME = "tokens.bin", "documents.parquet"
+"""Files of a shard: concatenated ids, and a table of the documents, which the finished store has too."""
+TOKENS_NAME, LEFT_NAME = "tokens.npy", "tokens_left.npy"
+START_NAME, LENGTH_NAME, BYTES_NAME = "document_start.npy", "document_length.npy", "document_bytes.npy"
+"""Files of the store: ids, tokens left of its document from each chunk on, and tables of the documents."""
 BUCKET_DOCUMENTS = 2**18
-"""Rows of the table of documents that are put in order at a time, ..."""
+"""Rows of the table of documents that are sorted at a time, ..."""
 MAX_BUCKETS = 256
-"""... or this share of them, where that is more: each has an open file meanwhile."""
+"""... but in no more buckets than this: each has an open file."""
 
 
 class TokenLayout:
-    """Where each document of some shards goes. D is the number of documents, m the chunk length, C that of chunks.
+    """Where each document of some shards goes, for D documents, C chunks and chunk length m.
 
-    A shard is a folder with `tokens.bin`, ids end to end, and `documents.parquet` with id, source, bytes and tokens.
+    The table of the documents in a shard has the columns id, source, bytes and tokens.
     """
 
     def __init__(self, shards: Sequence[Path], chunk_length: int, seed: int) -> None:
         """Shuffle the documents of `shards` with `seed`."""
         self._shards = shards
         self._chunk_length = chunk_length
-        tables = [pq.read_table(shard / "documents.parquet", columns=["tokens", "bytes"]) for shard in shards]
+        tables = [pq.read_table(shard / TABLE_NAME, columns=["tokens", "bytes"]) for shard in shards]
         self._counts = [table.num_rows for table in tables]
         self.lengths = _column(tables, "tokens")
         """Tokens of each document in the order of the shards, [D]."""
@@ -48,27 +53,27 @@ class TokenLayout:
         return int(self._start[-1])
 
     def write(self, folder: Path, dtype: np.dtype, marker: int) -> None:
-        """Write the files of a token store, filling up last chunks with `marker`."""
+        """Write the files of a token store; `marker` fills up the last chunk of each document."""
         self._write_tokens(folder, dtype, marker)
-        np.save(folder / "document_start.npy", self._start.astype(np.int64))
-        np.save(folder / "document_length.npy", self.lengths[self._order].astype(np.int64))
-        np.save(folder / "document_bytes.npy", self.bytes[self._order].astype(np.int64))
-        self._write_table(folder / "documents.parquet")
+        np.save(folder / START_NAME, self._start.astype(np.int64))
+        np.save(folder / LENGTH_NAME, self.lengths[self._order].astype(np.int64))
+        np.save(folder / BYTES_NAME, self.bytes[self._order].astype(np.int64))
+        self._write_table(folder / TABLE_NAME)
 
     def _write_tokens(self, folder: Path, dtype: np.dtype, marker: int) -> None:
-        # One chunk of padding at the end lets every neighbor's continuation be read without a bounds check.
+        # With one chunk of padding at the end, every neighbor's continuation can be read without a bounds check.
         rows = self.chunks + 1
         padding = np.full(self._chunk_length, marker, dtype)
-        # Not through maps of the files: their pages would count as this process's memory until they are on the disk.
+        # Pages of memory maps would count as this process's memory until they are on the disk.
         with (
-            _NewArray(folder / "tokens.npy", dtype, rows, self._chunk_length) as tokens,
-            _NewArray(folder / "tokens_left.npy", np.dtype(np.uint32), rows, 1) as left,
+            _NewArray(folder / TOKENS_NAME, dtype, rows, self._chunk_length) as tokens,
+            _NewArray(folder / LEFT_NAME, np.dtype(np.uint32), rows, 1) as left,
         ):
             document = 0
             for shard, count in zip(self._shards, self._counts, strict=True):
                 if not count:
-                    continue  # an empty file cannot be mapped
-                encoded, first = np.asarray(np.memmap(shard / "tokens.bin", dtype, "r")), 0
+                    continue  # an empty file cannot be memory-mapped
+                encoded, first = np.asarray(np.memmap(shard / ENCODED_NAME, dtype, "r")), 0
                 for length in self.lengths[document : document + count].tolist():
                     chunk = int(self._start[self._place[document]])
                     tokens.write(chunk, encoded[first : first + length], padding[: -length % len(padding)])
@@ -79,7 +84,7 @@ class TokenLayout:
             left.write(self.chunks, np.zeros(1, np.uint32))
 
     def _write_table(self, path: Path) -> None:
-        """Write id and source of each document in the store's order, through buckets of neighboring places."""
+        """Write id and source of each document in the store's order, by way of buckets of neighboring places."""
         total = len(self._place)
         size = max(BUCKET_DOCUMENTS, -(-total // MAX_BUCKETS))
         schema = pa.schema([("id", pa.large_string()), ("source", pa.string())])
@@ -90,7 +95,7 @@ class TokenLayout:
                 writers = [stack.enter_context(pa.ipc.new_stream(str(bucket), placed)) for bucket in buckets]
                 first = 0
                 for shard, count in zip(self._shards, self._counts, strict=True):
-                    rows = pq.read_table(shard / "documents.parquet", columns=["id", "source"])
+                    rows = pq.read_table(shard / TABLE_NAME, columns=["id", "source"])
                     places = self._place[first : first + count]
                     rows = rows.append_column("place", pa.array(places, pa.int64()))
                     for bucket in np.unique(places // size):
@@ -102,7 +107,7 @@ class TokenLayout:
 
 
 class _NewArray:
-    """A flat `.npy` file of `rows` rows that are written in any order."""
+    """A flat `.npy` file whose rows are written in any order."""
 
     def __init__(self, path: Path, dtype: np.dtype, rows: int, row_length: int) -> None:
         self._file = path.open("wb")
@@ -113,7 +118,7 @@ class _NewArray:
         self._row_bytes = row_length * dtype.itemsize
 
     def write(self, row: int, *pieces: np.ndarray) -> None:
-        """Write `pieces`, one behind the other, from row `row` on."""
+        """Write `pieces` one after the other, starting at row `row`."""
         self._file.seek(self._origin + row * self._row_bytes)
         for piece in pieces:
             self._file.write(piece.data)

@@ -1,4 +1,4 @@
-"""Files of documents: Parquet, written and read a bounded number of bytes at a time."""
+"""Files of documents in Parquet, written and read a bounded number of bytes at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ DOCUMENT_COLUMNS = pa.schema(
     [("id", pa.large_string()), ("source", pa.string()), ("text", pa.large_string()), ("bytes", pa.int64())]
 )
 ROW_GROUP_BYTES = 16 * 2**20
-"""Text held in memory before it is written as one row group, which is what a reader decodes at once."""
+"""Bytes of text in a row group, which is held in memory until it is written, and decoded at once by readers."""
 ROW_GROUP_DOCUMENTS = 2**14
-"""Documents held in memory before, where they are so short that they take more than their text."""
+"""Most documents in a row group, for short ones, which take more memory than their text."""
 ROWS = 64
 """Documents read at once."""
 GROUPS_IN_PIECE = 4
-"""Row groups that are one piece of work: what a killed build does again at most."""
+"""Row groups in one piece of work, the most that an interrupted build repeats."""
 
 
 class DocumentsWriter:
@@ -44,7 +44,7 @@ class DocumentsWriter:
             self._flush()
 
     def _flush(self) -> None:
-        if not self._rows:  # the last document filled its group; a group without any would be a piece of no work
+        if not self._rows:  # the last document filled its group; an empty one would be an empty piece of work
             return
         self._writer.write_table(pa.Table.from_pylist(self._rows, schema=DOCUMENT_COLUMNS))
         self._rows, self._bytes = [], 0
@@ -56,7 +56,7 @@ class DocumentsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write what is left and close the file."""
+        """Write the last documents and close the file."""
         self._flush()
         self._writer.close()
 
@@ -75,14 +75,14 @@ class Piece:
         return sum(metadata.row_group(group).num_rows for group in self.groups)
 
     def read(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Read a few documents at a time, never those of two row groups at once: that bounds their bytes."""
+        """Read a few documents at a time, always of one row group, which bounds their bytes."""
         with pq.ParquetFile(self.path) as file:
             for group in self.groups:
                 yield from file.iter_batches(batch_size=ROWS, row_groups=[group], columns=columns)
 
 
 def pieces(documents: Artifact, split: Split) -> list[Piece]:
-    """Pieces of a split's documents in order; a file without documents has none."""
+    """Return the pieces of a split's documents in order; a file without documents has none."""
     found = []
     for path in document_files(documents, split):
         metadata = pq.read_metadata(path)
@@ -109,10 +109,22 @@ def by_bytes(documents: pa.RecordBatch, max_bytes: int) -> Iterator[list[str]]:
 
 
 def documents_name(split: Split) -> str:
-    """Name of the file that holds the documents of a split, in each shard."""
+    """Return the name of the file with the documents of a split, in each shard."""
     return f"{split}.parquet"
 
 
 def document_files(documents: Artifact, split: Split) -> list[Path]:
-    """Files of a split's documents in an artifact, in order, one for each shard."""
-    return sorted(documents.folder.glob(f"*/{documents_name(split)}"))
+    """Return the files with a split's documents in an artifact, in the order of its shards."""
+    paths = (documents.shard(shard) / documents_name(split) for shard in range(documents.shards))
+    return [path for path in paths if path.is_file()]
+
+
+def iterate_texts(documents: Artifact, split: Split, max_bytes: float) -> Iterator[str]:
+    """Yield the texts of a split in order until they reach `max_bytes` of UTF-8."""
+    for path in document_files(documents, split):
+        for batch in read_documents(path, ["text", "bytes"]):
+            for text, size in zip(batch["text"].to_pylist(), batch["bytes"].to_pylist(), strict=True):
+                if max_bytes <= 0:
+                    return
+                max_bytes -= size
+                yield text

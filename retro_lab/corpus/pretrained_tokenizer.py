@@ -1,4 +1,4 @@
-"""Pretrained tokenizers: of the Hugging Face hub, of a folder, or of a `tokenizer.json`."""
+"""Pretrained tokenizers, from the Hugging Face hub, a folder, or a `tokenizer.json`."""
 
 from collections.abc import Iterable
 from functools import cached_property
@@ -8,15 +8,14 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from retro_lab.corpus.hub_models import hub_commit
-from retro_lab.corpus.tokenizer import DocumentTokenizer, TokenizerRecipe
+from retro_lab.corpus.tokenizer import TOKENIZER_NAME, DocumentTokenizer, TokenizerRecipe
 from retro_lab.errors import ConfigurationError
 
-TOKENIZER_FILE = "tokenizer.json"
 SENTENCEPIECE_SUFFIXES = (".model", ".spm")
 
 
 class PretrainedTokenizer(TokenizerRecipe):
-    """A tokenizer of the Hugging Face hub or of the disk."""
+    """A tokenizer from the Hugging Face hub or from disk."""
 
     learns = False
 
@@ -27,8 +26,8 @@ class PretrainedTokenizer(TokenizerRecipe):
             name: Name on the hub, a folder, or a file in the form of `tokenizer.json`.
             revision: Commit, tag or branch on the hub.
             marker: Token that marks documents. None takes the tokenizer's own beginning- or end-of-text token, or a
-                new id if it has none; so does a token that text can encode to.
-            lossy: Whether it is accepted that texts decode to others.
+                new id if it has none; a token that text can encode to is replaced by a new id too.
+            lossy: Whether the tokens of a text may decode to another text.
         """
         self.name = name
         self.revision = revision
@@ -38,10 +37,10 @@ class PretrainedTokenizer(TokenizerRecipe):
         self._path = path if path.exists() else None
 
     def identity(self) -> dict[str, Any]:
-        """Name and commit on the hub, or the checksum of what a tokenizer on disk does to text.
+        """Return name and commit on the hub, or the checksum of a tokenizer on disk.
 
         Raises:
-            ConfigurationError: There is no such tokenizer, or none that can be used.
+            ConfigurationError: The tokenizer does not exist or cannot be used.
         """
         if self._path is not None:
             return {"kind": "pretrained", "sha256": self._loaded.checksum}
@@ -51,7 +50,7 @@ class PretrainedTokenizer(TokenizerRecipe):
         """Load the tokenizer.
 
         Raises:
-            ConfigurationError: There is no such tokenizer, it has no fast form, or not the token for the marker.
+            ConfigurationError: The tokenizer does not exist, has no fast form, or lacks the token for the marker.
         """
         return self._loaded
 
@@ -78,13 +77,13 @@ class PretrainedTokenizer(TokenizerRecipe):
                 pretrained = AutoTokenizer.from_pretrained(self.name, revision=self._commit)
             elif path.is_dir():
                 pretrained = AutoTokenizer.from_pretrained(str(path))
-            elif path.name == TOKENIZER_FILE:  # the files beside it say more of it
+            elif path.name == TOKENIZER_NAME:  # other files in its folder configure it
                 pretrained = AutoTokenizer.from_pretrained(str(path.parent))
             else:
                 pretrained = PreTrainedTokenizerFast(tokenizer_file=str(path))
         except ConfigurationError:
             raise
-        except Exception as error:  # transformers passes on those of many libraries, `Exception` itself among them
+        except Exception as error:  # transformers passes on errors of many libraries, even plain `Exception`
             raise ConfigurationError(self._refusal(error)) from error
         if not isinstance(pretrained, PreTrainedTokenizerFast):
             raise ConfigurationError(f"tokenizer.name={self.name} has no tokenizer.json; choose one with a fast form.")
@@ -94,7 +93,7 @@ class PretrainedTokenizer(TokenizerRecipe):
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         if self._path is None:
             return f"The tokenizer {self.name} of the hub cannot be loaded ({reason}); check tokenizer.name."
-        if self._path.is_dir() and not (self._path / TOKENIZER_FILE).is_file():
+        if self._path.is_dir() and not (self._path / TOKENIZER_NAME).is_file():
             pieces = [file.name for file in sorted(self._path.iterdir()) if file.suffix in SENTENCEPIECE_SUFFIXES]
             if pieces:
                 return (

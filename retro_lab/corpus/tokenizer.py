@@ -1,9 +1,8 @@
-"""Tokenizers: what encodes documents, and a byte-level BPE trained on the corpus.
+"""Tokenizers: the one that encodes documents, and a byte-level BPE trained on the corpus.
 
-All end as one `tokenizer.json` of the `tokenizers` library, so that nothing after needs to know which it was. Every
-document is encoded as one document marker followed by its text. The marker gives the first token of the text
-something to be predicted from, and fills the last chunk of a document; it is never itself predicted, and no text
-encodes to it, whatever it says.
+Every tokenizer becomes a `tokenizer.json` of the `tokenizers` library, so that later stages treat all alike. A document
+is encoded as one document marker followed by its text. The first token of the text is predicted from the marker, which
+also fills up the last chunk of a document; the marker itself is never predicted, and no text encodes to it.
 """
 
 import hashlib
@@ -22,14 +21,13 @@ from retro_lab.errors import ConfigurationError
 
 TRAINED_MARKER = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257
-MARKER_FILE = "document_marker.json"
+TOKENIZER_NAME, MARKER_NAME = "tokenizer.json", "document_marker.json"
 
 
 def plain_text(tokenizer: Tokenizer) -> Tokenizer:
-    """Make `tokenizer` read text as nothing but text, whole; returns it.
+    """Make `tokenizer` encode whole texts and treat special tokens in them as text; returns it.
 
-    Special tokens in a text are encoded as the characters they are written with. The library saves no such setting
-    in `tokenizer.json`, so this is called wherever a tokenizer is loaded.
+    The library does not save this setting in `tokenizer.json`, so this is called wherever a tokenizer is loaded.
     """
     tokenizer.encode_special_tokens = True
     tokenizer.no_padding()
@@ -46,14 +44,14 @@ class DocumentTokenizer:
 
     @classmethod
     def adapt(cls, tokenizer: Tokenizer, marker: str | None) -> "DocumentTokenizer":
-        """Take what a tokenizer does besides encoding text out of it, and give it a document marker.
+        """Reduce a tokenizer to encoding text, and give it a document marker.
 
-        Added tokens no longer take in the spaces around them, and merges are not dropped at random.
+        Added tokens no longer absorb the spaces around them, and merges are not dropped at random.
 
         Args:
-            tokenizer: Any tokenizer; it stays as it is.
-            marker: Token that marks documents. A new id, behind all others, does where it is None, and where some
-                text could encode to that token.
+            tokenizer: Any tokenizer; it is not changed.
+            marker: Token that marks documents. A new id, after all others, is used if it is None, or if some text could
+                encode to that token.
 
         Raises:
             ConfigurationError: The tokenizer has no such token.
@@ -75,56 +73,56 @@ class DocumentTokenizer:
 
     @cached_property
     def vocabulary_size(self) -> int:
-        """Number of token ids, the marker's among them."""
+        """Number of token ids, including the marker's."""
         return max(_ids(self.tokenizer), self.document_marker + 1)
 
     @property
     def dtype(self) -> np.dtype:
-        """Smallest unsigned integer type that holds every id; wraps nothing around (int16 has, elsewhere)."""
+        """Smallest unsigned integer type that holds every id."""
         return np.dtype(np.uint16 if self.vocabulary_size <= 2**16 else np.uint32)
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of all that decides the ids of a text, in hexadecimal."""
+        """SHA-256, in hexadecimal, of everything that decides the ids of a text."""
         return hashlib.sha256(f"{self.document_marker} {self.tokenizer.to_str()}".encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Encode documents: for each, the marker and then the text's ids, [1 + tokens]."""
+        """Encode documents, each as the marker followed by the text's ids, [1 + tokens]."""
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array([self.document_marker, *encoding.ids], self.dtype) for encoding in encodings]
 
     def decode(self, tokens: Iterable[np.ndarray]) -> list[str]:
-        """Decode rows of ids to text, leaving the marker out; half a character becomes U+FFFD."""
-        # Other special tokens stay: what `encode` gives out of them was text.
+        """Decode rows of ids to text without the marker; an incomplete character becomes U+FFFD."""
+        # Other special tokens stay: `encode` only returns them for text.
         rows = [row[row != self.document_marker].tolist() for row in tokens]
         return self.tokenizer.decode_batch(rows, skip_special_tokens=False)
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and the marker's id into `folder`."""
-        self.tokenizer.save(str(folder / "tokenizer.json"))
-        (folder / MARKER_FILE).write_text(json.dumps(self.document_marker), encoding="utf-8")
+        self.tokenizer.save(str(folder / TOKENIZER_NAME))
+        (folder / MARKER_NAME).write_text(json.dumps(self.document_marker), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "DocumentTokenizer":
         """Read what `save` wrote."""
-        tokenizer = plain_text(Tokenizer.from_file(str(folder / "tokenizer.json")))
-        return cls(tokenizer, json.loads((folder / MARKER_FILE).read_text(encoding="utf-8")))
+        tokenizer = plain_text(Tokenizer.from_file(str(folder / TOKENIZER_NAME)))
+        return cls(tokenizer, json.loads((folder / MARKER_NAME).read_text(encoding="utf-8")))
 
 
 def _ids(tokenizer: Tokenizer) -> int:
-    """Return the number that is above every id; ids may leave gaps, so it can be more than there are tokens."""
+    """Return the number after the largest id; ids may have gaps, so it can exceed the number of tokens."""
     return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
 
 def _can_be_text(token: str, content: dict[str, Any]) -> bool:
-    """Tell whether the model of a `tokenizer.json` can make `token` out of text; True where that is not certain."""
+    """Return whether the model of a `tokenizer.json` can make `token` out of text; True if that is uncertain."""
     model = content["model"]
     vocabulary = model["vocab"]
     if token not in (vocabulary if isinstance(vocabulary, dict) else {piece for piece, _ in vocabulary}):
         return False
     if model["type"] != "BPE" or model.get("ignore_merges"):
         return True
-    # A BPE makes what it has merges for, of single characters.
+    # A BPE makes single characters, and what it has merges for.
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
     if len(token.removeprefix(prefix).removesuffix(suffix)) <= 1:
         return True
@@ -137,13 +135,13 @@ class TokenizerRecipe(ABC):
     learns: ClassVar[bool]
     """Whether `make` reads the texts it is given."""
     training_bytes: float = 0
-    """UTF-8 bytes of text that `make` wants."""
+    """UTF-8 bytes of text that `make` reads."""
     lossy: bool = False
-    """Whether a text may decode to another one."""
+    """Whether the tokens of a text may decode to another text."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """All that decides the tokenizer besides the texts, as JSON-able values."""
+        """Return everything besides the texts that decides the tokenizer, as JSON-able values."""
 
     @abstractmethod
     def make(self, texts: Iterable[str]) -> DocumentTokenizer:
@@ -151,7 +149,7 @@ class TokenizerRecipe(ABC):
 
 
 class ByteBPE(TokenizerRecipe):
-    """Byte-level byte-pair encoding, trained on the corpus: encodes any text and loses nothing."""
+    """Byte-level byte-pair encoding, trained on the corpus; it encodes any text without loss."""
 
     learns = True
 
@@ -170,7 +168,7 @@ class ByteBPE(TokenizerRecipe):
         self.training_bytes = training_bytes
 
     def identity(self) -> dict[str, Any]:
-        """Kind, vocabulary and training bytes."""
+        """Return kind, vocabulary and training bytes."""
         return {
             "kind": "byte_bpe",
             "vocabulary_size": self.vocabulary_size,

@@ -4,55 +4,180 @@
     |c0      |c1      |c2 ....|c3      |c4      |c5 .......|c6 ...          (. = padding)
 
 So a chunk id is a position divided by m, a training sequence is l consecutive chunk ids, its neighbors are one slice
-of the neighbor table, and a neighbor with its continuation is two consecutive chunks cut at the document's end.
+of the neighbor table, and a neighbor with its continuation is two consecutive chunks, cut at the document's end.
+
+Memory does not grow with the text: building takes some 300 MB for row groups, 125 bytes for each byte of the longest
+document while it is encoded, and, at the end, about 90 bytes for each document.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from retro_lab.artifacts.manifest import damaged
-from retro_lab.artifacts.stage import Artifact
+from retro_lab.artifacts.stage import Advance, Artifact, Stage
+from retro_lab.corpus.documents import HELD_OUT, Split
+from retro_lab.corpus.layout import (
+    BYTES_NAME,
+    ENCODED_NAME,
+    LEFT_NAME,
+    LENGTH_NAME,
+    START_NAME,
+    TABLE_NAME,
+    TOKENS_NAME,
+    TokenLayout,
+)
+from retro_lab.corpus.parquet import DOCUMENT_COLUMNS, Piece, by_bytes, pieces
+from retro_lab.corpus.round_trip import differences
 from retro_lab.corpus.tokenizer import DocumentTokenizer
+
+ENCODED_BYTES = 2**20
+"""Bytes of text encoded at once, or one longer document: encoding takes about 125 bytes of memory for each."""
+
+
+@dataclass(frozen=True)
+class TokensFacts:
+    """Facts of a `tokens` artifact."""
+
+    documents: int
+    chunks: int
+    tokens: int
+    """Tokens without padding, including document markers."""
+    bytes: int
+    """UTF-8 bytes of the documents' text."""
+    altered: int
+    """Number of held-out documents whose tokens do not decode to their text."""
+    altered_examples: list[str]
+
+
+class TokensStage(Stage):
+    """Encode one split into the flat token array that all later stages read (`TokenStore`).
+
+    Documents are shuffled once, so that the first part of the array is a random sample of them: a smaller retrieval
+    database is then a range of chunks. A shard is one piece of the split, up to 64 MiB of text.
+
+    Bits per byte divide by the bytes of the held-out documents, so both held-out splits are decoded as well: `altered`
+    in the facts counts the documents that do not decode to their text.
+    """
+
+    name = "tokens"
+    version = 4
+    unit = "documents"
+    combines_shards = True
+
+    def __init__(self, documents: Artifact, tokenizer: Artifact, split: Split, chunk_length: int, seed: int) -> None:
+        """Encode the documents of `split`, each padded to a multiple of `chunk_length` tokens."""
+        self.documents = documents
+        self.tokenizer = tokenizer
+        self.split: Split = split
+        self.chunk_length = chunk_length
+        self.seed = seed
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return split, chunk length and seed of the shuffle."""
+        return {"split": self.split, "chunk_length": self.chunk_length, "seed": self.seed}
+
+    def inputs(self) -> Mapping[str, Artifact]:
+        """Return documents and tokenizer."""
+        return {"documents": self.documents, "tokenizer": self.tokenizer}
+
+    def libraries(self) -> Mapping[str, int]:
+        """Return the library that encodes."""
+        return {"tokenizers": 2}
+
+    @cached_property
+    def _pieces(self) -> list[Piece]:
+        return pieces(self.documents, self.split)
+
+    def shard_sizes(self) -> Sequence[int]:
+        """Return the documents in each piece."""
+        return [piece.documents for piece in self._pieces]
+
+    def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
+        """Encode one piece: the tokens of its documents, concatenated without padding, and a table of the documents."""
+        tokenizer = DocumentTokenizer.load(self.tokenizer.shard(0))
+        schema = DOCUMENT_COLUMNS.remove(DOCUMENT_COLUMNS.get_field_index("text"))
+        lengths: list[int] = []
+        altered: list[str] = []
+        table: list[pa.RecordBatch] = []
+        with (folder / ENCODED_NAME).open("wb") as file:
+            for batch in self._pieces[shard].read():
+                for texts in by_bytes(batch, ENCODED_BYTES):
+                    encoded = tokenizer.encode(texts)
+                    for ids in encoded:
+                        ids.tofile(file)
+                    if self.split in HELD_OUT:
+                        altered += differences(texts, tokenizer.decode(encoded))
+                    lengths += [len(ids) for ids in encoded]
+                table.append(batch.select(schema.names))
+                advance(batch.num_rows)
+        documents = pa.Table.from_batches(table, schema=schema).append_column("tokens", pa.array(lengths, pa.int64()))
+        pq.write_table(documents, folder / TABLE_NAME)
+        return {"altered": len(altered), "altered_examples": altered[:1]}
+
+    def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
+        """Lay the documents out in shuffled order, each on a chunk boundary."""
+        tokenizer = DocumentTokenizer.load(self.tokenizer.shard(0))
+        layout = TokenLayout(shards, self.chunk_length, self.seed)
+        layout.write(folder, tokenizer.dtype, tokenizer.document_marker)
+        total = TokensFacts(
+            documents=len(layout.lengths),
+            chunks=layout.chunks,
+            tokens=int(layout.lengths.sum()),
+            bytes=int(layout.bytes.sum()),
+            altered=sum(fact["altered"] for fact in facts),
+            altered_examples=[example for fact in facts for example in fact["altered_examples"]][:1],
+        )
+        return asdict(total)
 
 
 class TokenStore:
     """Read-only view of a `tokens` artifact. m is the chunk length, C the number of chunks."""
 
     def __init__(self, tokens: Artifact, tokenizer: Artifact) -> None:
-        """Open the memory maps of `tokens` and the tokenizer they were made with.
+        """Open the memory maps of `tokens`, and the tokenizer that encoded them.
 
         Raises:
-            ArtifactError: What the files say of documents and chunks cannot be true.
+            ArtifactError: The files contradict each other about documents and chunks.
         """
         self.artifact = tokens
-        self.tokenizer = DocumentTokenizer.load(tokenizer.folder / "00000")
+        self.tokenizer = DocumentTokenizer.load(tokenizer.shard(0))
         self._vocabulary_size = self.tokenizer.vocabulary_size
-        self.chunk_length: int = tokens.manifest.recipe["settings"]["chunk_length"]
-        self.chunks: int = tokens.facts["chunks"]
-        self.document_start = tokens.array("document_start.npy")
+        self.chunk_length: int = tokens.settings["chunk_length"]
+        self.facts = tokens.read_facts(TokensFacts)
+        self.chunks = self.facts.chunks
+        self.document_start = tokens.array(START_NAME)
         """First chunk of each document, and C at the end, [documents + 1]."""
-        self.document_length = tokens.array("document_length.npy")
-        """Tokens of each document, its marker among them, [documents]."""
-        self.document_bytes = tokens.array("document_bytes.npy")
+        self.document_length = tokens.array(LENGTH_NAME)
+        """Tokens of each document, including its marker, [documents]."""
+        self.document_bytes = tokens.array(BYTES_NAME)
         """UTF-8 bytes of each document's text, [documents]."""
-        # As plain arrays, which NumPy reads from with less ado than from memory maps; they stay maps of the files.
-        self._rows = np.asarray(tokens.array("tokens.npy")).reshape(-1, self.chunk_length)
-        self._left = np.asarray(tokens.array("tokens_left.npy"))
+        # Plain views of the memory maps: indexing np.memmap itself is slower.
+        self._rows = np.asarray(tokens.array(TOKENS_NAME)).reshape(-1, self.chunk_length)
+        self._left = np.asarray(tokens.array(LEFT_NAME))
         self._check_documents()
 
     def _check_documents(self) -> None:
-        """Compare the tables of documents with each other and with their sums; where they are large, only this does."""
-        folder, facts = self.artifact.folder, self.artifact.facts
+        """Compare the tables of documents with each other and with their sums; nothing else checks large ones."""
+        folder = self.artifact.folder
         chunks = -(-np.asarray(self.document_length) // self.chunk_length)
-        for name, sums in (("length", facts["tokens"]), ("bytes", facts["bytes"])):
-            if int(getattr(self, f"document_{name}").sum()) != sums:
-                raise damaged(folder / f"document_{name}.npy", f"it does not add up to {sums}")
+        for name, table, total in (
+            (LENGTH_NAME, self.document_length, self.facts.tokens),
+            (BYTES_NAME, self.document_bytes, self.facts.bytes),
+        ):
+            if int(table.sum()) != total:
+                raise damaged(folder / name, f"it does not add up to {total}")
         if self.document_start[0] != 0 or not np.array_equal(np.diff(self.document_start), chunks):
-            raise damaged(folder / "document_start.npy", "documents do not begin where others end")
-        for name, rows in (("tokens", self._rows), ("tokens_left", self._left)):
+            raise damaged(folder / START_NAME, "documents do not begin where others end")
+        for name, rows in ((TOKENS_NAME, self._rows), (LEFT_NAME, self._left)):
             if len(rows) != self.chunks + 1:
-                raise damaged(folder / f"{name}.npy", f"it does not hold {self.chunks} chunks and padding")
+                raise damaged(folder / name, f"it does not hold {self.chunks} chunks and padding")
 
     @property
     def documents(self) -> int:
@@ -62,20 +187,20 @@ class TokenStore:
     @property
     def documents_table(self) -> Path:
         """Parquet file with the `id` and `source` of each document, in the store's order."""
-        return self.artifact.folder / "documents.parquet"
+        return self.artifact.folder / TABLE_NAME
 
     def read(self, chunks: np.ndarray, count: int = 1) -> np.ndarray:
-        """Read `count` consecutive chunks from each of `chunks`, [..., count x m]; what follows chunk C is padding.
+        """Read `count` consecutive chunks from each of `chunks` on, [..., count x m]; padding follows the last chunk.
 
         Raises:
-            ArtifactError: A token is beyond the vocabulary.
+            ArtifactError: A token is not in the vocabulary.
         """
         rows = chunks[..., None] + np.arange(count)
         tokens = np.empty((*rows.shape, self.chunk_length), self._rows.dtype)
         np.take(self._rows, rows, axis=0, out=tokens, mode="clip")  # the last row is padding
         if (largest := tokens.max(initial=0)) >= self._vocabulary_size:
             reason = f"token {largest} of a vocabulary of {self._vocabulary_size}"
-            raise damaged(self.artifact.folder / "tokens.npy", reason)
+            raise damaged(self.artifact.folder / TOKENS_NAME, reason)
         return tokens.reshape(*chunks.shape, count * self.chunk_length)
 
     def document_of(self, chunks: np.ndarray) -> np.ndarray:
@@ -83,16 +208,16 @@ class TokenStore:
         return np.searchsorted(self.document_start, chunks, side="right") - 1
 
     def real_tokens(self, chunks: np.ndarray, count: int = 1) -> np.ndarray:
-        """Return how many tokens from each chunk's first are of its own document, at most `count` x m; int64."""
+        """Return how many tokens, from each chunk's first on, belong to its document, at most `count` x m; int64."""
         left = np.take(self._left, chunks, mode="clip")
         return np.minimum(left, count * self.chunk_length).astype(np.int64)
 
     def starts_document(self, chunks: np.ndarray) -> np.ndarray:
-        """Tell which chunks are the first of their document, and so begin with its marker."""
+        """Return which chunks are the first of their document, and so begin with its marker."""
         return (chunks == 0) | (np.take(self._left, chunks - 1, mode="clip") <= self.chunk_length)
 
     def texts(self, chunks: np.ndarray, count: int = 1) -> list[str]:
-        """Decode each chunk (with `count` - 1 that follow it in its document) to text."""
+        """Decode each chunk, with the next `count` - 1 of its document, to text."""
         tokens = self.read(chunks, count)
         lengths = self.real_tokens(chunks, count)
         return self.tokenizer.decode(row[:length] for row, length in zip(tokens, lengths, strict=True))

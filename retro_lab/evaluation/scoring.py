@@ -11,7 +11,7 @@ from retro_lab.errors import DivergenceError
 from retro_lab.evaluation.score import HeldOutScore
 from retro_lab.evaluation.windows import RankWindows, WindowBatch, Windows
 from retro_lab.model.retro import RetroModel
-from retro_lab.retrieval.sequences import documents_of, neighbors_of, widened
+from retro_lab.retrieval.sequences import documents_of, neighbors_of, to_int64
 
 
 class ScoringModule(pl.LightningModule):
@@ -36,7 +36,7 @@ class ScoringModule(pl.LightningModule):
 
     def validation_step(self, batch: WindowBatch, batch_idx: int) -> None:
         """Score a batch of windows with each k."""
-        windows = widened(batch["batch"])
+        windows = to_int64(batch["batch"])
         for k, score in self.measured():
             nats = self.model.loss(
                 windows["tokens"],

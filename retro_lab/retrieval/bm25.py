@@ -1,8 +1,8 @@
 """BM25 over token ids, by the library bm25s: which chunks share rare tokens with a query.
 
-It stands for the embedder, or ranks dense candidates again, in the follow-up work (Doostmohammadi et al. 2023,
-Surface-Based Retrieval Reduces Perplexity of Retrieval-Augmented Language Models). Document markers and padding are no
-tokens here.
+It replaces the embedder, or reranks dense candidates, as in the follow-up work (Doostmohammadi et al. 2023,
+Surface-Based Retrieval Reduces Perplexity of Retrieval-Augmented Language Models). Document markers and padding
+are ignored.
 """
 
 from collections.abc import Iterator
@@ -19,18 +19,18 @@ BLOCK = 4096
 
 
 class BM25:
-    """Scores of the chunks of a token store (Lucene's variant), learnt once from all of them.
+    """Scores of the chunks of a token store (Lucene's variant), computed once from all of them.
 
-    Document frequencies and the mean length are those of the whole store, so scores in different database shards
-    compare and merging shards is exact. Memory: about 10 bytes for each distinct token of each chunk of the store, 40
-    while it learns (0.6 and 2.5 GB for a million chunks of 64 tokens), whatever the number of queries.
+    Document frequencies and the mean length are those of the whole store, so scores of different database shards are
+    comparable and merging shards is exact. Memory: about 10 bytes for each distinct token of each chunk of the store,
+    and 40 while they are computed (0.6 and 2.5 GB for a million chunks of 64 tokens).
     """
 
     def __init__(self, store: TokenStore, k1: float, b: float) -> None:
         """Score chunks of `store`; nothing is read before the first use.
 
         Raises:
-            ConfigurationError: k1 is negative, or b is no share.
+            ConfigurationError: k1 is negative, or b is not between 0 and 1.
         """
         if k1 < 0 or not 0 <= b <= 1:
             raise ConfigurationError(
@@ -41,24 +41,24 @@ class BM25:
         self.b = b
 
     def settings(self) -> dict[str, float]:
-        """Constants, as JSON-able values."""
+        """Return the constants, as JSON-able values."""
         return {"bm25_k1": self.k1, "bm25_b": self.b}
 
     def libraries(self) -> dict[str, int]:
-        """The one that scores, as `Stage.libraries` names it."""
+        """Return the library that scores, as `Stage.libraries` does."""
         return {"bm25s": 2}
 
     @cached_property
-    def _learnt(self) -> bm25s.BM25:
+    def _learned(self) -> bm25s.BM25:
         scorer = bm25s.BM25(self.k1, self.b, method="lucene")
         scorer.index(_Corpus(self.store), create_empty_token=False, show_progress=False)
         return scorer
 
     def shard(self, start: int, stop: int) -> bm25s.BM25:
-        """Return the scorer of the chunks `start` up to `stop`, which it counts from 0."""
+        """Return the scorer of the chunks from `start` up to `stop`, numbered from 0."""
         scorer = bm25s.BM25(self.k1, self.b, method="lucene")
         scorer.nonoccurrence_array = None
-        whole = self._learnt.scores
+        whole = self._learned.scores
         inside = (whole["indices"] >= start) & (whole["indices"] < stop)
         scorer.scores = {
             "data": whole["data"][inside],
@@ -90,14 +90,14 @@ class _Corpus:
 
 
 def text_tokens(store: TokenStore, chunks: np.ndarray) -> list[np.ndarray]:
-    """Read the tokens of each chunk that are text, neither document marker nor padding."""
+    """Read the text tokens of each chunk, without document markers and padding."""
     lengths = store.real_tokens(chunks)
     rows = [row[:length] for row, length in zip(store.read(chunks), lengths, strict=True)]
     return [row[row != store.tokenizer.document_marker] for row in rows]
 
 
 def highest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Return the places of the `count` highest of `scores`, [n], highest first; equal ones in order of place."""
+    """Return the positions of the `count` highest of `scores`, [n], highest first; ties keep their order."""
     if count < len(scores):
         last = np.partition(scores, len(scores) - count)[len(scores) - count]
         places = np.concatenate([np.flatnonzero(scores > last), np.flatnonzero(scores == last)[:count]])

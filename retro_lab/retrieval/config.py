@@ -1,4 +1,4 @@
-"""What is retrieved, from what, and how it is found: `retrieval`, `database`, `embedder`, `index` groups."""
+"""What is retrieved, from where and how: the `retrieval`, `database`, `embedder` and `index` groups."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -28,7 +28,7 @@ class Method(StrEnum):
 
 
 class Metric(StrEnum):
-    """By what embeddings are near one another."""
+    """How the distance of two embeddings is measured."""
 
     l2 = "l2"
     inner_product = "inner_product"
@@ -36,7 +36,7 @@ class Metric(StrEnum):
 
 
 class EmbedderPrecision(StrEnum):
-    """In which precision the frozen encoder multiplies."""
+    """Precision of the frozen encoder's matrix products."""
 
     auto = "auto"
     float32 = "float32"

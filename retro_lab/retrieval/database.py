@@ -1,28 +1,27 @@
-"""A retrieval database: chunks of a corpus, and the neighbors that any text has among them.
+"""A retrieval database: chunks of a corpus, and the neighbors of any text among them.
 
-Nothing welds a database to what is trained or scored: it is made of one token store, and `neighbors_of` searches it for
-the chunks of any other that was tokenized alike (Borgeaud et al. 2022, Sec. 2.1).
+A database is independent of what is trained or scored: it is made of one token store, and `neighbors_of` searches it
+for the chunks of any other with the same tokenizer (Borgeaud et al. 2022, Sec. 2.1).
 """
 
 import numpy as np
 import torch
 
-from retro_lab.artifacts.stage import Artifact
+from retro_lab import ranks
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
-from retro_lab.ranks import place
 from retro_lab.retrieval.bm25 import BM25
 from retro_lab.retrieval.config import DatabaseConfig, EmbedderConfig, IndexConfig, Method, RetrievalConfig
 from retro_lab.retrieval.embedder import Embedder
-from retro_lab.retrieval.embeddings import EmbeddingsStage
-from retro_lab.retrieval.index import IndexStage
-from retro_lab.retrieval.neighbors import NeighborsStage, Ranking, SearchStage
+from retro_lab.retrieval.embeddings import Embeddings, EmbeddingsStage
+from retro_lab.retrieval.index import Index, IndexStage
+from retro_lab.retrieval.neighbors import Neighbors, NeighborsStage, Ranking, SearchStage
 from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher, Searcher
 
 
 class Database:
-    """Chunks that can be retrieved; its neighbors are searched for once they are asked for, and kept as artifacts.
+    """Chunks that can be retrieved; a search for neighbors runs on first use, and its result is kept as an artifact.
 
     Attributes:
         name: Name of the corpus.
@@ -46,21 +45,21 @@ class Database:
         *,
         k: int,
     ) -> None:
-        """Cut the store into shards, and embed and index them unless only tokens are compared.
+        """Divide the store into shards; embed and index them, except for BM25, which compares tokens.
 
         Args:
-            artifacts: Where all that is built is kept.
+            artifacts: Where artifacts are kept.
             name: Name of the corpus.
-            store: What can be retrieved.
-            samples: Held-out text like that of the queries; search parameters are tuned on a sample of it.
-            config: Which part of the store is in the database, and where it is cut.
+            store: Tokens that can be retrieved.
+            samples: Held-out text that resembles the queries; search parameters are tuned on a sample of it.
+            config: Which part of the store the database contains, and where its shards end.
             retrieval: How neighbors are found, and how many are stored.
-            index: What index, how good, how large.
-            embedder: What embeds chunks.
-            k: Neighbors of a chunk that will be asked for at most; at least as many are stored.
+            index: Kind, recall and size of the index.
+            embedder: Model that embeds chunks.
+            k: Largest number of neighbors that will be read for a chunk; at least as many are stored.
 
         Raises:
-            ConfigurationError: More neighbors are asked for than there are chunks.
+            ConfigurationError: k is larger than the number of chunks.
         """
         self.name, self.store = name, store
         self._artifacts, self._method, self._query_batch = artifacts, retrieval.method, index.query_batch
@@ -71,7 +70,7 @@ class Database:
                 f"retrieval.k={k} is more than the {self.chunks} chunks of the database; use a smaller k or a larger "
                 "corpus or database.fraction."
             )
-        # Every document's chunks are full but its last, so the tokens are counted from the documents themselves.
+        # The last chunk of a document is padded, so tokens are counted by document.
         documents = int(np.searchsorted(store.document_start, self.chunks))
         self.tokens = int(store.document_length[:documents].sum())
         self._stored = max(k, 1, retrieval.stored)
@@ -79,12 +78,12 @@ class Database:
         self._ranking = Ranking(retrieval.candidates, self._bm25) if retrieval.method == Method.hybrid else None
         self._embedder = None if retrieval.method == Method.bm25 else _build_embedder(embedder)
         self._shard_size = embedder.shard_size
-        self._neighbors: dict[str, Artifact] = {}
-        self.indexes: tuple[Artifact, ...] = ()
+        self._neighbors: dict[str, Neighbors] = {}
+        self.indexes: tuple[Index, ...] = ()
         if self._embedder is not None:
             embeddings, queries = self._embed(store), self._embed(samples)
             self.indexes = tuple(
-                artifacts.build(IndexStage(embeddings, start, stop, index, queries, self._stored, config.seed))
+                Index(artifacts.build(IndexStage(embeddings, start, stop, index, queries, self._stored, config.seed)))
                 for start, stop in self._shards
             )
 
@@ -93,18 +92,18 @@ class Database:
         """How neighbors are found: the FAISS factory string, BM25, or both."""
         if not self.indexes:
             return "BM25"
-        factory = str(self.indexes[-1].facts["factory"])
+        factory = self.indexes[-1].facts.factory
         return f"{factory}, ranked by BM25" if self._ranking else factory
 
     @property
     def description(self) -> str:
-        """What the database is, in words."""
+        """The database in words."""
         return f"{self.chunks:,} chunks of {self.name} ({self.method})"
 
-    def neighbors_of(self, queries: TokenStore) -> Artifact:
-        """Search for the neighbors of every chunk of a text, `ids.npy` and `distances.npy` [chunks, stored].
+    def neighbors_of(self, queries: TokenStore) -> Neighbors:
+        """Search for the nearest chunks of the database for every chunk of a text.
 
-        Where that is the database's own store, neighbors of a chunk's own document are left out.
+        If that is the database's own store, neighbors in the chunk's own document are left out.
         """
         fingerprint = queries.artifact.fingerprint
         if fingerprint not in self._neighbors:
@@ -114,7 +113,7 @@ class Database:
                 )
                 for searcher in self._searchers(queries)
             ]
-            self._neighbors[fingerprint] = self._artifacts.build(NeighborsStage(searches))
+            self._neighbors[fingerprint] = Neighbors(self._artifacts.build(NeighborsStage(searches)))
         return self._neighbors[fingerprint]
 
     @property
@@ -127,13 +126,13 @@ class Database:
         embeddings = self._embed(queries)
         return [DenseSearcher(embeddings, index) for index in self.indexes]
 
-    def _embed(self, store: TokenStore) -> Artifact:
+    def _embed(self, store: TokenStore) -> Embeddings:
         assert self._embedder is not None
-        return self._artifacts.build(EmbeddingsStage(store, self._embedder, self._shard_size))
+        return Embeddings(self._artifacts.build(EmbeddingsStage(store, self._embedder, self._shard_size)))
 
 
 def _build_embedder(config: EmbedderConfig) -> Embedder:
-    device = f"cuda:{place().local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    device = f"cuda:{ranks.current().local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     return Embedder(
         config.model,
         config.revision,
@@ -146,13 +145,13 @@ def _build_embedder(config: EmbedderConfig) -> Embedder:
 
 
 def _cuts(config: DatabaseConfig, store: TokenStore) -> tuple[float, list[int]]:
-    """Return the share of the store in the database, and the chunks at which its shards end.
+    """Return the fraction of the store in the database, and the chunks at which its shards end.
 
-    Shards end between documents, so that a continuation lies in the database where its neighbor does.
+    Shards end between documents, so that the database contains the continuation of each neighbor.
     """
     fraction = config.fraction
     if config.tokens is not None:
-        fraction = min(1.0, config.tokens / store.artifact.facts["tokens"])
+        fraction = min(1.0, config.tokens / store.facts.tokens)
     cuts = set()
     for share in {fraction, *(share for share in config.fractions if share < fraction)}:
         document = max(1, int(np.searchsorted(store.document_start, share * store.chunks)))

@@ -1,7 +1,7 @@
 """The frozen BERT that embeds chunks: mean over the real tokens of its last layer (Borgeaud et al. 2022, Sec. 2.1).
 
-Keys and queries go through the one function `Embedder.encode`, so that a chunk always finds itself at distance zero.
-The mean is over all of the embedder's tokens, [CLS] and [SEP] among them, as its own training had it.
+Keys and queries both go through `Embedder.encode`, so that a chunk always finds itself at distance zero.
+The mean includes all of the embedder's tokens, [CLS] and [SEP] too, as in its own training.
 """
 
 import importlib.util
@@ -27,11 +27,11 @@ from retro_lab.errors import ConfigurationError
 
 PACKAGE_PREFIX = "package:"
 MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
-"""What transformers may read of a folder: weights, configuration, and every form of a tokenizer."""
+"""Files that transformers may read from a folder: weights, configuration, and tokenizers of every form."""
 
 
 class Embedder:
-    """Loads the encoder on first use; until then only its identity is known."""
+    """The encoder, loaded on first use; its identity is known before."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Embedder:
         """Use `model` (see `EmbedderConfig`) on `device`.
 
         Raises:
-            ConfigurationError: The precision is unknown, or `package:` names a package or folder that is not there.
+            ConfigurationError: The precision is unknown, or `package:` names a package or folder that does not exist.
         """
         self.model_name = model
         self.revision = revision
@@ -63,13 +63,13 @@ class Embedder:
         self._padding = 0
 
     def identity(self) -> dict[str, Any]:
-        """All that decides an embedding, as JSON-able values: a folder by its files, a model of the hub by its commit.
+        """Return everything that decides an embedding, as JSON-able values: a folder's checksums or a hub commit.
 
         Raises:
-            ConfigurationError: The model is of the hub and its commit is neither given nor to be found.
+            ConfigurationError: The model is on the hub, and its commit is neither given nor found.
         """
         identity: dict[str, Any] = {"max_length": self.max_length, "precision": self.precision, "pooling": "mean"}
-        # Both round: the last bits of an embedding depend on which others share its batch, and on the kernels.
+        # The last bits of an embedding depend on the others in its batch, and on the kernels.
         identity |= {"batch_size": self.batch_size} | ({"compile": True} if self.compile else {})
         folder = Path(self.location)
         if folder.is_dir():
@@ -79,12 +79,12 @@ class Embedder:
 
     @cached_property
     def commit(self) -> str | None:
-        """Commit on the hub that is loaded, None for a folder.
+        """Commit on the hub; None for a folder.
 
-        The hub is not asked if `revision` is one, and where it cannot be reached, what was fetched before counts.
+        The hub is not asked if `revision` is a commit; if it cannot be reached, the local cache decides.
 
         Raises:
-            ConfigurationError: There is no such model, or the hub cannot be reached and nothing was fetched before.
+            ConfigurationError: There is no such model, or the hub cannot be reached and the cache is empty.
         """
         return None if Path(self.location).is_dir() else hub_commit(self.location, self.revision, "embedder")
 
@@ -134,8 +134,8 @@ class Embedder:
     def embed_each(self, windows: Iterable[Callable[[], Sequence[str]]]) -> Iterator[np.ndarray]:
         """Embed several lists of texts in turn, each float16 [texts, d].
 
-        Each is made, by a call, and tokenized in a thread while the one before it is encoded, so the encoder does not
-        wait: the tokenizer is native code that leaves Python to others.
+        A thread calls each window for its texts and tokenizes them while the previous list is encoded, so the encoder
+        does not wait: the tokenizer is native code that releases Python's lock.
         """
         self.load()
         with ThreadPoolExecutor(1) as thread:
@@ -151,9 +151,9 @@ class Embedder:
         return self.tokenize(window())
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the embedder's own token ids of each text between its special tokens, cut at `max_length`.
+        """Return the embedder's token ids of each text, with its special tokens around it, cut at `max_length`.
 
-        Special tokens that are written in a text are text.
+        Special tokens inside a text are treated as text.
         """
         self.load()
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
@@ -162,7 +162,7 @@ class Embedder:
     def encode(self, tokenized: Sequence[Sequence[int]]) -> np.ndarray:
         """Embed tokenized texts, float16 [texts, d].
 
-        Texts of like length share a batch, which wastes little on padding; padding never enters the mean.
+        Texts of similar length share a batch, which needs little padding; padding never enters the mean.
         """
         self.load()
         lengths = np.array([len(ids) for ids in tokenized])
@@ -170,7 +170,7 @@ class Embedder:
         embeddings = np.empty((len(tokenized), self.width), np.float16)
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            # What is compiled has one number of rows; those that are left over repeat the last text.
+            # A compiled encoder takes a fixed number of rows; the last text fills up the last batch.
             filled = np.pad(rows, (0, self.batch_size - len(rows)), mode="edge") if self.compile else rows
             ids = np.full((len(filled), lengths[rows[-1]]), self._padding, np.int64)
             real = np.arange(ids.shape[1]) < lengths[filled, None]
@@ -180,13 +180,13 @@ class Embedder:
         return embeddings
 
     def _mean(self, ids: Tensor, real: Tensor) -> Tensor:
-        """Mean of the last layer over real tokens, float32 [B, d], for ids and mask [B, tokens]."""
+        """Return the mean of the last layer over real tokens, float32 [B, d], for ids and mask [B, tokens]."""
         mask = real.long()
         if self.compile:
             torch._dynamo.mark_dynamic(ids, 1)
             torch._dynamo.mark_dynamic(mask, 1)
-        # Matrix products alone are rounded. With weights, norms and residuals in bfloat16 too, the 5 nearest neighbors
-        # were those of float32 for 99.0% instead of 99.6%, at the same speed.
+        # Only matrix products are rounded. With weights, norms and residuals in bfloat16 too, 99.0% instead of 99.6% of
+        # the 5 nearest neighbors agreed with float32, at the same speed.
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             hidden = self._forward(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         total: Tensor = (hidden * mask[..., None]).sum(1)
@@ -194,10 +194,10 @@ class Embedder:
 
 
 def _compiled(model: Any) -> Any:
-    """Compile an encoder whose weights stay as they are, for one number of rows and any length.
+    """Compile an encoder with constant weights, for a fixed number of rows and any length.
 
     Raises:
-        ConfigurationError: There is no C++ compiler, without which kernels for processors cannot be built.
+        ConfigurationError: There is no C++ compiler, which kernels for CPUs need.
     """
     if not shutil.which(os.environ.get("CXX", "g++")):
         raise ConfigurationError(

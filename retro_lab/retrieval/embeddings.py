@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,18 @@ from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.retrieval.embedder import Embedder
 
+EMBEDDINGS_NAME = "embeddings.npy"
 WINDOW = 2048
-"""Chunks that are sorted by length together: the more, the less padding."""
+"""Chunks that are sorted by length together; more of them need less padding."""
+
+
+@dataclass(frozen=True)
+class EmbeddingsFacts:
+    """Facts of an `embeddings` artifact: its vectors, their width, and the chunks in a shard."""
+
+    chunks: int
+    width: int
+    shard_size: int
 
 
 class EmbeddingsStage(Stage):
@@ -30,19 +41,19 @@ class EmbeddingsStage(Stage):
         self.shard_size = shard_size
 
     def settings(self) -> Mapping[str, Any]:
-        """The embedder's identity and the shard size."""
+        """Return the embedder's identity and the shard size."""
         return {"embedder": self.embedder.identity(), "shard_size": self.shard_size}
 
     def inputs(self) -> Mapping[str, Artifact]:
-        """The tokens."""
+        """Return the tokens."""
         return {"tokens": self.store.artifact}
 
     def libraries(self) -> Mapping[str, int]:
-        """Those that tokenize and encode; within one version of PyTorch, too, processors round differently."""
+        """Return those that tokenize and encode; processors round differently even with the same version of PyTorch."""
         return {"tokenizers": 2, "torch": 1, "transformers": 1}
 
     def shard_sizes(self) -> Sequence[int]:
-        """Chunks in each shard."""
+        """Return the chunks in each shard."""
         return [
             min(self.shard_size, self.store.chunks - start) for start in range(0, self.store.chunks, self.shard_size)
         ]
@@ -61,32 +72,48 @@ class EmbeddingsStage(Stage):
         for embedded in self.embedder.embed_each(partial(self.store.texts, window) for window in windows):
             rows.append(embedded)
             advance(len(embedded))
-        np.save(folder / "embeddings.npy", np.concatenate(rows), allow_pickle=False)
+        np.save(folder / EMBEDDINGS_NAME, np.concatenate(rows), allow_pickle=False)
         return {}
 
     def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
         """Record the number of chunks and the width of an embedding."""
-        width = int(np.load(shards[0] / "embeddings.npy", mmap_mode="r", allow_pickle=False).shape[1])
-        return {"chunks": self.store.chunks, "width": width, "shard_size": self.shard_size}
+        width = int(np.load(shards[0] / EMBEDDINGS_NAME, mmap_mode="r", allow_pickle=False).shape[1])
+        return asdict(EmbeddingsFacts(self.store.chunks, width, self.shard_size))
 
 
-def read_embeddings(embeddings: Artifact, start: int, stop: int) -> np.ndarray:
-    """Read the embeddings of chunks `start` up to `stop`, float32 [stop - start, d]."""
-    size = embeddings.facts["shard_size"]
-    result = np.empty((stop - start, embeddings.facts["width"]), np.float32)
-    for shard in range(start // size, -(-stop // size)):
-        first, last = max(start, shard * size), min(stop, (shard + 1) * size)
-        rows = embeddings.array(f"{shard:05}/embeddings.npy")
-        result[first - start : last - start] = rows[first - shard * size : last - shard * size]
-    return result
+class Embeddings:
+    """Read-only view of an `embeddings` artifact; d is the width of an embedding."""
 
+    def __init__(self, artifact: Artifact) -> None:
+        """Open `artifact`; vectors are read on demand.
 
-def read_rows(embeddings: Artifact, chunks: np.ndarray) -> np.ndarray:
-    """Read the embeddings of any `chunks`, int [...], in any order, float32 [..., d]."""
-    size = embeddings.facts["shard_size"]
-    result = np.empty((*chunks.shape, embeddings.facts["width"]), np.float32)
-    shards = chunks // size
-    for shard in np.unique(shards):
-        here = shards == shard
-        result[here] = embeddings.array(f"{shard:05}/embeddings.npy")[chunks[here] - shard * size]
-    return result
+        Raises:
+            ArtifactError: The manifest lacks facts of embeddings.
+        """
+        self.artifact = artifact
+        facts = artifact.read_facts(EmbeddingsFacts)
+        self.chunks = facts.chunks
+        self.width = facts.width
+        self._shard_size = facts.shard_size
+
+    def range(self, start: int, stop: int) -> np.ndarray:
+        """Read the embeddings of chunks `start` up to `stop`, float32 [stop - start, d]."""
+        size = self._shard_size
+        result = np.empty((stop - start, self.width), np.float32)
+        for shard in range(start // size, -(-stop // size)):
+            first, last = max(start, shard * size), min(stop, (shard + 1) * size)
+            rows = self._shard(shard)[first - shard * size : last - shard * size]
+            result[first - start : last - start] = rows
+        return result
+
+    def rows(self, chunks: np.ndarray) -> np.ndarray:
+        """Read the embeddings of any `chunks`, int [...], in any order, float32 [..., d]."""
+        result = np.empty((*chunks.shape, self.width), np.float32)
+        shards = chunks // self._shard_size
+        for shard in np.unique(shards):
+            here = shards == shard
+            result[here] = self._shard(shard)[chunks[here] - shard * self._shard_size]
+        return result
+
+    def _shard(self, number: int) -> np.ndarray:
+        return self.artifact.array(EMBEDDINGS_NAME, shard=number)

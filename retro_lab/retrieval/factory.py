@@ -1,4 +1,4 @@
-"""Which index `index.factory=auto` builds: from the number of vectors, their width, the wanted recall and a budget."""
+"""Choice of the index for `index.factory=auto`, by number of vectors, width, wanted recall and memory."""
 
 import math
 import re
@@ -11,11 +11,11 @@ from retro_lab.errors import ConfigurationError
 AUTO = "auto"
 EXACT = "Flat"
 SMALLEST_TRAINED = 1024
-"""With fewer vectors than this every index is exact: there is nothing to learn cells and codes from."""
+"""With fewer vectors every index is exact: they are too few to learn lists and codes from."""
 POINTS_PER_LIST = 40
 """Vectors for each inverted list, both in the database and in the training sample; FAISS warns below 39."""
 HNSW_LISTS = 65_536
-"""From this many lists on a graph finds the nearest centroids; below, comparing with all of them is as quick."""
+"""With at least this many lists, a graph finds the nearest centroids; with fewer, comparing with all is as fast."""
 FLOAT32, INT64, INT32 = 4, 8, 4
 """Bytes."""
 
@@ -25,11 +25,11 @@ class _Codes:
     """One way to hold vectors in inverted lists."""
 
     codes: str
-    """What FAISS scans, with M for the number of 4-bit sub-quantizers."""
+    """Part of the factory string; M stands for the number of 4-bit sub-quantizers."""
     share: int
-    """A sub-quantizer for each so many dimensions."""
+    """Dimensions of each sub-quantizer."""
     reaches: float
-    """Recall@10 that was reached with all candidates ranked again, a little below what was measured."""
+    """Recall@10 with all candidates reranked, rounded down from what was measured."""
 
     def factory(self, width: int) -> str:
         return self.codes.replace("M", str(_divisor(width, self.share)))
@@ -49,7 +49,7 @@ LADDER = (
 
 @dataclass(frozen=True)
 class Choice:
-    """A FAISS factory string, and why it is not what it would be otherwise, if there is something to say."""
+    """A FAISS factory string, and a remark if a limit decided it."""
 
     factory: str
     remark: str = ""
@@ -58,13 +58,12 @@ class Choice:
 def choose_factory(
     factory: str, vectors: int, width: int, exact_below: int, recall: float = 0.95, max_bytes: float | None = None
 ) -> Choice:
-    """Choose an index over `vectors` vectors of `width` dimensions; a factory string that was given is left alone.
+    """Choose an index over `vectors` vectors of `width` dimensions; an explicit factory string is returned unchanged.
 
-    `auto` is exact while that is quick, and beyond that inverted lists (about 4 sqrt(N), a power of two) of 4-bit
-    codes that are scanned in registers, with a finer copy of the vectors to rank the candidates again: in 8 bits, or
-    in 16 (which is all that the embeddings have) for a recall that 8 bits do not reach. Where that, or the exact
-    index, takes more than `max_bytes`, the copy gets coarser and then goes. It always names an index that can be
-    built.
+    `auto` is exact while that is fast, and otherwise inverted lists (about 4 sqrt(N), a power of two) of 4-bit
+    codes that are scanned in registers, with a finer copy of the vectors to rerank candidates: in 8 bits, or in 16 (the
+    precision of the embeddings) for a recall that 8 bits do not reach. If that, or the exact index, takes more than
+    `max_bytes`, the copy becomes coarser and is finally left out. The chosen index can always be built.
     """
     if factory != AUTO:
         return Choice(factory)
@@ -96,7 +95,7 @@ def index_bytes(factory: str, vectors: int, width: int) -> float:
     """Estimate the bytes of an index: codes, ids, copies and links of all vectors, and centroids.
 
     Raises:
-        ConfigurationError: FAISS does not know the factory string, or cannot tell how large its codes are.
+        ConfigurationError: FAISS does not know the factory string, or the size of its codes.
     """
     try:
         whole = faiss.index_factory(width, factory)
@@ -107,7 +106,7 @@ def index_bytes(factory: str, vectors: int, width: int) -> float:
 
 
 def unknown_factory(factory: str, width: int) -> ConfigurationError:
-    """Return the error for a string of which FAISS makes no index for vectors of this width, with the reason."""
+    """Return the error for a factory string that FAISS refuses for vectors of this width."""
     pieces = [int(count) for count in re.findall(r"PQ(\d+)", factory)]
     if odd := next((count for count in pieces if count and width % count), None):
         largest = next(count for count in range(min(odd, width), 0, -1) if width % count == 0)
@@ -122,7 +121,7 @@ def unknown_factory(factory: str, width: int) -> ConfigurationError:
 
 
 def _vector_bytes(index: faiss.Index) -> tuple[float, float]:
-    """Return the bytes of each vector of an index, and those that it takes whatever their number."""
+    """Return the bytes of an index for each vector, and those that do not depend on their number."""
     if isinstance(index, faiss.IndexRefine):
         each, fixed = _vector_bytes(faiss.downcast_index(index.base_index))
         return each + index.refine_index.sa_code_size(), fixed

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,41 @@ from retro_lab.artifacts.manifest import damaged
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval.config import IndexConfig
-from retro_lab.retrieval.embeddings import read_embeddings, read_rows
+from retro_lab.retrieval.embeddings import Embeddings
 from retro_lab.retrieval.factory import EXACT, POINTS_PER_LIST, choose_factory
-from retro_lab.retrieval.vectors import AUTO, VectorIndex, check_metric, distances
+from retro_lab.retrieval.vectors import AUTO, VectorIndex, distances
 
+INDEX_NAME = "index.faiss"
+RECALL = "recall@"
+"""Prefix of the names of facts that give a recall; the number of neighbors follows."""
 SMALLEST_SAMPLE = 65_536
-"""Training vectors for an index of few lists: codes are learned from them too."""
+"""Fewest training vectors of an index, whose codes need them too if it has few lists."""
 RECALL_QUERIES = 1000
 RECALL_AT = 10
 """Neighbors for which the search parameters are tuned."""
 QUERIES_AT_ONCE = 64
-"""Held-out chunks whose neighbors' vectors are in memory together."""
+"""Held-out chunks whose neighbors' vectors are in memory at once."""
 TIE = 1e-5
-"""Relative difference of distances below which a neighbor is as near as another: repeated text has equal vectors."""
+"""Relative difference below which two distances count as equal: repeated text has equal vectors."""
 BLOCK = 65_536
 
 
+@dataclass(frozen=True)
+class IndexFacts:
+    """Facts of an `index` artifact, besides its recalls."""
+
+    factory: str
+    """FAISS factory string."""
+    remark: str
+    """Why this is not the index that was requested; empty if it is."""
+    search: str
+    """FAISS search parameters; empty for an exact index."""
+    vectors: int
+    bytes_per_vector: float
+
+
 class IndexStage(Stage):
-    """Index the embeddings of chunks `start` up to `stop`."""
+    """Index the embeddings of chunks from `start` up to `stop`."""
 
     name = "index"
     version = 3
@@ -37,31 +55,25 @@ class IndexStage(Stage):
 
     def __init__(
         self,
-        embeddings: Artifact,
+        embeddings: Embeddings,
         start: int,
         stop: int,
         config: IndexConfig,
-        queries: Artifact,
+        queries: Embeddings,
         stored: int,
         seed: int,
     ) -> None:
-        """Build the index that `config` asks for.
+        """Build the index that `config` describes.
 
         Args:
-            embeddings: What is indexed.
+            embeddings: Vectors to index.
             start: First chunk.
-            stop: Chunk after the last.
-            config: What index, how good, how large.
+            stop: Chunk after the last one.
+            config: Kind, recall and size of the index.
             queries: Embeddings of held-out documents; search parameters are tuned and recall is measured on a sample.
             stored: Neighbors that searches will store for each chunk; recall is measured for that many too.
             seed: Of the training sample and the sample of queries.
-
-        Raises:
-            ConfigurationError: The metric is not known, or the wanted recall is not a share.
         """
-        check_metric(config.metric)
-        if not 0 < config.recall <= 1:
-            raise ConfigurationError(f"index.recall={config.recall} is not above 0 and at most 1.")
         self.embeddings = embeddings
         self.start = start
         self.stop = stop
@@ -72,7 +84,7 @@ class IndexStage(Stage):
         self.choice = choose_factory(
             config.factory,
             stop - start,
-            embeddings.facts["width"],
+            embeddings.width,
             config.exact_below,
             config.recall,
             config.max_bytes,
@@ -84,7 +96,7 @@ class IndexStage(Stage):
         return self.choice.factory
 
     def settings(self) -> Mapping[str, Any]:
-        """Factory, metric and range of chunks; how it is trained and tuned matters only if it is not exact."""
+        """Return factory, metric and range of chunks; training and tuning matter only if the index is not exact."""
         settings = {
             "factory": self.factory,
             "start": self.start,
@@ -106,37 +118,37 @@ class IndexStage(Stage):
         )
 
     def inputs(self) -> Mapping[str, Artifact]:
-        """The embeddings, and those it is tuned on."""
+        """Return the embeddings, and those that the index is tuned on."""
         if self.factory == EXACT:
-            return {"embeddings": self.embeddings}
-        return {"embeddings": self.embeddings, "queries": self.queries}
+            return {"embeddings": self.embeddings.artifact}
+        return {"embeddings": self.embeddings.artifact, "queries": self.queries.artifact}
 
     def libraries(self) -> Mapping[str, int]:
-        """FAISS, whose defaults change with its minor versions."""
+        """Return FAISS, whose defaults change with its minor versions."""
         return {"faiss": 2}
 
     def shard_sizes(self) -> Sequence[int]:
-        """One index."""
+        """Return the number of vectors: one shard."""
         return [self.stop - self.start]
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
         """Train, fill and tune the index, write `index.faiss`, and measure it.
 
-        The file holds the search parameters, so a search has no others than those that were measured. The queries per
-        second (all threads) differ from build to build, so they are shown and stand in no file.
+        The file contains the search parameters, so a search always uses the measured ones. Queries per second (on all
+        threads) differ from build to build, so they are shown but not written.
 
         Raises:
-            ConfigurationError: The factory string is not one of FAISS, or wants more than `index.training_vectors`.
+            ConfigurationError: FAISS does not know the factory string, or needs more than `index.training_vectors`.
         """
-        index, factory, remark = self._trained()
+        index, factory, remark = self._train()
         if remark:
             console.status("index", remark)
         for first in range(self.start, self.stop, BLOCK):
-            vectors = read_embeddings(self.embeddings, first, min(first + BLOCK, self.stop))
+            vectors = self.embeddings.range(first, min(first + BLOCK, self.stop))
             index.add(vectors)
             advance(len(vectors))
         facts = self._tune(index, exact=factory == EXACT)
-        path = folder / "index.faiss"
+        path = folder / INDEX_NAME
         index.write(path)
         return {
             "factory": factory,
@@ -147,14 +159,14 @@ class IndexStage(Stage):
             **facts,
         }
 
-    def _trained(self) -> tuple[VectorIndex, str, str]:
-        """Make the empty index and train it on a random sample: in document order it would be half as good.
+    def _train(self) -> tuple[VectorIndex, str, str]:
+        """Create the empty index and train it on a random sample; a sample in document order is half as good.
 
         Returns:
-            The index, its factory string, which is `EXACT` where there are too few vectors for what was asked for, and
-            a remark if there is something to say.
+            The index; its factory string, which is `EXACT` if there are too few vectors to train on; and a remark that
+            may be empty.
         """
-        width, metric = self.embeddings.facts["width"], self.config.metric
+        width, metric = self.embeddings.width, self.config.metric
         index = VectorIndex.create(self.factory, width, metric)
         if index.is_trained:
             return index, self.factory, self.choice.remark
@@ -162,7 +174,7 @@ class IndexStage(Stage):
         wanted = self.config.training_vectors or max(POINTS_PER_LIST * index.lists, SMALLEST_SAMPLE)
         sample = np.random.default_rng(self.seed).choice(count, min(wanted, count), replace=False)
         try:
-            index.train(read_rows(self.embeddings, np.sort(sample) + self.start))
+            index.train(self.embeddings.rows(np.sort(sample) + self.start))
         except RuntimeError as error:
             if len(sample) < count:
                 raise ConfigurationError(
@@ -174,16 +186,16 @@ class IndexStage(Stage):
         return index, self.factory, self.choice.remark
 
     def _tune(self, index: VectorIndex, *, exact: bool) -> dict[str, Any]:
-        """Set the search parameters and return them with the recall that they give.
+        """Set the search parameters, and return them with their recall.
 
-        They are tuned for the first `RECALL_AT` neighbors, which is more than most models read. The recall of all that
-        searches store is lower, so it is measured as well: both on the ids of one search for as many.
+        They are tuned for the first `RECALL_AT` neighbors, which is more than most models read. The recall of all
+        stored neighbors is lower, so it is measured as well, in the same search.
         """
         if exact:
-            return {"search": "", f"recall@{RECALL_AT}": 1.0}
-        held_out = self.queries.facts["chunks"]
+            return {"search": "", f"{RECALL}{RECALL_AT}": 1.0}
+        held_out = self.queries.chunks
         sample = np.random.default_rng(self.seed).permutation(held_out)[:RECALL_QUERIES]
-        queries = read_rows(self.queries, np.sort(sample))
+        queries = self.queries.rows(np.sort(sample))
         recall_of = self._recall_of(queries, min(max(self.stored, RECALL_AT), len(index)))
         if self.config.search == AUTO:
             parameters = index.tune(queries, min(RECALL_AT, len(index)), recall_of, self.config.recall)
@@ -198,26 +210,26 @@ class IndexStage(Stage):
         first, recall = next(iter(recalls.items()))
         if recall < self.config.recall:
             console.status(
-                "index", f"recall@{first} is {recall:.3f}, not the {self.config.recall} asked for, with {parameters}"
+                "index", f"{RECALL}{first} is {recall:.3f}, not the {self.config.recall} asked for, with {parameters}"
             )
         return {
             "search": parameters,
-            **{f"recall@{count}": round(recall, 4) for count, recall in recalls.items()},
+            **{f"{RECALL}{count}": round(recall, 4) for count, recall in recalls.items()},
             "measured_on": f"{len(queries)} held-out chunks",
         }
 
     def _recall_of(self, queries: np.ndarray, most: int) -> Callable[[np.ndarray], float]:
-        """Search exactly, and return the function that tells the share of the nearest neighbors among found ids.
+        """Search exactly, and return the function that measures the recall of found ids.
 
-        Given ids [queries, k], k at most `most`, it is the share of the k nearest. A neighbor as near as the last of
-        the exact ones counts as one of them, whichever of equals it is.
+        For ids [queries, k], k at most `most`, it is the share of the k nearest that was found. Any neighbor as near
+        as the last of the exact ones counts as found.
         """
         metric = self.config.metric
         exact = VectorIndex.create(EXACT, queries.shape[1], metric)
         nearest = np.zeros((len(queries), 0), np.float32)
         for first in range(self.start, self.stop, BLOCK):
             last = min(first + BLOCK, self.stop)
-            exact.replace(read_embeddings(self.embeddings, first, last))
+            exact.replace(self.embeddings.range(first, last))
             _, ids = exact.search(queries, min(most, last - first))
             nearest = np.sort(np.concatenate([nearest, self._distances(queries, ids + first)], 1), 1)[:, :most]
         farthest = nearest + TIE * np.abs(nearest)
@@ -233,7 +245,7 @@ class IndexStage(Stage):
         parts = [
             distances(
                 queries[first : first + QUERIES_AT_ONCE],
-                read_rows(self.embeddings, chunks[first : first + QUERIES_AT_ONCE]),
+                self.embeddings.rows(chunks[first : first + QUERIES_AT_ONCE]),
                 self.config.metric,
             )
             for first in range(0, len(queries), QUERIES_AT_ONCE)
@@ -241,21 +253,43 @@ class IndexStage(Stage):
         return np.concatenate(parts)
 
     def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
-        """Pass on what the only shard measured."""
+        """Return the facts of the only shard."""
         return facts[0]
 
 
-def open_index(index: Artifact) -> VectorIndex:
-    """Read the index of an `index` artifact into memory, with the search parameters it was measured with.
+class Index:
+    """Read-only view of an `index` artifact, over the chunks from `start` up to `stop` of its store.
 
-    Raises:
-        ArtifactError: FAISS cannot read it.
+    Attributes:
+        facts: Kind and size of the index.
+        recalls: Recall of the nearest neighbors of held-out chunks, by their number.
     """
-    path = index.folder / "00000" / "index.faiss"
-    try:
-        opened = VectorIndex.read(path, index.manifest.recipe["settings"]["metric"])
-    except (RuntimeError, MemoryError) as error:
-        raise damaged(path, "FAISS cannot read it", index.folder) from error
-    if len(opened) != index.facts["vectors"]:
-        raise damaged(path, f"it holds {len(opened)} vectors, not {index.facts['vectors']}", index.folder)
-    return opened
+
+    def __init__(self, artifact: Artifact) -> None:
+        """Read the manifest of `artifact`; `open` reads the index itself.
+
+        Raises:
+            ArtifactError: The manifest lacks facts of an index.
+        """
+        self.artifact = artifact
+        self.start: int = artifact.settings["start"]
+        self.stop: int = artifact.settings["stop"]
+        self.facts = artifact.read_facts(IndexFacts)
+        found = {fact.removeprefix(RECALL): share for fact, share in artifact.facts.items() if fact.startswith(RECALL)}
+        self.recalls: dict[int, float] = {int(count): found[count] for count in sorted(found, key=int)}
+
+    def open(self) -> VectorIndex:
+        """Read the index into memory, with the search parameters it was measured with.
+
+        Raises:
+            ArtifactError: FAISS cannot read it.
+        """
+        path = self.artifact.shard(0) / INDEX_NAME
+        try:
+            opened = VectorIndex.read(path, self.artifact.settings["metric"])
+        except (RuntimeError, MemoryError) as error:
+            raise damaged(path, "FAISS cannot read it", self.artifact.folder) from error
+        if len(opened) != self.facts.vectors:
+            reason = f"it holds {len(opened)} vectors, not {self.facts.vectors}"
+            raise damaged(path, reason, self.artifact.folder)
+        return opened

@@ -2,14 +2,14 @@
 
     chunks of a split ─► search, once for each database shard ─► neighbors: merge over the shards in use
 
-Both hold, for every chunk, ids and distances (see `searchers`) sorted by distance, and -1 where there are fewer
-neighbors than places. Merging sorted lists gives the neighbors in any set of shards, so databases of many sizes cost
-one search.
+Both contain ids and distances for every chunk (see `searchers`), sorted by distance and filled up with -1. Merging
+sorted lists gives the neighbors in any set of shards, so databases of many sizes cost one search.
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,21 @@ from retro_lab.artifacts.arrays import create_array
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.retrieval.bm25 import BM25, text_tokens
-from retro_lab.retrieval.searchers import MISSING, Searcher
+from retro_lab.retrieval.searchers import NO_NEIGHBOR, Searcher
 
+IDS_NAME, DISTANCES_NAME = "ids.npy", "distances.npy"
 SHARD_QUERIES = 65_536
 FILTER_MARGIN = 16
-"""Neighbors fetched over what is stored, in the hope that dropping those of the query's document leaves enough."""
+"""Neighbors fetched in addition to those stored, as some are dropped for being in the query's document."""
 FETCHED_AT_ONCE = 2**24
-"""Most neighbors that all queries of one search may have together: 0.2 GB of ids and distances."""
+"""Largest number of neighbors of all queries of one search together: 0.2 GB of ids and distances."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """How the candidates that a searcher finds are ranked again.
+    """How the candidates that a searcher finds are reranked.
 
-    A database of many shards has so many candidates in each, so here, and only here, cutting it differently may change
-    what is found.
+    Each shard of a database contributes this many candidates, so only here may other shards change the result.
     """
 
     candidates: int
@@ -43,9 +43,9 @@ class Ranking:
 class SearchStage(Stage):
     """Search one database shard for the neighbors of every chunk of a split.
 
-    Where queries and database are the same token store, neighbors of the query's own document are dropped: they may
-    hold the very text that is to be predicted (Borgeaud et al. 2022, Sec. 2.1). A continuation is cut at its
-    document's end, so what a neighbor brings never comes from another document than the one that is compared here.
+    If queries and database are the same token store, neighbors in the query's own document are dropped: they may
+    contain the text that is to be predicted (Borgeaud et al. 2022, Sec. 2.1). A continuation ends with its document, so
+    retrieved tokens always come from the document that is compared here.
     """
 
     name = "search"
@@ -65,11 +65,11 @@ class SearchStage(Stage):
 
         Args:
             searcher: Finds chunks of `database_store`.
-            query_store: Tokens of the split that retrieves.
-            database_store: Tokens of the split that is retrieved from.
+            query_store: Tokens of the text that retrieves.
+            database_store: Tokens of the text that is retrieved from.
             stored: Neighbors of each chunk.
-            query_batch: Chunks that are searched for at once.
-            ranking: Rank that many candidates again by BM25, of which `stored` are kept.
+            query_batch: Queries searched at once.
+            ranking: How to rerank candidates by BM25, of which `stored` are kept.
         """
         self.searcher = searcher
         self.query_store = query_store
@@ -80,25 +80,25 @@ class SearchStage(Stage):
         self.same_store = query_store.artifact.fingerprint == database_store.artifact.fingerprint
 
     def settings(self) -> Mapping[str, Any]:
-        """How is searched, neighbors stored, and whether those of the query's own document are dropped."""
+        """Return the searcher's settings, the neighbors stored, and whether the query's own document is left out."""
         settings = {**self.searcher.settings(), "stored": self.stored, "same_document_dropped": self.same_store}
         if self.ranking is None:
             return settings
         return settings | {"candidates": self.ranking.candidates, **self.ranking.bm25.settings()}
 
     def inputs(self) -> Mapping[str, Artifact]:
-        """What the searcher reads, and the tokens if they are ranked by."""
+        """Return what the searcher reads, and the tokens if BM25 reranks."""
         inputs = dict(self.searcher.inputs())
         if self.ranking is not None:
             inputs |= {"query_tokens": self.query_store.artifact, "tokens": self.database_store.artifact}
         return inputs
 
     def libraries(self) -> Mapping[str, int]:
-        """Those that find, and that rank again."""
+        """Return those that search and rerank."""
         return {**self.searcher.libraries(), **(self.ranking.bm25.libraries() if self.ranking is not None else {})}
 
     def shard_sizes(self) -> Sequence[int]:
-        """Queries in each shard."""
+        """Return the queries in each shard."""
         count = self.query_store.chunks
         return [min(SHARD_QUERIES, count - start) for start in range(0, count, SHARD_QUERIES)]
 
@@ -113,71 +113,79 @@ class SearchStage(Stage):
         """Write `ids.npy`, int64 [queries, stored], and `distances.npy`, float32 of the same shape."""
         first = shard * SHARD_QUERIES
         count = self.shard_sizes()[shard]
-        ids = np.full((count, self.stored), MISSING, np.int64)
+        ids = np.full((count, self.stored), NO_NEIGHBOR, np.int64)
         distances = np.full((count, self.stored), np.inf, np.float32)
         for start in range(0, count, self.query_batch):
             rows = np.arange(start, min(start + self.query_batch, count))
             ids[rows], distances[rows] = self._neighbors(rows + first)
             advance(len(rows))
-        np.save(folder / "ids.npy", ids, allow_pickle=False)
-        np.save(folder / "distances.npy", distances, allow_pickle=False)
+        np.save(folder / IDS_NAME, ids, allow_pickle=False)
+        np.save(folder / DISTANCES_NAME, distances, allow_pickle=False)
         return {}
 
     def _neighbors(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Find the neighbors of query chunks, ranked again if that is asked for."""
+        """Find the neighbors of query chunks; rerank them if configured."""
         if self.ranking is None:
             return self._search(chunks, self.stored)
         ids, distances = self._search(chunks, max(self.ranking.candidates, self.stored))
         for row, tokens in enumerate(text_tokens(self.query_store, chunks)):
-            found = ids[row] != MISSING
+            found = ids[row] != NO_NEIGHBOR
             distances[row, found] = -self._scorer.get_scores_from_ids(tokens)[ids[row, found] - self.searcher.start]
         order = np.argsort(distances, axis=1, kind="stable")[:, : self.stored]
         return np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
 
     def _search(self, chunks: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
         """Search for `wanted` neighbors of query chunks, fetching more until enough survive the filter."""
-        ids = np.full((len(chunks), wanted), MISSING, np.int64)
+        ids = np.full((len(chunks), wanted), NO_NEIGHBOR, np.int64)
         distances = np.full((len(chunks), wanted), np.inf, np.float32)
         size = self.searcher.stop - self.searcher.start
         pending = np.arange(len(chunks))
-        fetch, effort = wanted + (FILTER_MARGIN if self.same_store else 0), 1
+        fetch, probe_scale = wanted + (FILTER_MARGIN if self.same_store else 0), 1
         while len(pending):
-            fetch, effort = min(fetch, size), min(effort, self.searcher.most_effort)
+            fetch, probe_scale = min(fetch, size), min(probe_scale, self.searcher.largest_probe_scale)
             unsatisfied = []
             for rows in np.array_split(pending, -(-len(pending) * fetch // FETCHED_AT_ONCE)):
-                found_distances, found = self.searcher.search(chunks[rows], fetch, effort)
-                keep = found != MISSING
+                found_distances, found = self.searcher.search(chunks[rows], fetch, probe_scale)
+                keep = found != NO_NEIGHBOR
                 if self.same_store:
                     own = self.query_store.document_of(chunks[rows])
                     keep &= self.database_store.document_of(found) != own[:, None]
                 ids[rows], distances[rows] = _first_kept(found, found_distances, keep, wanted)
-                # A list that is not full holds all that the index finds with this effort, any other what was fetched.
-                not_full = (found == MISSING).any(1)
-                more = np.where(not_full, effort < self.searcher.most_effort, fetch < size)
+                # A list that is not full has all that the index finds at this probe scale; a full one may be cut off.
+                not_full = (found == NO_NEIGHBOR).any(1)
+                more = np.where(not_full, probe_scale < self.searcher.largest_probe_scale, fetch < size)
                 unsatisfied.append(rows[(keep.sum(1) < wanted) & more])
             pending = np.concatenate(unsatisfied)
-            fetch, effort = fetch * 4, effort * 4
+            fetch, probe_scale = fetch * 4, probe_scale * 4
         return ids, distances
 
 
 def _first_kept(ids: np.ndarray, distances: np.ndarray, keep: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the first `count` kept entries of each sorted row, padded with -1 and infinity at the end."""
-    ids, distances = np.where(keep, ids, MISSING), np.where(keep, distances, np.inf)
+    ids, distances = np.where(keep, ids, NO_NEIGHBOR), np.where(keep, distances, np.inf)
     order = np.argsort(~keep, axis=1, kind="stable")[:, :count]
     ids, distances = np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
     padding = ((0, 0), (0, count - ids.shape[1]))
-    return np.pad(ids, padding, constant_values=MISSING), np.pad(distances, padding, constant_values=np.inf)
+    return np.pad(ids, padding, constant_values=NO_NEIGHBOR), np.pad(distances, padding, constant_values=np.inf)
 
 
 def merge_sorted(ids: Sequence[np.ndarray], distances: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Merge the sorted neighbor lists of several shards, each [queries, K], into the nearest K of all.
 
-    Equal distances keep the order of the shards, so the result does not depend on how the search was cut.
+    Equal distances keep the order of the shards, so the result does not depend on where shards end.
     """
     width = ids[0].shape[1]
     all_ids, all_distances = np.concatenate(ids, 1), np.concatenate(distances, 1)
     order = np.argsort(all_distances, axis=1, kind="stable")[:, :width]
     return np.take_along_axis(all_ids, order, 1), np.take_along_axis(all_distances, order, 1)
+
+
+@dataclass(frozen=True)
+class NeighborsFacts:
+    """Facts of a `neighbors` artifact: its chunks, and the share of them with at least one neighbor."""
+
+    queries: int
+    with_neighbors: float
 
 
 class NeighborsStage(Stage):
@@ -192,40 +200,59 @@ class NeighborsStage(Stage):
         self.searches = searches
 
     def settings(self) -> Mapping[str, Any]:
-        """Nothing besides the inputs."""
+        """Return nothing: the inputs decide the output."""
         return {}
 
     def inputs(self) -> Mapping[str, Artifact]:
-        """The searches, by the number of their database shard."""
+        """Return the searches, by the number of their database shard."""
         return {f"shard_{number:03}": search for number, search in enumerate(self.searches)}
 
-    def _shards(self) -> list[str]:
-        return sorted({name.partition("/")[0] for name in self.searches[0].manifest.files})
-
     def shard_sizes(self) -> Sequence[int]:
-        """Queries in each shard of the searches."""
-        return [len(self.searches[0].array(f"{shard}/ids.npy")) for shard in self._shards()]
+        """Return the queries in each shard of the searches."""
+        first = self.searches[0]
+        return [len(first.array(IDS_NAME, shard)) for shard in range(first.shards)]
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
         """Merge one range of queries; ids fit 32 bits while the database has fewer than 2^31 chunks."""
-        name = self._shards()[shard]
         ids, distances = merge_sorted(
-            [search.array(f"{name}/ids.npy") for search in self.searches],
-            [search.array(f"{name}/distances.npy") for search in self.searches],
+            [search.array(IDS_NAME, shard) for search in self.searches],
+            [search.array(DISTANCES_NAME, shard) for search in self.searches],
         )
         dtype = np.int32 if ids.max(initial=0) < 2**31 else np.int64
-        np.save(folder / "ids.npy", ids.astype(dtype), allow_pickle=False)
-        np.save(folder / "distances.npy", distances, allow_pickle=False)
+        np.save(folder / IDS_NAME, ids.astype(dtype), allow_pickle=False)
+        np.save(folder / DISTANCES_NAME, distances, allow_pickle=False)
         advance(len(ids))
-        return {"with_neighbors": int((ids[:, 0] != MISSING).sum()), "queries": len(ids)}
+        return {"with_neighbors": int((ids[:, 0] != NO_NEIGHBOR).sum()), "queries": len(ids)}
 
     def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
         """Lay the ranges end to end as `ids.npy` and `distances.npy`, [chunks, K]."""
-        for name in ("ids.npy", "distances.npy"):
+        for name in (IDS_NAME, DISTANCES_NAME):
             parts = [np.load(shard / name, mmap_mode="r", allow_pickle=False) for shard in shards]
             shape = (sum(len(part) for part in parts), parts[0].shape[1])
             whole = create_array(folder / name, np.result_type(*parts), shape)
             np.concatenate(parts, out=whole)
             whole.flush()
         queries = sum(fact["queries"] for fact in facts)
-        return {"queries": queries, "with_neighbors": sum(fact["with_neighbors"] for fact in facts) / queries}
+        return asdict(NeighborsFacts(queries, sum(fact["with_neighbors"] for fact in facts) / queries))
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """Read-only view of a `neighbors` artifact: K neighbors of each of C chunks."""
+
+    artifact: Artifact
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """Chunks of the database, int [C, K], nearest first; padded with `NO_NEIGHBOR`."""
+        return self.artifact.array(IDS_NAME)
+
+    @cached_property
+    def distances(self) -> np.ndarray:
+        """Their distances, float32 [C, K], ascending; padded with infinity."""
+        return self.artifact.array(DISTANCES_NAME)
+
+    @property
+    def with_neighbors(self) -> float:
+        """Share of the chunks that have at least one neighbor."""
+        return self.artifact.read_facts(NeighborsFacts).with_neighbors

@@ -1,7 +1,6 @@
-"""Searchers: how chunks of one database shard are found, by their embeddings or by their tokens.
+"""Searchers: they find chunks of one database shard by their embeddings or by their tokens.
 
-Whatever is compared, a searcher gives distances that sort ascending: `dense` those of the index's metric, `bm25` minus
-the score.
+All searchers return distances in ascending order: `dense` those of the index's metric, `bm25` the negative score.
 """
 
 from abc import ABC, abstractmethod
@@ -13,18 +12,18 @@ import numpy as np
 from retro_lab.artifacts.stage import Artifact
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.retrieval.bm25 import BM25, highest, text_tokens
-from retro_lab.retrieval.embeddings import read_rows
-from retro_lab.retrieval.index import open_index
+from retro_lab.retrieval.embeddings import Embeddings
+from retro_lab.retrieval.index import Index
 
-MISSING = -1
+NO_NEIGHBOR = -1
 """Id of a neighbor that does not exist; its distance is infinite."""
 
 
 class Searcher(ABC):
-    """Finds the nearest of the chunks `start` up to `stop` of the database; `open` comes before `search`."""
+    """Finds the nearest of the database's chunks from `start` up to `stop`; call `open` before `search`."""
 
-    most_effort: int = 1
-    """Effort beyond which a search finds no more."""
+    largest_probe_scale: int = 1
+    """Probe scale beyond which a search finds no more."""
 
     def __init__(self, start: int, stop: int) -> None:
         """Search one database shard."""
@@ -33,92 +32,91 @@ class Searcher(ABC):
 
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
-        """All besides the inputs that decides what is found, as JSON-able values."""
+        """Return everything besides the inputs that decides the result, as JSON-able values."""
 
     @abstractmethod
     def inputs(self) -> Mapping[str, Artifact]:
-        """Artifacts that are searched, by role."""
+        """Return the artifacts that are searched, by role."""
 
     @abstractmethod
     def libraries(self) -> Mapping[str, int]:
-        """Libraries that decide what is found, as `Stage.libraries` names them."""
+        """Return the libraries that decide the result, as `Stage.libraries` does."""
 
     @abstractmethod
     def open(self) -> None:
-        """Read into memory what is searched."""
+        """Read what is searched into memory."""
 
     @abstractmethod
-    def search(self, queries: np.ndarray, count: int, effort: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, count: int, probe_scale: int) -> tuple[np.ndarray, np.ndarray]:
         """Find the `count` nearest chunks for each of the query chunks `queries`, [n].
 
         Returns:
             Distances, float32 [n, count], ascending, and chunks of the database, int64 [n, count]: infinity and
-            `MISSING` where no more is found with this effort.
+            `NO_NEIGHBOR` if no more are found with this probe scale.
         """
 
 
 class DenseSearcher(Searcher):
     """Nearest embeddings (Borgeaud et al. 2022, Sec. 2.1)."""
 
-    def __init__(self, queries: Artifact, index: Artifact) -> None:
-        """Search `index` for the rows of `queries`, an embeddings artifact."""
-        settings = index.manifest.recipe["settings"]
-        super().__init__(settings["start"], settings["stop"])
+    def __init__(self, queries: Embeddings, index: Index) -> None:
+        """Search `index` for the rows of `queries`."""
+        super().__init__(index.start, index.stop)
         self.queries = queries
         self.index = index
 
     def settings(self) -> Mapping[str, Any]:
-        """Only that embeddings are compared."""
+        """Return the method."""
         return {"method": "dense"}
 
     def inputs(self) -> Mapping[str, Artifact]:
-        """Query embeddings and index."""
-        return {"queries": self.queries, "index": self.index}
+        """Return the query embeddings and the index."""
+        return {"queries": self.queries.artifact, "index": self.index.artifact}
 
     def libraries(self) -> Mapping[str, int]:
-        """FAISS."""
+        """Return FAISS."""
         return {"faiss": 2}
 
     def open(self) -> None:
-        """Read the index, onto GPUs where FAISS can."""
-        self._opened = open_index(self.index)
-        self.most_effort = self._opened.most_effort()
+        """Read the index, onto GPUs if FAISS supports it there."""
+        self._opened = self.index.open()
+        self.largest_probe_scale = self._opened.largest_probe_scale()
 
-    def search(self, queries: np.ndarray, count: int, effort: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, count: int, probe_scale: int) -> tuple[np.ndarray, np.ndarray]:
         """Search the index."""
-        distances, found = self._opened.search(read_rows(self.queries, queries), count, effort)
-        return distances, np.where(found >= 0, found + self.start, MISSING)
+        distances, found = self._opened.search(self.queries.rows(queries), count, probe_scale)
+        return distances, np.where(found >= 0, found + self.start, NO_NEIGHBOR)
 
 
 class BM25Searcher(Searcher):
     """Chunks that share rare tokens with the query; needs neither embeddings nor an index on disk."""
 
     def __init__(self, query_store: TokenStore, bm25: BM25, start: int, stop: int) -> None:
-        """Search the chunks `start` up to `stop` of the store of `bm25` for chunks of `query_store`."""
+        """Search the chunks from `start` up to `stop` of the store of `bm25` for chunks of `query_store`."""
         super().__init__(start, stop)
         self.query_store = query_store
         self.bm25 = bm25
 
     def settings(self) -> Mapping[str, Any]:
-        """Constants and range of chunks."""
+        """Return the constants and the range of chunks."""
         return {"method": "bm25", **self.bm25.settings(), "start": self.start, "stop": self.stop}
 
     def inputs(self) -> Mapping[str, Artifact]:
-        """Tokens of queries and database."""
+        """Return the tokens of queries and database."""
         return {"query_tokens": self.query_store.artifact, "tokens": self.bm25.store.artifact}
 
     def libraries(self) -> Mapping[str, int]:
-        """The one that scores."""
+        """Return the library that scores."""
         return self.bm25.libraries()
 
     def open(self) -> None:
-        """Learn from the whole store, once."""
+        """Compute the scores of the whole store, once."""
         self._scorer = self.bm25.shard(self.start, self.stop)
 
-    def search(self, queries: np.ndarray, count: int, effort: int) -> tuple[np.ndarray, np.ndarray]:
-        """Score all chunks of the shard; those that share no token are not found."""
+    def search(self, queries: np.ndarray, count: int, probe_scale: int) -> tuple[np.ndarray, np.ndarray]:
+        """Score all chunks of the shard; one that shares no token with the query is not found."""
         distances = np.full((len(queries), count), np.inf, np.float32)
-        ids = np.full((len(queries), count), MISSING, np.int64)
+        ids = np.full((len(queries), count), NO_NEIGHBOR, np.int64)
         for row, tokens in enumerate(text_tokens(self.query_store, queries)):
             scores = self._scorer.get_scores_from_ids(tokens)
             best = highest(scores, count)

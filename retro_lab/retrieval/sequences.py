@@ -1,6 +1,6 @@
-"""What a model reads: sequences of chunks, what to predict in them, and what each chunk retrieved.
+"""What a model reads: sequences of chunks, their targets, and the neighbors of each chunk.
 
-Training and evaluation both get their tensors here, so a neighbor is cut, masked and aligned in one place.
+Training and evaluation both read their tensors here, so neighbors are cut, masked and aligned in one place.
 """
 
 from typing import TypedDict
@@ -12,13 +12,13 @@ from torch import Tensor
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ArtifactError
 from retro_lab.retrieval.config import Value, check_length
-from retro_lab.retrieval.neighbors import MISSING
+from retro_lab.retrieval.neighbors import NO_NEIGHBOR
 
 
 class Batch(TypedDict):
     """B sequences of n tokens in l chunks, each chunk with k neighbors of r tokens.
 
-    Token ids are of the store's own type, a quarter or half of int64, up to the device (`widened`).
+    Token ids keep the store's type, a quarter or half of int64, until they are on the device (`to_int64`).
     """
 
     tokens: Tensor
@@ -26,20 +26,20 @@ class Batch(TypedDict):
     targets: Tensor
     """[B, n]: the token that follows each."""
     mask: Tensor
-    """bool [B, n]: whether the target is text; document markers and padding never count."""
+    """bool [B, n]: whether the target is text, not a document marker or padding."""
     neighbors: Tensor
     """[B, l, k, r]."""
     neighbor_lengths: Tensor
-    """int64 [B, l, k]: real tokens of each neighbor; 0 = there is none."""
+    """int64 [B, l, k]: real tokens of each neighbor; 0 if there is none."""
     documents: Tensor
-    """int64 [B, n]: the document of each token; empty unless it is asked for."""
+    """int64 [B, n]: the document of each token; empty unless requested."""
 
 
 class Retrieved:
     """Neighbors of the chunks of a token store, as tokens of a database store."""
 
     def __init__(self, database: TokenStore, ids: np.ndarray, values: Value) -> None:
-        """Look neighbors up in `ids`, [chunks, K], sorted by distance, and bring what `values` names (Sec. 2.1)."""
+        """Look neighbors up in `ids`, [chunks, K], sorted by distance, and return what `values` names (Sec. 2.1)."""
         self.database = database
         self.ids = np.asarray(ids)
         self.values = values
@@ -51,26 +51,26 @@ class Retrieved:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return tokens [..., k, r] and lengths [..., k] of the k nearest neighbors of each chunk.
 
-        A missing neighbor has length 0 and whatever tokens; it never becomes text.
+        A missing neighbor has length 0; its tokens are arbitrary and always masked.
 
         Args:
-            chunks: Chunks that retrieve, [...].
+            chunks: Chunks whose neighbors to read, [...].
             k: Neighbors of each.
-            without: First and last chunk of a range, each to broadcast against `chunks`; neighbors that are read from
-                it in part or whole are passed over, and the next nearest move up.
+            without: First and last chunk of a range, each broadcast against `chunks`; neighbors that overlap it are
+                skipped, and the next nearest take their place.
 
         Raises:
-            ArtifactError: The database has no such chunk as a neighbor is said to be.
+            ArtifactError: An id is not that of a chunk of the database.
         """
         ids = np.take(self.ids, chunks, axis=0, mode="clip")[..., :k]
-        if ids.max(initial=MISSING) >= self.database.chunks or ids.min(initial=MISSING) < MISSING:
+        if ids.max(initial=NO_NEIGHBOR) >= self.database.chunks or ids.min(initial=NO_NEIGHBOR) < NO_NEIGHBOR:
             raise ArtifactError(
                 f"The neighbors are damaged (chunk {ids.flat[np.argmax(np.abs(ids))]} of {self.database.chunks}); "
                 "run task=verify, delete what it names, and run the same command again."
             )
         if without is not None:
             ids = self._without(ids, chunks, *without)
-        present = (ids != MISSING) & (chunks < len(self.ids))[..., None]
+        present = (ids != NO_NEIGHBOR) & (chunks < len(self.ids))[..., None]
         m = self.database.chunk_length
         tokens = self.database.read(ids, self.span)
         lengths = self.database.real_tokens(ids, self.span)
@@ -79,9 +79,9 @@ class Retrieved:
         return tokens, np.where(present, lengths, 0)
 
     def _without(self, ids: np.ndarray, chunks: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
-        """Return the nearest of each chunk's neighbors that are not read from the range; `ids` are the nearest of all.
+        """Return each chunk's nearest neighbors outside the range, given the nearest of all, `ids`.
 
-        Few chunks have such neighbors, so all that is stored is looked at for those few alone.
+        Few chunks have neighbors inside it, so all stored neighbors are read for those few only.
         """
         first = first - self.span + 1
         inside = (ids >= first[..., None]) & (ids <= last[..., None])
@@ -93,16 +93,16 @@ class Retrieved:
         kept = (stored < first[rows][:, None]) | (stored > last[rows][:, None])
         order = np.argsort(~kept, axis=1, kind="stable")[:, : ids.shape[-1]]
         ids = ids.copy()
-        ids[rows] = np.where(np.take_along_axis(kept, order, 1), np.take_along_axis(stored, order, 1), MISSING)
+        ids[rows] = np.where(np.take_along_axis(kept, order, 1), np.take_along_axis(stored, order, 1), NO_NEIGHBOR)
         return ids
 
 
 class Sequences:
     """Reads batches of sequences from a token store; `retrieved` is None for a model without retrieval.
 
-    Where that is the database too, no chunk retrieves from its own sequence. Searches drop neighbors of the query's
-    own document, but a sequence may hold several documents, and a neighbor further on in it would show what is still to
-    be predicted.
+    If the store is also the database, no chunk retrieves from its own sequence. Searches drop neighbors in the query's
+    own document, but a sequence may contain several documents, and a later neighbor in it would reveal tokens that are
+    still to be predicted.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Sequences:
             batch["documents"] = torch.from_numpy(documents)
         if self.retrieved is None or k == 0:
             return batch
-        # The last token to be predicted is the first of the chunk that follows the sequence.
+        # The last target is the first token of the chunk that follows the sequence.
         own = (first_chunks[:, None], first_chunks[:, None] + self.chunks_per_sequence) if self._from_itself else None
         neighbors, lengths = self.retrieved.read(chunks, k, own)
         batch["neighbors"] = torch.from_numpy(neighbors)
@@ -148,17 +148,17 @@ class Sequences:
         return batch
 
     def is_text(self, first_chunks: np.ndarray) -> np.ndarray:
-        """Tell which of the n targets from each first chunk on are text, neither marker nor padding; [B, n]."""
+        """Return which of the n targets from each first chunk on are text, not markers or padding; [B, n]."""
         chunks = first_chunks[:, None] + np.arange(self.chunks_per_sequence + 1)
-        small = np.min_scalar_type(self.store.chunk_length)  # many more numbers of a byte are compared at once
+        small = np.min_scalar_type(self.store.chunk_length)  # more numbers of one byte are compared at once
         places = np.arange(self.store.chunk_length, dtype=small)
         text = places < self.store.real_tokens(chunks).astype(small)[..., None]
         text[..., 0] &= ~self.store.starts_document(chunks)  # the document marker
         return text.reshape(len(chunks), -1)[:, 1 : self.length + 1]
 
 
-def widened(batch: Batch) -> Batch:
-    """Return the batch with token ids as int64, as the model takes them; for once it is on the device."""
+def to_int64(batch: Batch) -> Batch:
+    """Return the batch with token ids as int64, which the model needs; call it on the device."""
     return Batch(
         tokens=batch["tokens"].long(),
         targets=batch["targets"].long(),
@@ -170,12 +170,12 @@ def widened(batch: Batch) -> Batch:
 
 
 def neighbors_of(batch: Batch, k: int) -> tuple[Tensor | None, Tensor | None]:
-    """Return neighbors and lengths of the k nearest of a batch, as the model takes them; none for k = 0."""
+    """Return the k nearest neighbors of a batch and their lengths, as the model takes them; None for k = 0."""
     if k == 0 or batch["neighbors"].numel() == 0:
         return None, None
     return batch["neighbors"][:, :, :k], batch["neighbor_lengths"][:, :, :k]
 
 
 def documents_of(batch: Batch) -> Tensor | None:
-    """Return the document of each token of a batch, as the model takes them; none where they were not asked for."""
+    """Return the document of each token of a batch, as the model takes it; None if not requested."""
     return batch["documents"] if batch["documents"].numel() else None

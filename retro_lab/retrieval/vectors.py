@@ -1,7 +1,7 @@
-"""`VectorIndex`: all that the project asks of FAISS, behind one small interface.
+"""`VectorIndex`: the project's small interface to FAISS.
 
-Distances sort ascending whatever the metric: squared L2 on vectors as they are (Borgeaud et al. 2022, Sec. 2.1), minus
-the inner product, or, for the cosine, squared L2 between vectors of length one, 2 - 2 cos.
+Distances are ascending for every metric: squared L2 of the given vectors (Borgeaud et al. 2022, Sec. 2.1), the negative
+inner product, or, for the cosine, squared L2 between vectors of length one, 2 - 2 cos.
 """
 
 from bisect import bisect_left
@@ -16,32 +16,31 @@ import numpy as np
 
 from retro_lab import console
 from retro_lab.errors import ConfigurationError
+from retro_lab.retrieval.config import Metric
 from retro_lab.retrieval.factory import unknown_factory
 
-# Below this number of (queries x width) FAISS leaves matrix products for a loop that is up to 8 times slower; its own
-# default is 128,000, which is 333 queries at width 384.
-faiss.cvar.distance_compute_blas_threshold = 20
-
-METRICS = ("l2", "inner_product", "cosine")
+BLAS_THRESHOLD = 20
+"""Below this number of (queries x width) FAISS uses a loop that is up to 8 times slower than a matrix product; its own
+default is 128,000, which is 333 queries at width 384."""
 AUTO = "auto"
 CANDIDATE_FACTORS = (1, 2, 4, 8, 16, 32)
-"""Candidates that are ranked again, for each neighbor asked for."""
+"""Candidates that are reranked for each neighbor wanted."""
 FEW_NEIGHBORS = 10
 """Neighbors for which `k_factor_rf` is tuned."""
 LEAST_CANDIDATES = 8
-"""Candidates that are ranked again for each of more neighbors than that, at the least. For 116 neighbors among 319,632
+"""Fewest candidates reranked for each neighbor if more neighbors than that are wanted. For 116 neighbors among 319,632
 chunks tuned to 32: recall@10 0.974 and recall@100 0.949 at 2,900 queries a second, with 32 0.975 and 0.956 at 770."""
 CANDIDATES_AT_ONCE = 2**24
-"""Most candidates that all queries of one call of FAISS may have: 0.2 GB of ids and distances."""
+"""Largest number of candidates of all queries of one call of FAISS: 0.2 GB of ids and distances."""
 RANKING_COST = 12
-"""Time to rank a candidate again, in scans of its 4-bit code; only the ratio of costs decides."""
+"""Time to rerank a candidate, in scans of its 4-bit code; only the ratio of costs matters."""
 CLOSE_TO_BEST = 0.002
-"""Recall given up for speed where the wanted recall is out of reach."""
+"""Recall given up for speed if the wanted recall is out of reach."""
 GPU_NEIGHBORS = 2048
 """Most neighbors that FAISS finds on a GPU in one search."""
 
 RecallOf = Callable[[np.ndarray], float]
-"""Recall of found ids, [queries, k]."""
+"""Returns the recall of found ids, [queries, k]."""
 
 
 class VectorIndex:
@@ -55,12 +54,13 @@ class VectorIndex:
 
     @classmethod
     def create(cls, factory: str, width: int, metric: str) -> "VectorIndex":
-        """Make the empty index that the FAISS `factory` string describes.
+        """Create the empty index that the FAISS `factory` string describes.
 
         Raises:
-            ConfigurationError: FAISS knows no such metric, or no such factory string for vectors of this width.
+            ConfigurationError: The metric is unknown, or the factory string is for vectors of this width.
         """
-        check_metric(metric)
+        if metric not in list(Metric):
+            raise ConfigurationError(f"index.metric={metric} is not one of {', '.join(Metric)}.")
         kind = faiss.METRIC_INNER_PRODUCT if metric == "inner_product" else faiss.METRIC_L2
         try:
             return cls(faiss.index_factory(width, factory, kind), metric)
@@ -69,7 +69,7 @@ class VectorIndex:
 
     @classmethod
     def read(cls, path: Path, metric: str) -> "VectorIndex":
-        """Read what `write` wrote into memory, search parameters included, and onto GPUs where FAISS can."""
+        """Read what `write` wrote, with its search parameters, into memory, and onto GPUs if FAISS supports it."""
         opened = cls(faiss.read_index(str(path)), metric)
         opened._on_gpus = _copy_to_gpus(opened._index)
         return opened
@@ -94,56 +94,56 @@ class VectorIndex:
         return int(ivf.nlist) if ivf is not None else 0
 
     def train(self, sample: np.ndarray) -> None:
-        """Learn centroids and codes from `sample`, float32 [n, d]; centroids on GPUs where FAISS has them.
+        """Learn centroids and codes from `sample`, float32 [n, d]; centroids on GPUs if there are any.
 
         Raises:
-            RuntimeError: FAISS cannot learn from so few.
+            RuntimeError: The sample is too small for FAISS.
         """
         ivf = _inverted_lists(self._index)
         on_gpus = None
         if ivf is not None and faiss.get_num_gpus() > 0:
             on_gpus = faiss.index_cpu_to_all_gpus(faiss.IndexFlat(ivf.d, self._index.metric_type))
             ivf.clustering_index = on_gpus
-        with self._reproducibly():
-            self._index.train(self._prepared(sample))
+        with _matrix_products(), self._reproducibly():
+            self._index.train(self._prepare(sample))
         if on_gpus is not None:
-            ivf.clustering_index = None  # it is gone when this function is left
+            ivf.clustering_index = None  # it is freed when this function returns
 
     def add(self, vectors: np.ndarray) -> None:
         """Add `vectors`, float32 [n, d]."""
-        with self._reproducibly():
-            self._index.add(self._prepared(vectors))
+        with _matrix_products(), self._reproducibly():
+            self._index.add(self._prepare(vectors))
 
     def replace(self, vectors: np.ndarray) -> None:
-        """Hold `vectors`, float32 [n, d], and nothing else."""
+        """Replace all vectors with `vectors`, float32 [n, d]."""
         self._index.reset()
         self.add(vectors)
 
-    def search(self, queries: np.ndarray, count: int, effort: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, count: int, probe_scale: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Find the `count` nearest vectors of each query.
 
         Args:
             queries: float32 [n, d].
-            count: Neighbors of each.
-            effort: Multiplies the number of inverted lists that are visited.
+            count: Neighbors of each query.
+            probe_scale: Factor by which to multiply the number of inverted lists that are visited.
 
         Returns:
-            Distances, float32 [n, count], ascending, and ids, int64 [n, count]: infinity and -1 where no more is found.
+            Distances, float32 [n, count], ascending, and ids, int64 [n, count], padded with infinity and -1.
         """
-        index = (self._on_gpus if effort == 1 and count <= GPU_NEIGHBORS else None) or self._index
+        index = (self._on_gpus if probe_scale == 1 and count <= GPU_NEIGHBORS else None) or self._index
         factor = self._candidates_each(count)
         at_once = max(1, int(CANDIDATES_AT_ONCE / count / factor))
-        with self._visiting(effort), self._ranking(factor):
+        with _matrix_products(), self._visiting(probe_scale), self._ranking(factor):
             parts = [
-                index.search(self._prepared(queries[first : first + at_once]), count)
+                index.search(self._prepare(queries[first : first + at_once]), count)
                 for first in range(0, max(1, len(queries)), at_once)
             ]
         found, ids = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         distances = -found if self._metric == "inner_product" else found
         return np.where(ids < 0, np.float32(np.inf), distances), ids
 
-    def most_effort(self) -> int:
-        """Return the effort with which every inverted list is visited."""
+    def largest_probe_scale(self) -> int:
+        """Return the probe scale at which every inverted list is visited."""
         ivf = _inverted_lists(self._index)
         return -(-ivf.nlist // ivf.nprobe) if ivf is not None else 1
 
@@ -151,40 +151,40 @@ class VectorIndex:
         """Set search parameters, such as `nprobe=64,k_factor_rf=4` or `efSearch=128`.
 
         Raises:
-            ConfigurationError: FAISS does not know one of them for this index.
+            ConfigurationError: The index does not have one of the parameters.
         """
         space: Any = faiss.ParameterSpace()  # whose type stub knows one of the two overloads
         try:
             space.set_index_parameters(self._index, parameters)
         except RuntimeError as error:
             raise ConfigurationError(
-                f"index.search={parameters} cannot be set on this index; use auto, or what it has: "
+                f"index.search={parameters} cannot be set on this index; use auto, or a parameter that it has: "
                 "nprobe for IVF, efSearch for HNSW, k_factor_rf for Refine."
             ) from error
 
     def tune(self, queries: np.ndarray, count: int, recall_of: RecallOf, wanted: float) -> str:
-        """Set the cheapest search parameters whose recall on `queries` is at least `wanted`, and return them.
+        """Set and return the cheapest search parameters whose recall on `queries` is at least `wanted`.
 
-        Costs are counted, not timed, so that the same vectors give the same parameters on any machine. If nothing
-        reaches the wanted recall, the cheapest that come close to the best are set.
+        Costs are counted, not timed, so that the same vectors give the same parameters on any machine. If no parameters
+        reach the wanted recall, the cheapest that come close to the best are set.
 
         Args:
             queries: float32 [n, d].
-            count: Neighbors of each.
+            count: Neighbors of each query.
             recall_of: Recall of the ids found for these queries.
             wanted: Share of the exact neighbors that should be found.
         """
         tried: list[tuple[float, float, str]] = []
 
-        def recall_with(effort: int, factor: int) -> float:
-            parameters = self._named(effort, factor)
+        def recall_with(probes: int, factor: int) -> float:
+            parameters = self._named(probes, factor)
             self.set_parameters(parameters)
             recall = recall_of(self.search(queries, count)[1])
-            tried.append((recall, self._cost(effort, factor * count), parameters))
+            tried.append((recall, self._cost(probes, factor * count), parameters))
             return recall
 
-        for factor, efforts in self._grid():  # recall grows with the effort: look for the first that is enough
-            bisect_left(efforts, wanted, key=partial(recall_with, factor=factor))
+        for factor, probe_counts in self._grid():  # recall grows with the probes: look for the fewest that are enough
+            bisect_left(probe_counts, wanted, key=partial(recall_with, factor=factor))
         if not tried:
             return ""
         enough = min(wanted, max(recall for recall, _, _ in tried) - CLOSE_TO_BEST)
@@ -193,43 +193,43 @@ class VectorIndex:
         return parameters
 
     def _grid(self) -> Iterator[tuple[int, list[int]]]:
-        """Yield each candidate factor with the efforts to try, ascending: lists to visit, or places on a graph."""
+        """Yield each candidate factor with the probes to try, ascending: lists to visit, or candidates on a graph."""
         lists = self.lists
-        efforts = [1]
+        probe_counts = [1]
         if lists:
             steps = (round(2 ** (eighth / 8)) for eighth in range(8 * lists.bit_length()))
-            efforts = sorted({lists, *(n for n in steps if n < lists)})
+            probe_counts = sorted({lists, *(n for n in steps if n < lists)})
         elif _graph(self._index) is not None:
-            efforts = [round(2 ** (quarter / 4)) for quarter in range(16, 45)]
+            probe_counts = [round(2 ** (quarter / 4)) for quarter in range(16, 45)]
         elif not _is_refined(self._index):
             return
         for factor in CANDIDATE_FACTORS if _is_refined(self._index) else (1,):
-            yield factor, efforts
+            yield factor, probe_counts
 
-    def _named(self, effort: int, factor: int) -> str:
-        """Write search parameters as FAISS reads them."""
+    def _named(self, probes: int, factor: int) -> str:
+        """Return search parameters in the form that FAISS reads."""
         parts = []
         if self.lists:
-            parts.append(f"nprobe={effort}")
+            parts.append(f"nprobe={probes}")
             if _graph(faiss.downcast_index(_inverted_lists(self._index).quantizer)) is not None:
-                parts.append(f"quantizer_efSearch={max(64, 2 * effort)}")
+                parts.append(f"quantizer_efSearch={max(64, 2 * probes)}")
         elif _graph(self._index) is not None:
-            parts.append(f"efSearch={effort}")
+            parts.append(f"efSearch={probes}")
         if _is_refined(self._index):
             parts.append(f"k_factor_rf={factor}")
         return ",".join(parts)
 
-    def _cost(self, effort: int, candidates: int) -> float:
-        scanned = effort * len(self) / self.lists if self.lists else effort
+    def _cost(self, probes: int, candidates: int) -> float:
+        scanned = probes * len(self) / self.lists if self.lists else probes
         return scanned + (RANKING_COST * candidates if _is_refined(self._index) else 0)
 
-    def _prepared(self, vectors: np.ndarray) -> np.ndarray:
+    def _prepare(self, vectors: np.ndarray) -> np.ndarray:
         vectors = np.ascontiguousarray(vectors, np.float32)
-        return normalized(vectors) if self._metric == "cosine" else vectors
+        return normalize(vectors) if self._metric == "cosine" else vectors
 
     @contextmanager
     def _reproducibly(self) -> Iterator[None]:
-        """Build graphs on one thread: on several, the order of insertion and with it the graph is left to chance."""
+        """Build graphs on one thread: on several, the order of insertion, and so the graph, is random."""
         threads = faiss.omp_get_max_threads()
         ivf = _inverted_lists(self._index)
         graphs = [self._index, faiss.downcast_index(ivf.quantizer) if ivf is not None else None]
@@ -241,9 +241,9 @@ class VectorIndex:
             faiss.omp_set_num_threads(threads)
 
     def _candidates_each(self, count: int) -> float:
-        """Return how many candidates are ranked again for each neighbor: the parameter is meant for `FEW_NEIGHBORS`.
+        """Return how many candidates to rerank for each neighbor; the parameter is tuned for `FEW_NEIGHBORS`.
 
-        Of any number of neighbors the first ones are found as well with as many candidates in all.
+        With the same total of candidates, the first neighbors are found as well for any number of neighbors.
         """
         if not _is_refined(self._index):
             return 1
@@ -252,7 +252,7 @@ class VectorIndex:
 
     @property
     def _refined(self) -> Any:
-        """The index, as one that ranks candidates again."""
+        """The index as one that reranks candidates."""
         return self._index
 
     @contextmanager
@@ -267,42 +267,43 @@ class VectorIndex:
             self._refined.k_factor = usual
 
     @contextmanager
-    def _visiting(self, effort: int) -> Iterator[None]:
+    def _visiting(self, probe_scale: int) -> Iterator[None]:
         ivf = _inverted_lists(self._index)
-        if ivf is None or effort == 1:
+        if ivf is None or probe_scale == 1:
             yield
             return
         usual = ivf.nprobe
-        ivf.nprobe = min(usual * effort, ivf.nlist)
+        ivf.nprobe = min(usual * probe_scale, ivf.nlist)
         try:
             yield
         finally:
             ivf.nprobe = usual
 
 
-def check_metric(metric: str) -> None:
-    """Refuse a metric that is not known.
-
-    Raises:
-        ConfigurationError: It is not one of `METRICS`.
-    """
-    if metric not in METRICS:
-        raise ConfigurationError(f"index.metric={metric} is not one of {', '.join(METRICS)}.")
-
-
-def normalized(vectors: np.ndarray) -> np.ndarray:
-    """Return the vectors, [..., d], scaled to length one; a vector of zeros stays one."""
+def normalize(vectors: np.ndarray) -> np.ndarray:
+    """Return the vectors, [..., d], scaled to length one; a vector of zeros is unchanged."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(lengths == 0, 1, lengths)
 
 
 def distances(queries: np.ndarray, vectors: np.ndarray, metric: str) -> np.ndarray:
-    """Distance of each query, [n, d], to each of its own vectors, [n, k, d], term by term; [n, k]."""
+    """Return the distance of each query, [n, d], to each of its own vectors, [n, k, d], term by term; [n, k]."""
     if metric == "inner_product":
         return -np.einsum("qw,qkw->qk", queries, vectors)
     if metric == "cosine":
-        queries, vectors = normalized(queries), normalized(vectors)
+        queries, vectors = normalize(queries), normalize(vectors)
     return ((queries[:, None] - vectors) ** 2).sum(-1)
+
+
+@contextmanager
+def _matrix_products() -> Iterator[None]:
+    """Make FAISS use matrix products for few queries too; its setting applies to the whole process."""
+    usual = faiss.cvar.distance_compute_blas_threshold
+    faiss.cvar.distance_compute_blas_threshold = BLAS_THRESHOLD
+    try:
+        yield
+    finally:
+        faiss.cvar.distance_compute_blas_threshold = usual
 
 
 def _inverted_lists(index: faiss.Index) -> Any:
@@ -327,7 +328,7 @@ def _graph(index: faiss.Index) -> Any:
 
 
 def _copy_to_gpus(index: faiss.Index) -> faiss.Index | None:
-    """Copy an index to all GPUs; None if there is none or FAISS has no such index there (4-bit codes, graphs)."""
+    """Copy an index to all GPUs; None if there are none or FAISS does not support it there (4-bit codes, graphs)."""
     if not faiss.get_num_gpus():
         return None
     try:

@@ -64,7 +64,7 @@ def model_identity(config: RunConfig, folder: RunFolder, inputs: Inputs) -> dict
     roles = {"corpus": train.artifact.fingerprint}
     start = None
     if config.retrieval.k:
-        roles["database"] = inputs.database.neighbors_of(train).fingerprint
+        roles["database"] = inputs.database.neighbors_of(train).artifact.fingerprint
         weights = start_weights(config, folder)
         if weights is not None and weights.is_file():
             start = file_checksum(weights)
@@ -85,7 +85,7 @@ def build_trainer(
     config: RunConfig, folder: Path, steps: int, callbacks: list[pl.Callback], logging: bool = True
 ) -> pl.Trainer:
     """Instantiate trainer, callbacks and loggers; a null `dirpath` or `save_dir` becomes the model's folder."""
-    console.quiet()  # Lightning has set its loggers up anew when it was imported
+    console.quiet_loggers()  # Lightning has set its own up anew when it was imported
     # Validation is counted in batches, of which an optimizer step takes several where gradients are accumulated.
     batches_per_step = config.trainer.get("accumulate_grad_batches") or 1
     interval = max(1, round(steps / max(1, config.evaluation.curve_points)))
@@ -123,7 +123,7 @@ def sequences(config: RunConfig, store: TokenStore, database: Database | None) -
     """Read sequences of a text, with what they retrieve if there is a database."""
     retrieved = None
     if database is not None:
-        ids = database.neighbors_of(store).array("ids.npy")
+        ids = database.neighbors_of(store).ids
         retrieved = Retrieved(database.store, ids, config.retrieval.value)
     return Sequences(store, retrieved, config.data.sequence_length, with_documents=config.model.document_masks)
 

@@ -35,17 +35,16 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     stores |= {text.description: text.store for text in inputs.texts if text.name not in stores}
     for split, store in stores.items():
         console.output.print(
-            f"{split}: {store.documents:,} documents, {store.artifact.facts['tokens']:,} tokens, "
+            f"{split}: {store.documents:,} documents, {store.facts.tokens:,} tokens, "
             f"{store.chunks:,} chunks, "
-            f"{database.neighbors_of(store).facts['with_neighbors']:.1%} of them with neighbors",
+            f"{database.neighbors_of(store).with_neighbors:.1%} of them with neighbors",
             soft_wrap=True,
         )
     for index in database.indexes:
         facts = index.facts
-        recalls = ", ".join(f"{fact} {facts[fact]}" for fact in sorted(facts, key=len) if fact.startswith("recall@"))
+        recalls = ", ".join(f"recall@{count} {share}" for count, share in index.recalls.items())
         console.output.print(
-            f"index: {facts['factory']}, {facts['vectors']:,} vectors, {facts['bytes_per_vector']} bytes each, "
-            f"{recalls}",
+            f"index: {facts.factory}, {facts.vectors:,} vectors, {facts.bytes_per_vector} bytes each, {recalls}",
             soft_wrap=True,
         )
 

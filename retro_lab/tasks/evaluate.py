@@ -119,7 +119,7 @@ def _measured(config: RunConfig, text: HeldOutText, k: int, inputs: Inputs) -> t
     scored = ScoredText(
         name=text.name,
         description=text.description,
-        altered_documents=text.store.artifact.facts["altered"],
+        altered_documents=text.store.facts.altered,
         tokens=text.store.artifact.fingerprint,
         sequence_length=config.data.sequence_length,
         stride=config.evaluation.stride,
@@ -130,6 +130,6 @@ def _measured(config: RunConfig, text: HeldOutText, k: int, inputs: Inputs) -> t
     retrieved = Retrieved(
         database=database.description,
         source=database.store.artifact.fingerprint,
-        neighbors=database.neighbors_of(text.store).fingerprint,
+        neighbors=database.neighbors_of(text.store).artifact.fingerprint,
     )
     return scored, k, retrieved

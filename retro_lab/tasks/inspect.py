@@ -8,7 +8,7 @@ from rich.text import Text
 from retro_lab import console
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
-from retro_lab.retrieval.neighbors import MISSING
+from retro_lab.retrieval.neighbors import NO_NEIGHBOR
 from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks.build import Inputs
 from retro_lab.tasks.config import InspectConfig, RunConfig
@@ -28,14 +28,14 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         raise ConfigurationError(f"task.chunk={chunk} is not one of the {store.chunks} chunks of the {split} split.")
     chunks = [chunk] if chunk is not None else np.linspace(0, store.chunks - 1, task.count + 2, dtype=int)[1:-1]
     table = inputs.database.neighbors_of(store)
-    ids, distances = table.array("ids.npy"), table.array("distances.npy")
+    ids, distances = table.ids, table.distances
     for number in chunks:
         _show(store, int(number), f"{split} chunk {number}", "white")
         found = ids[number][: config.retrieval.k]
-        if (found == MISSING).all():
+        if (found == NO_NEIGHBOR).all():
             console.output.print("no neighbors")
         for rank, (neighbor, distance) in enumerate(zip(found, distances[number], strict=False), 1):
-            if neighbor != MISSING:
+            if neighbor != NO_NEIGHBOR:
                 _show(source, int(neighbor), f"neighbor {rank}, distance {distance:.3f}, chunk {neighbor}", "cyan")
 
 

@@ -193,7 +193,7 @@ def _announce(
 
 
 def _summarize_corpus(corpus: Corpus) -> CorpusSummary:
-    tokens = {split: store.artifact.facts["tokens"] for split, store in corpus.stores.items()}
+    tokens = {split: store.facts.tokens for split, store in corpus.stores.items()}
     documents = {split: store.documents for split, store in corpus.stores.items()}
     return CorpusSummary(
         source=corpus.name,
@@ -214,5 +214,5 @@ def _summarize_database(inputs: Inputs) -> DatabaseSummary:
         tokens=database.tokens,
         fraction=database.fraction,
         index=database.method,
-        chunks_with_neighbors=database.neighbors_of(inputs.corpus.stores["train"]).facts["with_neighbors"],
+        chunks_with_neighbors=database.neighbors_of(inputs.corpus.stores["train"]).with_neighbors,
     )

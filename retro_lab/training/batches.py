@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from retro_lab.errors import ConfigurationError, CorpusError
 from retro_lab.retrieval.sequences import Batch, Sequences
-from retro_lab.training.permutation import permuted
+from retro_lab.training.permutation import permute
 
 ORDERED_AT_ONCE = 64
 """Global batches whose places in the permutation are computed together."""
@@ -89,7 +89,7 @@ class TrainingBatches(IterableDataset[TrainingBatch]):
         order = np.empty_like(places)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
-            order[rows] = permuted(places[rows], self.sequence_count, self.seed, int(epoch))
+            order[rows] = permute(places[rows], self.sequence_count, self.seed, int(epoch))
         return (order * self.sequences.chunks_per_sequence).reshape(len(steps), *shape)
 
     def __iter__(self) -> Iterator[TrainingBatch]:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from retro_lab.evaluation.scoring import ScoringModule
 from retro_lab.model.retro import RetroModel
-from retro_lab.retrieval.sequences import documents_of, neighbors_of, widened
+from retro_lab.retrieval.sequences import documents_of, neighbors_of, to_int64
 from retro_lab.training.batches import TrainingBatch
 from retro_lab.training.compiled import compiled
 from retro_lab.training.schedule import WarmupCosine
@@ -68,7 +68,7 @@ class RetroModule(ScoringModule):
         average is the mean over all tokens, as if the global batch were one piece. Dividing here, and not the summed
         gradients before the step, keeps gradients in the range of a mean while half precision holds them.
         """
-        inputs = widened(batch["batch"])
+        inputs = to_int64(batch["batch"])
         nats = self.training_loss(
             inputs["tokens"],
             inputs["targets"],

@@ -12,7 +12,7 @@ import numpy as np
 ROUNDS = 6
 
 
-def permuted(places: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
+def permute(places: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
     """Return what stands at `places` of the permutation of 0, 1, ..., `count` - 1 that belongs to seed and epoch.
 
     Args:

@@ -14,12 +14,13 @@ import pytest
 from crash_points import run_and_die
 from squares import CombinedSquares, Squares
 
+from retro_lab import ranks
 from retro_lab.artifacts import store as store_module
 from retro_lab.artifacts.arrays import create_array
 from retro_lab.artifacts.manifest import Manifest
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.errors import ArtifactError
-from retro_lab.ranks import Place, place
+from retro_lab.ranks import Process
 
 STAGES = [Squares, CombinedSquares]
 
@@ -293,16 +294,16 @@ def test_an_array_takes_its_room_before_it_is_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({}, Place(0, 1, 0)),
-        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Place(5, 8, 1)),
-        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "3"}, Place(3, 4, 3)),
-        ({"SLURM_PROCID": "1", "RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, Place(2, 4, 0)),
-        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "0"}, Place(1, 2, 1)),
+        ({}, Process(0, 1, 0)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Process(5, 8, 1)),
+        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "3"}, Process(3, 4, 3)),
+        ({"SLURM_PROCID": "1", "RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, Process(2, 4, 0)),
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2", "NODE_RANK": "0"}, Process(1, 2, 1)),
     ],
 )
-def test_place_among_processes(monkeypatch, variables, expected):
+def test_which_of_several_processes_this_is(monkeypatch, variables, expected):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert place() == expected
+    assert ranks.current() == expected

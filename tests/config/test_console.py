@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -61,3 +62,21 @@ def test_a_short_stage_leaves_no_line_in_a_log_file(monkeypatch: pytest.MonkeyPa
     with console.progress("tokens", "documents", 3) as advance:
         advance(3)
     assert log.getvalue() == ""
+
+
+def test_rank_0_alone_prints_results(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RANK", "1")
+    console.output.print("seen twice")
+    monkeypatch.setenv("RANK", "0")
+    console.output.print("seen once")
+    assert capsys.readouterr().out == "seen once\n"
+
+
+def test_warnings_of_libraries_are_silenced_and_those_of_users_are_not() -> None:
+    modules = ["torch.utils.data.dataloader", "pytorch_lightning", "retro_lab.tasks.train", "torches", "my_callbacks"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        console.quiet()
+        for module in modules:
+            warnings.warn_explicit(module, UserWarning, "file.py", 1, module)
+    assert [str(warning.message) for warning in caught] == ["torches", "my_callbacks"]

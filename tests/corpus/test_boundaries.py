@@ -13,13 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus import decontamination, layout, parquet, stages
+from retro_lab.corpus import decontamination, layout, parquet
+from retro_lab.corpus import tokens as tokens_module
 from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
 from retro_lab.corpus.documents import SPLITS, Document, DocumentSource
+from retro_lab.corpus.documents_stage import DocumentsStage
 from retro_lab.corpus.parquet import DOCUMENT_COLUMNS, DocumentsWriter, by_bytes, document_files, pieces, read_documents
-from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import ByteBPE
-from retro_lab.corpus.tokens import TokenStore
+from retro_lab.corpus.tokenizer_stage import TokenizerStage
+from retro_lab.corpus.tokens import TokensStage, TokenStore
 
 
 class Given(DocumentSource):
@@ -52,7 +54,7 @@ def small(monkeypatch):
     monkeypatch.setattr(parquet, "ROW_GROUP_DOCUMENTS", 2)
     monkeypatch.setattr(parquet, "GROUPS_IN_PIECE", 2)
     monkeypatch.setattr(parquet, "ROWS", 2)
-    monkeypatch.setattr(stages, "ENCODED_BYTES", 40)
+    monkeypatch.setattr(tokens_module, "ENCODED_BYTES", 40)
     monkeypatch.setattr(decontamination, "GRAMS_AT_ONCE", 2)
     monkeypatch.setattr(layout, "BUCKET_DOCUMENTS", 2)
 

@@ -12,12 +12,14 @@ from peak_memory import peak_memory
 from written_files import write_lines
 
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus import parquet, stages
+from retro_lab.corpus import parquet
+from retro_lab.corpus import tokens as tokens_module
 from retro_lab.corpus.documents import MAX_DOCUMENT_BYTES, TOO_LONG
+from retro_lab.corpus.documents_stage import DocumentsStage
 from retro_lab.corpus.sources.local import LocalSource
-from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import ByteBPE
-from retro_lab.corpus.tokens import TokenStore
+from retro_lab.corpus.tokenizer_stage import TokenizerStage
+from retro_lab.corpus.tokens import TokensStage, TokenStore
 
 IMPORTED = 200e6
 """What Python and the libraries take, at most."""
@@ -25,7 +27,9 @@ BUILD = """
 from pathlib import Path
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus.sources.local import LocalSource
-from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
+from retro_lab.corpus.documents_stage import DocumentsStage
+from retro_lab.corpus.tokenizer_stage import TokenizerStage
+from retro_lab.corpus.tokens import TokensStage
 from retro_lab.corpus.tokenizer import ByteBPE
 root = Path({root!r})
 store = ArtifactStore(root / "artifacts")
@@ -101,7 +105,7 @@ def source(tmp_path):
 def test_one_file_is_many_shards_of_tokens_with_every_document_in_its_place(tmp_path, source, monkeypatch):
     monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 500)
     monkeypatch.setattr(parquet, "GROUPS_IN_PIECE", 2)
-    monkeypatch.setattr(stages, "ENCODED_BYTES", 200)
+    monkeypatch.setattr(tokens_module, "ENCODED_BYTES", 200)
     monkeypatch.setattr("retro_lab.corpus.layout.BUCKET_DOCUMENTS", 7)
     stage, store = build_tokens(tmp_path / "artifacts", source)
     assert len(stage.shard_sizes()) > 5
@@ -124,7 +128,7 @@ def test_one_file_is_many_shards_of_tokens_with_every_document_in_its_place(tmp_
 
 def test_shards_of_tokens_do_not_change_what_is_built(tmp_path, source, monkeypatch):
     whole = build_tokens(tmp_path / "whole", source)[1]
-    monkeypatch.setattr(stages, "ENCODED_BYTES", 200)
+    monkeypatch.setattr(tokens_module, "ENCODED_BYTES", 200)
     monkeypatch.setattr("retro_lab.corpus.layout.BUCKET_DOCUMENTS", 7)
     cut = build_tokens(tmp_path / "cut", source)[1]
     files = ("tokens.npy", "tokens_left.npy", "document_start.npy", "document_length.npy", "document_bytes.npy")

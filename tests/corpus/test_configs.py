@@ -10,7 +10,7 @@ from written_files import read_all, write_lines, write_parquet
 
 from retro_lab.config.session import register
 from retro_lab.corpus.documents import SPLITS
-from retro_lab.corpus.sources.wikipedia import HELD_OUT
+from retro_lab.corpus.sources.wikipedia import HELD_OUT_ELSEWHERE
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -79,7 +79,7 @@ def test_wikipedia_leaves_out_what_wikitext103_holds_out(wikipedia, wikitext):
     folders = [f"corpus.dataset={wikipedia}", f"corpus.without.dataset={wikitext}"]
     without = source("+corpus=wikipedia", *folders)
     found = [(document.id, document.problem) for _, document in read_all(without)]
-    assert found == [("0", HELD_OUT), *((str(n), None) for n in range(1, 100))]
+    assert found == [("0", HELD_OUT_ELSEWHERE), *((str(n), None) for n in range(1, 100))]
     whole = source("+corpus=wikipedia", folders[0], "corpus.without=null")
     pairs = read_all(whole)
     assert all(document.problem is None for _, document in pairs)

@@ -103,7 +103,7 @@ def test_another_corpus_is_refused_where_the_tokenizer_loses_its_text_and_that_i
         others = {"name": "unknown", "similarity": None, **BUILD}
         assert build_other_corpus(artifacts, unknown, first, splits=["train", "validation"], **others).stores
         if lossy:
-            assert build_other_corpus(artifacts, unknown, first, **others).stores["test"].artifact.facts["altered"] == 1
+            assert build_other_corpus(artifacts, unknown, first, **others).stores["test"].facts.altered == 1
             continue
         with pytest.raises(ConfigurationError, match="the text of 1 of 1 held-out documents"):
             build_other_corpus(artifacts, unknown, first, **others)

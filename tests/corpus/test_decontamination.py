@@ -21,10 +21,10 @@ from retro_lab.corpus.decontamination import (
     signature,
 )
 from retro_lab.corpus.documents import HELD_OUT
+from retro_lab.corpus.documents_stage import DocumentsStage
 from retro_lab.corpus.parquet import document_files, read_documents
 from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.corpus.sources.python_source import PythonSource
-from retro_lab.corpus.stages import DocumentsStage
 from retro_lab.errors import ConfigurationError, CorpusError
 
 

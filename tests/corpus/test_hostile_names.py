@@ -5,9 +5,11 @@ import pytest
 from written_files import write_bytes, write_lines
 
 from retro_lab.artifacts.store import ArtifactStore
+from retro_lab.corpus.documents_stage import DocumentsStage
 from retro_lab.corpus.sources.local import LocalSource
-from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import ByteBPE
+from retro_lab.corpus.tokenizer_stage import TokenizerStage
+from retro_lab.corpus.tokens import TokensStage
 
 NAMES = [
     "../../escaped",

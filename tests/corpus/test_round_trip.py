@@ -10,11 +10,12 @@ from written_files import write_lines
 
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus import parquet
-from retro_lab.corpus.round_trip import check_round_trip
+from retro_lab.corpus.corpus import check_round_trip
+from retro_lab.corpus.documents_stage import DocumentsStage
 from retro_lab.corpus.sources.local import LocalSource
-from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
 from retro_lab.corpus.tokenizer import DocumentTokenizer, TokenizerRecipe
-from retro_lab.corpus.tokens import TokenStore
+from retro_lab.corpus.tokenizer_stage import TokenizerStage
+from retro_lab.corpus.tokens import TokensStage, TokenStore
 from retro_lab.errors import ConfigurationError
 
 HELD_OUT = ["The end </s> of <|endoftext|> it: Foo", "the dog", "[CLS] word <0x0 [SEP]", " a\n\n  b é"]
@@ -62,7 +63,7 @@ def test_a_store_has_as_many_markers_as_documents_and_chunks_to_fill(tmp_path, k
 @pytest.mark.parametrize("kind", LOSSLESS)
 def test_a_tokenizer_that_gives_the_text_back_is_taken(tmp_path, kind):
     store = built(tmp_path, kind, HELD_OUT, HELD_OUT, "validation")
-    assert (store.artifact.facts["altered"], store.artifact.facts["altered_examples"]) == (0, [])
+    assert (store.facts.altered, store.facts.altered_examples) == (0, [])
     check_round_trip(store, lossy=False)
 
 
@@ -102,7 +103,7 @@ def test_a_piece_without_documents_is_passed_over(tmp_path, monkeypatch, empty):
     assert 0 in stage.shard_sizes()
     built = TokenStore(store.build(stage), tokenizer)
     assert built.documents == len(HELD_OUT)
-    assert built.artifact.facts["altered"] == 0
+    assert built.facts.altered == 0
     assert sorted(pq.read_table(built.documents_table)["id"].to_pylist()) == sorted(table["id"].to_pylist())
 
 

@@ -10,11 +10,11 @@ from written_files import write_bytes, write_lines
 
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus.documents import SPLITS, hashed_split, name_hash
+from retro_lab.corpus.documents_stage import DocumentsStage
 from retro_lab.corpus.parquet import document_files, read_documents
 from retro_lab.corpus.sources import local
 from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.corpus.sources.mixture import MixtureSource
-from retro_lab.corpus.stages import DocumentsStage
 from retro_lab.errors import ConfigurationError, CorpusError
 
 
@@ -215,12 +215,16 @@ def test_a_part_of_a_mixture_has_its_own_groups_or_the_mixtures(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"group_pattern": "(a"}, ConfigurationError, r"group_pattern=\(a is no regular expression \(.*\); correct it"),
+        (
+            {"group_pattern": "(a"},
+            ConfigurationError,
+            r"group_pattern=\(a is not a regular expression \(.*\); correct it",
+        ),
         ({"group_pattern": "a", "group_field": "id"}, ConfigurationError, "both name groups; set one of them to null"),
         (
             {"group_pattern": "^none"},
             CorpusError,
-            r"=\^none matches a part of no document's id, such as 'x/\d'; change",
+            r"=\^none does not match a part of any document's id, such as 'x/\d'; change",
         ),
         (
             {"group_pattern": "x/"},

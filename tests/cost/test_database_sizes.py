@@ -27,28 +27,28 @@ def test_a_real_build_is_as_large_as_planned(tmp_path, tiny_bert) -> None:
     chunks = build_chunks(tmp_path, tiny_bert, RandomSentences(documents=160, longest=1_600), chunk_length=64)
     store, embeddings = chunks.stores["train"], chunks.embeddings["train"]
     neighbors = search(chunks, "train", STORED, cuts=(int(store.document_start[store.documents // 2]),))
-    tokens = store.artifact.facts["tokens"]
+    tokens = store.facts.tokens
     sizes = DatabaseSizes(
         database_tokens=tokens,
         searched_tokens=tokens,
         tokens_per_document=tokens / store.documents,
         chunk_length=64,
         vocabulary=store.tokenizer.vocabulary_size,
-        width=embeddings.facts["width"],
+        width=embeddings.width,
         stored=STORED,
         factory="auto",
         exact_below=200_000,
         recall=0.95,
         max_bytes=None,
-        largest_index=store.chunks * embeddings.facts["width"] * 4 * 0.7,
+        largest_index=store.chunks * embeddings.width * 4 * 0.7,
     )
     assert sizes.chunks == pytest.approx(store.chunks, rel=0.05)
     assert sizes.index_shards == 2
     assert sizes.index_factory == "Flat"
     planned = (
         (store.artifact, sizes.tokens_bytes),
-        (embeddings, sizes.embeddings_bytes),
-        (neighbors, sizes.neighbors_bytes),
+        (embeddings.artifact, sizes.embeddings_bytes),
+        (neighbors.artifact, sizes.neighbors_bytes),
     )
     for artifact, expected in planned:
         assert expected == pytest.approx(on_disk(artifact.folder), rel=0.05), artifact.folder

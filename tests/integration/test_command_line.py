@@ -288,8 +288,8 @@ def test_what_is_too_long_or_too_like_a_held_out_document_is_not_trained_on(tmp_
     paths = ["corpus.path=train.jsonl", "corpus.test_path=held.jsonl", "corpus.max_document_bytes=2000"]
     done = run(tmp_path, embedder, *paths, "task=build")
     said = " ".join(done.stderr.split())
-    assert "skipped 1 longer than corpus.max_document_bytes; such as train.jsonl:18: longer" in said
-    assert "dropped 1 documents much like held-out ones; such as train.jsonl:17:" in said
+    assert "skipped 1 longer than corpus.max_document_bytes, such as train.jsonl:18: longer" in said
+    assert "dropped 1 training documents that nearly duplicate held-out ones, such as train.jsonl:17:" in said
     assert "train: 16 documents" in done.stdout
     run(tmp_path, *paths, embedder, "corpus.max_document_bytes=0", "task=build", check=2)
     off = run(tmp_path, embedder, *paths, "task=build", "decontamination=none")

@@ -8,15 +8,16 @@ import numpy as np
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
 from retro_lab.corpus.documents import SPLITS, Document, DocumentSource
-from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
+from retro_lab.corpus.documents_stage import DocumentsStage
 from retro_lab.corpus.tokenizer import ByteBPE
-from retro_lab.corpus.tokens import TokenStore
+from retro_lab.corpus.tokenizer_stage import TokenizerStage
+from retro_lab.corpus.tokens import TokensStage, TokenStore
 from retro_lab.retrieval.bm25 import BM25
 from retro_lab.retrieval.config import IndexConfig
 from retro_lab.retrieval.embedder import Embedder
-from retro_lab.retrieval.embeddings import EmbeddingsStage
-from retro_lab.retrieval.index import IndexStage
-from retro_lab.retrieval.neighbors import NeighborsStage, Ranking, SearchStage
+from retro_lab.retrieval.embeddings import Embeddings, EmbeddingsStage
+from retro_lab.retrieval.index import Index, IndexStage
+from retro_lab.retrieval.neighbors import Neighbors, NeighborsStage, Ranking, SearchStage
 from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher
 
 CHUNK_LENGTH = 8
@@ -82,7 +83,7 @@ def build_chunks(folder, bert, source=None, chunk_length=CHUNK_LENGTH, similarit
         for split in SPLITS
     }
     embedder = Embedder(str(bert), None, 64, 16, "float32", "cpu")
-    embeddings = {split: artifacts.build(EmbeddingsStage(stores[split], embedder, 50)) for split in SPLITS}
+    embeddings = {split: Embeddings(artifacts.build(EmbeddingsStage(stores[split], embedder, 50))) for split in SPLITS}
     return Chunks(artifacts, stores, embedder, embeddings)
 
 
@@ -91,7 +92,7 @@ def index(chunks, start=0, stop=None, **settings):
     stop = chunks.stores["train"].chunks if stop is None else stop
     config = IndexConfig(**{"factory": "Flat"} | settings)
     stage = IndexStage(chunks.embeddings["train"], start, stop, config, chunks.embeddings["validation"], 100, 0)
-    return chunks.artifacts.build(stage)
+    return Index(chunks.artifacts.build(stage))
 
 
 def search(chunks, split, stored, cuts=(), method="dense", candidates=12, **settings):
@@ -107,4 +108,4 @@ def search(chunks, split, stored, cuts=(), method="dense", candidates=12, **sett
             searcher = DenseSearcher(chunks.embeddings[split], index(chunks, start, stop, **settings))
         stage = SearchStage(searcher, store, chunks.stores["train"], stored, 40, ranking)
         searches.append(chunks.artifacts.build(stage))
-    return chunks.artifacts.build(NeighborsStage(searches))
+    return Neighbors(chunks.artifacts.build(NeighborsStage(searches)))

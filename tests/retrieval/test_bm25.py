@@ -11,7 +11,7 @@ from pipeline import build_chunks, search
 
 from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval.bm25 import BM25, highest
-from retro_lab.retrieval.neighbors import MISSING
+from retro_lab.retrieval.neighbors import NO_NEIGHBOR
 
 K1, B = 1.5, 0.75
 
@@ -51,10 +51,10 @@ def by_hand(chunks):
 def test_scores_are_those_of_the_formula(chunks, by_hand):
     stored = chunks.stores["train"].chunks
     table = search(chunks, "validation", stored, method="bm25")
-    ids, distances = table.array("ids.npy"), table.array("distances.npy")
+    ids, distances = table.ids, table.distances
     for query in (0, 1, 7, len(ids) - 1):
         expected = by_hand("validation", query)
-        found = ids[query] != MISSING
+        found = ids[query] != NO_NEIGHBOR
         assert set(ids[query, found]) == set(np.flatnonzero(expected > 0))
         np.testing.assert_allclose(-distances[query, found], expected[ids[query, found]], rtol=1e-5)
         assert (np.diff(distances[query, found]) >= 0).all()
@@ -64,14 +64,14 @@ def test_merging_shards_equals_searching_all_at_once(chunks):
     """Exactly, equal scores too: frequencies and mean length are those of the whole training split."""
     whole = search(chunks, "train", 6, method="bm25")
     parts = search(chunks, "train", 6, cuts=[1, 3, 20], method="bm25")
-    for name in ("ids.npy", "distances.npy"):
-        np.testing.assert_array_equal(parts.array(name), whole.array(name))
+    np.testing.assert_array_equal(parts.ids, whole.ids)
+    np.testing.assert_array_equal(parts.distances, whole.distances)
 
 
 def test_hybrid_ranks_the_dense_candidates_by_bm25(chunks, by_hand):
-    candidates = search(chunks, "validation", 12).array("ids.npy")
+    candidates = search(chunks, "validation", 12).ids
     table = search(chunks, "validation", 5, method="hybrid", candidates=12)
-    ids, distances = table.array("ids.npy"), table.array("distances.npy")
+    ids, distances = table.ids, table.distances
     for query in (0, 3, len(ids) - 1):
         expected = by_hand("validation", query)
         assert set(ids[query]) <= set(candidates[query])

@@ -16,7 +16,8 @@ from retro_lab.artifacts.stage import Artifact
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ArtifactError
-from retro_lab.retrieval.index import open_index
+from retro_lab.retrieval.config import Value
+from retro_lab.retrieval.index import Index
 from retro_lab.retrieval.sequences import Retrieved
 
 
@@ -121,12 +122,12 @@ def test_neighbors_that_are_not_there_are_refused(chunks, value):
     ids = np.zeros((store.chunks, 2), np.int64)
     ids[3, 1] = value
     with pytest.raises(ArtifactError, match=rf"chunk {value} of {store.chunks}.*task=verify"):
-        Retrieved(store, ids, "neighbor").read(np.arange(5), 2)
+        Retrieved(store, ids, Value.neighbor).read(np.arange(5), 2)
 
 
 def test_an_index_that_faiss_cannot_read_is_refused(chunks, large):
-    artifact = large(index(chunks))
+    artifact = large(index(chunks).artifact)
     path = artifact.folder / "00000" / "index.faiss"
     path.write_bytes(b"\0" * path.stat().st_size)
     with pytest.raises(ArtifactError, match=r"index\.faiss is damaged .*task=verify"):
-        open_index(artifact)
+        Index(artifact).open()

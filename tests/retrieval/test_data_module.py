@@ -12,6 +12,7 @@ from pipeline import CHUNK_LENGTH, build_chunks, search
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.windows import Windows
+from retro_lab.retrieval.config import Value
 from retro_lab.retrieval.sequences import Batch, Retrieved, Sequences
 from retro_lab.training.batches import TrainingBatch
 from retro_lab.training.data import RetroDataModule
@@ -23,8 +24,8 @@ LENGTH = 4 * CHUNK_LENGTH
 def sequences(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Sequences:
     chunks = build_chunks(tmp_path_factory.mktemp("data"), tiny_bert)
     store: TokenStore = chunks.stores["train"]
-    ids = search(chunks, "train", stored=2).array("ids.npy")
-    return Sequences(store, Retrieved(store, ids, "neighbor_and_continuation"), LENGTH)
+    ids = search(chunks, "train", stored=2).ids
+    return Sequences(store, Retrieved(store, ids, Value.neighbor_and_continuation), LENGTH)
 
 
 class Reader(pl.LightningModule):

@@ -152,7 +152,7 @@ def test_every_shipped_embedder_embeds_with_its_settings(tiny_bert: Path, option
     """With a smaller model in the place of theirs, where the hub is out of reach."""
     config = compose([f"embedder={option}", f"embedder.model={tiny_bert}"]).embedder
     settings = ("model", "revision", "max_length", "batch_size", "precision", "compile")
-    made = Embedder(**{name: config[name] for name in settings}, device="cpu")
+    made = Embedder(**{name: getattr(config, name) for name in settings}, device="cpu")
     texts = [text[:40] for text in texts_of(5)]  # the other embedder cuts longer ones
     np.testing.assert_allclose(made.embed(texts), embedder(tiny_bert).embed(texts), atol=0.05)
 

@@ -14,6 +14,7 @@ from pipeline import CHUNK_LENGTH, RandomSentences, build_chunks, search
 from retro_lab.evaluation.windows import Windows
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.retro import RetroModel
+from retro_lab.retrieval.config import Value
 from retro_lab.retrieval.sequences import Retrieved, Sequences
 from retro_lab.training.batches import TrainingBatches
 from retro_lab.training.data import RetroDataModule
@@ -31,8 +32,8 @@ SIZE = SizeConfig(
 def sequences(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Sequences:
     """Sequences of short and long documents, so that they hold very different numbers of text tokens."""
     chunks = build_chunks(tmp_path_factory.mktemp("batch"), tiny_bert, RandomSentences(documents=40, longest=40))
-    ids = search(chunks, "train", stored=2).array("ids.npy")
-    return Sequences(chunks.stores["train"], Retrieved(chunks.stores["train"], ids, "neighbor"), 2 * CHUNK_LENGTH)
+    ids = search(chunks, "train", stored=2).ids
+    return Sequences(chunks.stores["train"], Retrieved(chunks.stores["train"], ids, Value.neighbor), 2 * CHUNK_LENGTH)
 
 
 def new_module(sequences: Sequences) -> RetroModule:

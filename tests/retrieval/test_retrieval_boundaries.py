@@ -11,9 +11,9 @@ from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.retrieval import embeddings, index, neighbors
 from retro_lab.retrieval.bm25 import BM25
 from retro_lab.retrieval.config import IndexConfig
-from retro_lab.retrieval.embeddings import EmbeddingsStage, read_embeddings, read_rows
-from retro_lab.retrieval.index import IndexStage, open_index
-from retro_lab.retrieval.neighbors import MISSING, NeighborsStage, SearchStage
+from retro_lab.retrieval.embeddings import Embeddings, EmbeddingsStage
+from retro_lab.retrieval.index import Index, IndexStage
+from retro_lab.retrieval.neighbors import NO_NEIGHBOR, Neighbors, NeighborsStage, SearchStage
 from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher
 
 
@@ -35,12 +35,12 @@ def sizes_around(count):
 
 def test_embeddings_do_not_depend_on_the_shards_and_windows(chunks, fresh, monkeypatch):
     store = chunks.stores["train"]
-    whole = read_embeddings(chunks.embeddings["train"], 0, store.chunks)
+    whole = chunks.embeddings["train"].range(0, store.chunks)
     for size in sizes_around(store.chunks):
         monkeypatch.setattr(embeddings, "WINDOW", max(1, size - 1))
-        cut = fresh().build(EmbeddingsStage(store, chunks.embedder, size))
-        assert len(cut.manifest.files) == -(-store.chunks // size)
-        np.testing.assert_allclose(read_embeddings(cut, 0, store.chunks), whole, atol=2e-3)
+        cut = Embeddings(fresh().build(EmbeddingsStage(store, chunks.embedder, size)))
+        assert len(cut.artifact.manifest.files) == -(-store.chunks // size)
+        np.testing.assert_allclose(cut.range(0, store.chunks), whole, atol=2e-3)
 
 
 @given(st.data())
@@ -56,30 +56,30 @@ def test_any_rows_of_any_shards_are_read(fresh, data):
         return {}
 
     stage.write_shard, stage.finish = write, lambda *_: {"chunks": count, "width": 32, "shard_size": shard}
-    built = fresh().build(stage)
+    built = Embeddings(fresh().build(stage))
     start = data.draw(st.integers(0, count))
     stop = data.draw(st.integers(start, count))
-    np.testing.assert_array_equal(read_embeddings(built, start, stop), vectors[start:stop])
+    np.testing.assert_array_equal(built.range(start, stop), vectors[start:stop])
     rows = np.array(data.draw(st.lists(st.integers(0, count - 1), max_size=6)), int)
-    np.testing.assert_array_equal(read_rows(built, rows), vectors[rows])
-    np.testing.assert_array_equal(read_rows(built, rows[:, None]), vectors[rows[:, None]])
+    np.testing.assert_array_equal(built.rows(rows), vectors[rows])
+    np.testing.assert_array_equal(built.rows(rows[:, None]), vectors[rows[:, None]])
 
 
 @pytest.mark.parametrize("vectors", [1, 2, 5])
 def test_an_index_does_not_depend_on_the_blocks(fresh, monkeypatch, vectors):
     artifacts = fresh()
-    keys, queries = artifacts.build(Clusters(vectors, 0)), artifacts.build(Clusters(3, 1))
-    asked = read_embeddings(queries, 0, 3)
+    keys, queries = (Embeddings(artifacts.build(stage)) for stage in (Clusters(vectors, 0), Clusters(3, 1)))
+    asked = queries.range(0, 3)
     found = []
     for block in sizes_around(vectors):
         monkeypatch.setattr(index, "BLOCK", block)
         monkeypatch.setattr(index, "QUERIES_AT_ONCE", block)
         config = IndexConfig(factory="HNSW4,Flat", search="auto")
-        built = fresh().build(IndexStage(keys, 0, vectors, config, queries, 100, 0))
-        assert built.facts["recall@100"] == built.facts["recall@10"] == 1
-        found.append(open_index(built).search(asked, vectors + 3)[1])
+        built = Index(fresh().build(IndexStage(keys, 0, vectors, config, queries, 100, 0)))
+        assert built.recalls == {10: 1, 100: 1}
+        found.append(built.open().search(asked, vectors + 3)[1])
     assert (np.sort(found[0], 1)[:, 3:] == np.arange(vectors)).all()
-    assert (found[0] == MISSING).sum() == 3 * 3
+    assert (found[0] == NO_NEIGHBOR).sum() == 3 * 3
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
 
@@ -92,7 +92,9 @@ def test_neighbors_do_not_depend_on_the_shards_and_batches(chunks, fresh, monkey
     own = store.document_of(np.arange(store.chunks))
     others = store.chunks - np.bincount(own)[own]
     config = IndexConfig(factory="Flat")
-    flat = chunks.artifacts.build(IndexStage(keys, 0, store.chunks, config, chunks.embeddings["validation"], 1, 0))
+    flat = Index(
+        chunks.artifacts.build(IndexStage(keys, 0, store.chunks, config, chunks.embeddings["validation"], 1, 0))
+    )
     tables = []
     for size in sizes_around(store.chunks):
         for stored in (1, store.chunks - 1, store.chunks + 3):
@@ -104,11 +106,11 @@ def test_neighbors_do_not_depend_on_the_shards_and_batches(chunks, fresh, monkey
             artifacts = fresh()
             search = artifacts.build(SearchStage(searcher, store, store, stored, size))
             assert len(search.manifest.files) == 2 * -(-store.chunks // size)
-            ids = artifacts.build(NeighborsStage([search])).array("ids.npy")
+            ids = Neighbors(artifacts.build(NeighborsStage([search]))).ids
             assert ids.shape == (store.chunks, stored)
             if method == "dense":
-                assert ((ids != MISSING).sum(1) == np.minimum(others, stored)).all()
-                assert (ids[:, 0] != MISSING).all()
+                assert ((ids != NO_NEIGHBOR).sum(1) == np.minimum(others, stored)).all()
+                assert (ids[:, 0] != NO_NEIGHBOR).all()
             tables.append((stored, ids))
     widest = next(ids for stored, ids in tables if stored > store.chunks)
     for stored, ids in tables:

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.windows import RankWindows, Windows
-from retro_lab.retrieval.sequences import Retrieved, Sequences, documents_of, widened
+from retro_lab.retrieval.config import Value
+from retro_lab.retrieval.sequences import Retrieved, Sequences, documents_of, to_int64
 from retro_lab.training.batches import TrainingBatches
 
 
@@ -23,9 +24,11 @@ def chunks(tmp_path_factory, tiny_bert):
 
 @pytest.fixture(scope="module")
 def sequences(chunks):
-    ids = search(chunks, "train", stored=4).array("ids.npy")
+    ids = search(chunks, "train", stored=4).ids
     return Sequences(
-        chunks.stores["train"], Retrieved(chunks.stores["train"], ids, "neighbor_and_continuation"), 4 * CHUNK_LENGTH
+        chunks.stores["train"],
+        Retrieved(chunks.stores["train"], ids, Value.neighbor_and_continuation),
+        4 * CHUNK_LENGTH,
     )
 
 
@@ -76,7 +79,7 @@ class Whole:
         return np.full(chunks.shape, count * self.chunk_length)
 
 
-@pytest.mark.parametrize("values", ["neighbor_and_continuation", "neighbor", "continuation"])
+@pytest.mark.parametrize("values", Value)
 @given(data=st.data())
 def test_neighbors_of_a_range_are_passed_over_and_the_next_move_up(values, data):
     """Against a loop over all that is stored."""
@@ -91,17 +94,17 @@ def test_neighbors_of_a_range_are_passed_over_and_the_next_move_up(values, data)
     for chunk in range(count):
         kept = [i for i in ids[chunk] if i >= 0 and not set(range(i, i + retrieved.span)) & set(range(first, last + 1))]
         expected = Whole(count).read(np.array(kept[:k], int), retrieved.span)
-        if values == "continuation":
+        if values is Value.continuation:
             expected = expected[..., 4:]
         assert (lengths[0, chunk] > 0).tolist() == [place < len(kept) for place in range(k)]
         np.testing.assert_array_equal(tokens[0, chunk, : len(kept[:k])], expected)
 
 
-@pytest.mark.parametrize("values", ["neighbor_and_continuation", "neighbor", "continuation"])
+@pytest.mark.parametrize("values", Value)
 def test_no_sequence_retrieves_what_it_holds_or_predicts(chunks, values):
     """Sequences hold several documents, of which each may be near another; no token of theirs comes back to them."""
     store = chunks.stores["train"]
-    ids = search(chunks, "train", stored=40).array("ids.npy")
+    ids = search(chunks, "train", stored=40).ids
     own_ids = {}
     for length in (8, 16, 32):
         sequences = Sequences(store, Retrieved(store, ids, values), length * CHUNK_LENGTH)
@@ -125,7 +128,7 @@ def test_no_sequence_retrieves_what_it_holds_or_predicts(chunks, values):
 def test_held_out_sequences_keep_all_neighbors(chunks):
     """Their chunks have the numbers of others in the database."""
     store, database = chunks.stores["validation"], chunks.stores["train"]
-    retrieved = Retrieved(database, search(chunks, "validation", stored=4).array("ids.npy"), "neighbor")
+    retrieved = Retrieved(database, search(chunks, "validation", stored=4).ids, Value.neighbor)
     batch = Sequences(store, retrieved, 4 * CHUNK_LENGTH).read(np.array([0]), 4)
     tokens, _ = retrieved.read(np.arange(4)[None], 4)
     np.testing.assert_array_equal(batch["neighbors"], tokens)
@@ -134,7 +137,7 @@ def test_held_out_sequences_keep_all_neighbors(chunks):
 def test_ids_keep_the_type_of_the_store_until_they_are_widened(sequences):
     batch = sequences.read(np.array([0, 5]), 2)
     assert batch["tokens"].dtype == batch["neighbors"].dtype == torch.uint16
-    wide = widened(batch)
+    wide = to_int64(batch)
     for name in ("tokens", "targets", "neighbors"):
         assert wide[name].dtype == torch.int64
         np.testing.assert_array_equal(wide[name].numpy(), batch[name].numpy())
@@ -216,7 +219,7 @@ def test_all_ranks_together_score_every_text_token_of_whole_documents_once(chunk
     assert len({len(rank) for rank in ranks}) == 1  # in step, for what they compute together
     batches = [rank[index] for rank in ranks for index in range(len(rank))]
     assert sum(int(batch["batch"]["mask"].sum()) for batch in batches) == int((store.document_length - 1).sum())
-    assert sum(int(batch["bytes"]) for batch in batches) == store.artifact.facts["bytes"]
+    assert sum(int(batch["bytes"]) for batch in batches) == store.facts.bytes
     assert sum(int(batch["documents"]) for batch in batches) == store.documents
 
 

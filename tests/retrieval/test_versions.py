@@ -20,12 +20,14 @@ from retro_lab.artifacts.fingerprint import canonical_json
 from retro_lab.artifacts.stage import Artifact, Stage
 from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
 from retro_lab.corpus.documents import Document
+from retro_lab.corpus.documents_stage import DocumentsStage
 from retro_lab.corpus.sources.local import LocalSource
-from retro_lab.corpus.stages import DocumentsStage, TokenizerStage, TokensStage
+from retro_lab.corpus.tokenizer_stage import TokenizerStage
+from retro_lab.corpus.tokens import TokensStage
 from retro_lab.retrieval.bm25 import BM25
 from retro_lab.retrieval.config import IndexConfig
-from retro_lab.retrieval.embeddings import EmbeddingsStage
-from retro_lab.retrieval.index import IndexStage, open_index
+from retro_lab.retrieval.embeddings import Embeddings, EmbeddingsStage
+from retro_lab.retrieval.index import Index, IndexStage
 from retro_lab.retrieval.neighbors import NeighborsStage, Ranking, SearchStage
 from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher
 
@@ -146,7 +148,7 @@ def searched(chunks):
     """Index and search of each method, by method."""
     store, queries = chunks.stores["train"], chunks.stores["validation"]
     build = chunks.artifacts.build
-    keys, held_out = build(Directions(store.chunks, 0)), build(Directions(queries.chunks, 1))
+    keys, held_out = (Embeddings(build(Directions(store.chunks, n))) for n, store in enumerate((store, queries)))
     bm25 = BM25(store, 1.5, 0.75)
     found = {}
     for method in METHODS:
@@ -154,15 +156,15 @@ def searched(chunks):
         searcher = BM25Searcher(store, bm25, 0, store.chunks)
         if method != "bm25":
             config = IndexConfig(**DENSE.get(method, DENSE["exact"]))
-            index = build(IndexStage(keys, 0, store.chunks, config, held_out, STORED, 0))
+            index = Index(build(IndexStage(keys, 0, store.chunks, config, held_out, STORED, 0)))
             searcher = DenseSearcher(keys, index)
         ranking = Ranking(40, bm25) if method == "hybrid" else None
         found[method] = index, build(SearchStage(searcher, store, store, STORED, 40, ranking))
     return found
 
 
-def found_by(index, artifact):
-    _, ids = open_index(index).search(np.eye(WIDTH, dtype=np.float32) * 100, 10)
+def found_by(index):
+    _, ids = index.open().search(np.eye(WIDTH, dtype=np.float32) * 100, 10)
     return ids.tolist()
 
 
@@ -179,17 +181,18 @@ def built(request, chunks, inputs, searched, tmp_path):
         )
         return Built(artifact, digest([artifact.facts, content(artifact)]))
     if stage == "embeddings":
-        artifact = chunks.embeddings["train"]
+        artifact = chunks.embeddings["train"].artifact
         vectors = np.concatenate([artifact.array(name) for name in sorted(artifact.manifest.files)])
         return Built(artifact, [*vectors[::7, ::5].ravel().tolist(), *artifact.facts.values()])
     if stage == "index":
-        artifact = searched[method][0]
-        return Built(artifact, digest([artifact.facts | {"bytes_per_vector": 0}, found_by(artifact, artifact)]))
+        index = searched[method][0]
+        facts = index.artifact.facts | {"bytes_per_vector": 0}
+        return Built(index.artifact, digest([facts, found_by(index)]))
     if stage == "search":
         index, artifact = searched[method]
         output = [artifact.facts, artifact.array("00000/ids.npy").tolist()]
         if method == "refined":  # this few chunks have no candidates to spare, so how many there are is asked for
-            opened = open_index(index)
+            opened = index.open()
             opened.set_parameters("k_factor_rf=32")
             output.append([opened._candidates_each(count) for count in (1, 5, 10, 40, 100, 1000)])
         return Built(artifact, digest(output))

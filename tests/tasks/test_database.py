@@ -12,7 +12,7 @@ import pytest
 
 from retro_lab.config.compose import compose
 from retro_lab.corpus.documents import SPLITS
-from retro_lab.retrieval.neighbors import MISSING
+from retro_lab.retrieval.neighbors import NO_NEIGHBOR
 from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks import build, inspect
 from retro_lab.tasks.build import build_corpus, build_database
@@ -87,8 +87,8 @@ def test_databases_of_many_sizes_cost_one_search(built, method):
         for split in SPLITS:
             tables = [neighbors(made, split) for made in (merged, direct)]
             assert stages(merged)["search"] == searched
-            distances = [table.array("distances.npy") for table in tables]
-            ids = [table.array("ids.npy") for table in tables]
+            distances = [table.distances for table in tables]
+            ids = [table.ids for table in tables]
             assert ids[0].shape[1] == 4
             assert ids[0].max() < chunks[-1]
             if method == "bm25":
@@ -107,9 +107,9 @@ def test_databases_of_many_sizes_cost_one_search(built, method):
 def test_a_hundred_neighbors_are_stored_and_read(built):
     made = built("retrieval.stored=100", "evaluation.k=[1,100]")
     for store in made.corpus.stores.values():
-        ids = made.database.neighbors_of(store).array("ids.npy")
+        ids = made.database.neighbors_of(store).ids
         assert ids.shape == (store.chunks, 100)
-        assert (ids != MISSING).all()
+        assert (ids != NO_NEIGHBOR).all()
         assert all(len(set(row)) == 100 for row in ids[::50])
 
 
@@ -122,22 +122,22 @@ def test_held_out_documents_are_in_no_database(built):
     for one, other in combinations(names.values(), 2):
         assert not one & other
     train = made.corpus.stores["train"]
-    assert made.database.chunks == train.chunks == sum(index.facts["vectors"] for index in made.database.indexes)
+    assert made.database.chunks == train.chunks == sum(index.facts.vectors for index in made.database.indexes)
     for table in map(made.database.neighbors_of, made.corpus.stores.values()):
-        assert table.array("ids.npy").max() < train.chunks
+        assert table.ids.max() < train.chunks
 
 
 def test_bm25_needs_no_embeddings(built):
     made = built("retrieval.method=bm25", "embedder.model=there-is-none", artifacts="sparse")
     assert not {"embeddings", "index"} & set(stages(made))
     assert made.database.method == "BM25"
-    assert neighbors(made, "validation").facts["with_neighbors"] == 1
+    assert neighbors(made, "validation").with_neighbors == 1
 
 
 def test_hybrid_is_one_override(built):
     made = built("retrieval.method=hybrid", "retrieval.candidates=20")
     assert made.database.method == "Flat, ranked by BM25"
-    hybrid, dense = (neighbors(build, "validation").array("ids.npy") for build in (made, built()))
+    hybrid, dense = (neighbors(build, "validation").ids for build in (made, built()))
     assert (hybrid != dense).any()
 
 
@@ -147,7 +147,7 @@ def test_building_states_the_recall_of_the_neighbors_stored(built, capsys):
     [index] = made.database.indexes
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("index: ")]
     assert line.startswith(f"index: IVF4,Flat, {made.database.chunks:,} vectors, ")
-    assert line.endswith(f"recall@10 {index.facts['recall@10']}, recall@100 {index.facts['recall@100']}")
+    assert line.endswith(f"recall@10 {index.recalls[10]}, recall@100 {index.recalls[100]}")
 
 
 def test_inspecting_shows_terminal_commands_and_does_not_obey_them(built, capsys, monkeypatch):

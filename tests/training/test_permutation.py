@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from retro_lab.training.permutation import permuted
+from retro_lab.training.permutation import permute
 
 seeds = st.integers(0, 2**40)
 
@@ -16,7 +16,7 @@ seeds = st.integers(0, 2**40)
 @example(1_024, 0, 0)
 @example(1_025, 0, 0)
 def test_every_number_stands_at_one_place(count: int, seed: int, epoch: int) -> None:
-    order = permuted(np.arange(count), count, seed, epoch)
+    order = permute(np.arange(count), count, seed, epoch)
     np.testing.assert_array_equal(np.sort(order), np.arange(count))
 
 
@@ -24,14 +24,14 @@ def test_every_number_stands_at_one_place(count: int, seed: int, epoch: int) -> 
 def test_a_long_permutation_is_read_place_by_place(count: int, seed: int) -> None:
     """At sizes that no array holds: in range, no two alike, and the same whatever is asked for along with it."""
     places = np.unique(np.random.default_rng(seed).integers(0, count, 100))
-    order = permuted(places, count, seed, 0)
+    order = permute(places, count, seed, 0)
     assert ((order >= 0) & (order < count)).all()
     assert len(np.unique(order)) == len(places)
-    np.testing.assert_array_equal(permuted(places[::-1].reshape(-1, 1), count, seed, 0)[::-1, 0], order)
+    np.testing.assert_array_equal(permute(places[::-1].reshape(-1, 1), count, seed, 0)[::-1, 0], order)
 
 
 def test_seeds_and_epochs_have_orders_of_their_own() -> None:
-    orders = [permuted(np.arange(1_000), 1_000, seed, epoch) for seed in range(6) for epoch in range(6)]
+    orders = [permute(np.arange(1_000), 1_000, seed, epoch) for seed in range(6) for epoch in range(6)]
     for number, order in enumerate(orders):
         for other in orders[:number]:
             assert (order == other).sum() < 12  # two random orders agree at one place in the mean
@@ -44,7 +44,7 @@ def test_every_number_is_as_likely_at_every_place(count: int) -> None:
     places = np.linspace(0, count - 1, cells).astype(int)
     table = np.zeros((cells, cells))
     for epoch in range(epochs):
-        numbers = permuted(places, count, 7, epoch)
+        numbers = permute(places, count, 7, epoch)
         np.add.at(table, (np.arange(cells), numbers * cells // count), 1)
     share = np.bincount(np.arange(count) * cells // count, minlength=cells) / count
     statistic = ((table - epochs * share) ** 2 / (epochs * share)).sum()
@@ -55,6 +55,6 @@ def test_every_number_is_as_likely_at_every_place(count: int) -> None:
 def test_what_stands_together_does_not_stay_together() -> None:
     """Places and what follows them are uncorrelated, as are successive numbers."""
     count = 100_000
-    order = permuted(np.arange(count), count, 0, 0)
+    order = permute(np.arange(count), count, 0, 0)
     for left, right in ((np.arange(count), order), (order[:-1], order[1:]), (order[:-2], order[2:])):
         assert abs(np.corrcoef(left, right)[0, 1]) < 5 / np.sqrt(count)

@@ -1,7 +1,7 @@
-"""Reading compressed files whole, or not at all.
+"""Reading compressed files completely, or not at all.
 
-The usual readers end in silence where data end too soon (zstandard), after the first of several frames (zstandard as
-fsspec uses it), or at a damaged second stream (bz2, lzma). These go on to the last byte, and miss an end.
+The usual readers stop silently where data end too soon (zstandard), after the first of several frames (zstandard as
+fsspec uses it), or at a damaged second stream (bz2, lzma). These read to the last byte, and raise if an end is missing.
 """
 
 import bz2
@@ -17,7 +17,7 @@ import zstandard
 INPUT_BYTES = 1024
 """Compressed bytes taken at a time: at most 32 MiB of text, as zstandard writes 128 KiB of one byte in four."""
 LONGEST_WINDOW = 2**31
-"""As far as `zstd --long=31` looks back, the longest there is; a file takes as much memory as its own window."""
+"""The window of `zstd --long=31`, the longest there is; reading a file takes as much memory as its own window."""
 
 
 class _Decompressor(Protocol):
@@ -40,7 +40,7 @@ DECOMPRESSORS: dict[str, Callable[[], _Decompressor]] = {
 
 
 class WholeStreams(io.RawIOBase):
-    """What a compressed file holds: all of its streams, one behind the other, with or without zeros in between."""
+    """The content of a compressed file: all of its streams, one after the other, with or without zeros in between."""
 
     def __init__(self, raw: Any, new: Callable[[], _Decompressor]) -> None:
         """Read the compressed bytes of `raw`, each stream with a decompressor that `new` makes."""
@@ -51,11 +51,11 @@ class WholeStreams(io.RawIOBase):
         self._ready = memoryview(b"")
 
     def readable(self) -> bool:
-        """Return that it can be read."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` as far as the next bytes go.
+        """Fill `buffer` with the next bytes.
 
         Raises:
             EOFError: The compressed bytes end within a stream, or there are none.

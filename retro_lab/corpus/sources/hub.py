@@ -17,9 +17,9 @@ from retro_lab.corpus.sources.hub_dataset import HubDataset, HubSplit
 from retro_lab.corpus.sources.records import RecordFields, check_groups, enumerate_rows
 
 FILE_BYTES_PER_BYTE_TAKEN = 4
-"""With `max_bytes`, no more shards are opened than hold this many times as much on disk, ..."""
+"""With `max_bytes`, only as many shards are opened as take this many times as much on disk, ..."""
 FILE_BYTES_OPENED = 64 * 2**20
-"""... or this much, where that is more: a small file may hold little text beside its other fields."""
+"""... or this much, if that is more: a small file may have little text beside its other fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class _Part:
     limit: float | None
 
     def records(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Yield the records of the part's shards in order, each with its place, `file name:row`."""
+        """Yield the records of the part's shards in order, each with its location, `file name:row`."""
         names = self.opened.shard_names
         for shard in self.shards:
             for row, record in enumerate_rows(self.opened.stream.shard(len(names), shard), names[shard]):
@@ -40,11 +40,11 @@ class _Part:
 class HubSource(DocumentSource):
     """A dataset of the hub, or a folder in the same layout; a part is one shard, usually one file.
 
-    A document's id is the id field or `file name:row`, rows counted from 1.
+    A document's id is the id field or `file name:row`, with rows counted from 1.
     """
 
     shards_are_independent: ClassVar[bool] = True
-    """Whether no document goes on from one shard to the next."""
+    """Whether every document ends with its shard."""
 
     def __init__(
         self,
@@ -63,16 +63,16 @@ class HubSource(DocumentSource):
         """Stream `train_split` of a dataset, and hold out `validation_split` and `test_split`.
 
         Without either, `validation_fraction` and `test_fraction` of the documents are held out by a hash of their ids.
-        Where only one of the two is given, such a hash divides its documents into two halves, one for each held-out
+        If only one of the two is given, the same hash divides its documents into two halves, one for each held-out
         split.
 
-        `max_bytes` is divided among the shards in proportion to the size of their files, evenly where that is not
-        known, and each shard gives its first documents until its share is reached, at most one document beyond it. Of
-        a dataset much larger than `max_bytes` only some shards, evenly spaced, are opened. Of `max_bytes`, held-out
-        splits have their fractions, one that is given alone both.
+        `max_bytes` is divided among the shards in proportion to the size of their files, or evenly if that is not
+        known, and each shard contributes its first documents until its share is reached, exceeding it by at most one.
+        Of a dataset much larger than `max_bytes`, only some evenly spaced shards are opened. Held-out splits get their
+        fractions of `max_bytes`; one that is given alone gets both.
 
         Raises:
-            ConfigurationError: Groups are named twice.
+            ConfigurationError: Both a pattern and a field name groups.
         """
         super().__init__(**settings)
         self.dataset = HubDataset(dataset, subset, revision, data_files)
@@ -88,7 +88,7 @@ class HubSource(DocumentSource):
         """Return the settings, and the commit on the hub or the size and SHA-256 of every file of a folder.
 
         Raises:
-            CorpusError: The commit is needed and the hub cannot be asked for it.
+            CorpusError: The hub must be asked for the commit and cannot be reached.
         """
         if self.dataset.folder:
             content: dict[str, Any] = {"files": self.dataset.checksums}
@@ -130,15 +130,15 @@ class HubSource(DocumentSource):
         """Yield the documents of one part.
 
         Raises:
-            CorpusError: A shard is damaged, has the text's field in no record, lacks an id, or holds something else
-                than text.
+            CorpusError: A shard is damaged, none of its records has the text field, an id is missing, or the text field
+                holds something else than text.
         """
         chosen = self._parts()[part]
         for document in take_bytes(self._documents(chosen.records(), chosen.split), chosen.limit):
             yield self._placed(document, chosen.split)
 
     def _documents(self, records: Iterable[tuple[str, Mapping[str, Any]]], split: Split) -> Iterator[Document]:
-        """Make documents of the records of one part, each with its place."""
+        """Make documents of the records of one part, which come with their locations."""
         yield from self.fields.documents(records, self._source_name)
 
     @property
@@ -159,7 +159,7 @@ class HubSource(DocumentSource):
 
 
 def _enough(sizes: list[int], budget: float | None) -> list[int]:
-    """Choose evenly spaced shards that surely hold `budget` bytes of text; all of them where a size is not known."""
+    """Choose evenly spaced shards that contain at least `budget` bytes of text, or all if a size is unknown."""
     if budget is None or not all(sizes):
         return list(range(len(sizes)))
     file_bytes = max(FILE_BYTES_PER_BYTE_TAKEN * budget, FILE_BYTES_OPENED)

@@ -1,4 +1,4 @@
-"""Opening a dataset of the Hugging Face hub, or a folder in the same layout: its splits, shards, files and commit."""
+"""Access to a dataset of the Hugging Face hub, or a folder in the same layout: splits, shards, files and commit."""
 
 import difflib
 import re
@@ -23,7 +23,7 @@ HUB_TIMEOUT_SECONDS = 10
 
 @dataclass(frozen=True, slots=True)
 class HubSplit:
-    """One split as a stream, with the name and the bytes on disk (0 where not known) of each of its shards."""
+    """One split as a stream, with the name and the bytes on disk (0 if unknown) of each of its shards."""
 
     stream: datasets.IterableDataset
     shard_names: list[str]
@@ -31,7 +31,7 @@ class HubSplit:
 
 
 class HubDataset:
-    """A dataset by name or folder; opened when first asked for something, and then kept open."""
+    """A dataset by name or folder, opened on first use and then kept open."""
 
     def __init__(
         self, name: str, subset: str | None, revision: str | None, data_files: Mapping[str, Any] | None
@@ -46,10 +46,10 @@ class HubDataset:
 
     @property
     def commit(self) -> str | None:
-        """Commit on the hub; not asked for when `revision` is one, so that what was built is found again offline.
+        """Commit on the hub; the hub is not asked if `revision` is a commit, so that builds are found again offline.
 
         Raises:
-            CorpusError: `revision` is no commit, and the hub cannot be asked which commit it means.
+            CorpusError: `revision` is not a commit, and the hub cannot be asked for one.
         """
         if self.revision and re.fullmatch("[0-9a-f]{40}", self.revision):
             return self.revision
@@ -78,12 +78,12 @@ class HubDataset:
             raise CorpusError(f"{self.name} has no split {name!r}, which {option} names; {hint}")
         try:
             stream = self._builder.as_streaming_dataset(split=name)
-        except Exception as error:  # the reader of each format raises types of its own
+        except Exception as error:  # every format's reader raises errors of its own types
             raise CorpusError(
                 f"The split {name!r} of {self.name} cannot be read ({_first_line(error)}); check its files."
             ) from error
         paths = self._files[name]
-        if len(paths) != stream.num_shards:  # archives: which shard is of which file is not told
+        if len(paths) != stream.num_shards:  # archives: which shard belongs to which file is unknown
             return HubSplit(stream, [f"{name}-{n:05d}" for n in range(stream.num_shards)], [0] * stream.num_shards)
         return HubSplit(stream, [self._name(path) for path in paths], [self._size(path) for path in paths])
 
@@ -100,7 +100,7 @@ class HubDataset:
             builder = datasets.load_dataset_builder(
                 str(self.folder or self.name), self.subset, data_files=self.data_files, revision=revision
             )
-        except Exception as error:  # datasets, fsspec and the hub's client each raise types of their own
+        except Exception as error:  # datasets, fsspec and the hub's client raise errors of their own types
             raise CorpusError(
                 f"The dataset {self.name} cannot be opened ({_first_line(error)}); "
                 "check corpus.subset and corpus.data_files."
@@ -111,7 +111,7 @@ class HubDataset:
 
     @cached_property
     def _info(self) -> huggingface_hub.DatasetInfo:
-        """What the hub tells of the dataset; asked first and with a timeout, as `datasets` retries for long."""
+        """What the hub knows about the dataset; asked first and with a timeout, as `datasets` retries for long."""
         try:
             return huggingface_hub.HfApi().dataset_info(
                 self.name, revision=self.revision, timeout=HUB_TIMEOUT_SECONDS, files_metadata=True
@@ -123,7 +123,7 @@ class HubDataset:
                 f"There is no dataset {self.name!r} on the hub that you may read, and no such folder; "
                 "check corpus.dataset, or log in with `hf auth login`."
             ) from error
-        except Exception as error:  # the client passes on the errors of whichever HTTP library it uses
+        except Exception as error:  # the client passes on errors of its HTTP library
             offline = isinstance(error, errors.OfflineModeIsEnabled)
             reason = "HF_HUB_OFFLINE is set" if offline else _first_line(error)
             raise CorpusError(
@@ -139,7 +139,7 @@ class HubDataset:
         return Path(path).stat().st_size if self.folder else self._hub_sizes.get(self._name(path), 0)
 
     def _name(self, path: str) -> str:
-        """Name of a file within the dataset, the same on every machine."""
+        """Return the name of a file within the dataset, the same on every machine."""
         if self.folder and Path(path).is_relative_to(self.folder):
             return valid_unicode(Path(path).relative_to(self.folder).as_posix())
         if path.startswith("hf://"):  # hf://datasets/NAME@COMMIT/FILE

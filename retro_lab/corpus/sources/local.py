@@ -30,9 +30,9 @@ BYTES_IN_PART = 64 * 2**20
 class LocalSource(DocumentSource):
     """Files in JSON, JSON lines, Parquet, Arrow or plain text; JSON and text may be gz, zst, bz2 or xz compressed.
 
-    A document is one record, or one whole text file. Where `path` is a single text file, it is cut at blank lines into
-    documents of about 8 kB, some to train on and some held out; several text files stay one document each. A
-    document's id is the id field or `file name:row`, rows (of a text that is cut, its documents) counted from 1.
+    A document is one record, or one whole text file. If `path` is a single text file, it is divided at blank lines into
+    documents of about 8 kB, some of which are held out; several text files stay one document each. A document's id is
+    the id field or `file name:row`, with rows (documents, of a divided text) counted from 1.
     """
 
     def __init__(
@@ -49,16 +49,16 @@ class LocalSource(DocumentSource):
         """Read `path`, and hold out `validation_path` and `test_path`; each is a file, a folder or a glob pattern.
 
         Without either, `validation_fraction` and `test_fraction` of the documents are held out by a hash of their ids.
-        Held-out files are never trained on, even where `path` names them too; where only one of the two is given, a
-        hash of the ids divides its documents into two halves, one for each held-out split.
+        Held-out files are never trained on, even if `path` includes them; if only one of the two is given, a hash of
+        the ids divides its documents into two halves, one for each held-out split.
 
-        `max_bytes` is divided among the parts in proportion to the size of their files, and each part gives its first
-        documents until its share is reached, at most one document beyond it. Of `max_bytes`, held-out files have their
-        splits' fractions, those of a path that is given alone both.
+        `max_bytes` is divided among the parts in proportion to the size of their files, and each part
+        contributes its first documents until its share is reached, exceeding it by at most one. Held-out files get the
+        fractions of their splits of `max_bytes`; those of a path that is given alone get both.
 
         Raises:
-            ConfigurationError: Groups are named twice.
-            CorpusError: There is no such format.
+            ConfigurationError: Both a pattern and a field name groups.
+            CorpusError: The format is unknown.
         """
         super().__init__(**settings)
         self.path = path
@@ -68,7 +68,7 @@ class LocalSource(DocumentSource):
         check_groups(self.group_pattern, group_field)
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings, and name, size and SHA-256 of every file."""
+        """Return the settings, and the name, size and SHA-256 of every file."""
         return {
             "kind": "local",
             "text_field": self.fields.text,
@@ -82,7 +82,7 @@ class LocalSource(DocumentSource):
 
     @cached_property
     def _facts(self) -> dict[Split, dict[str, dict[str, str | int]]]:
-        """Size and checksum of the files of each split; computed once, as it reads every byte."""
+        """Size and checksum of each split's files; computed once, as this reads every byte."""
         return {split: {file.name: file.facts() for file in files} for split, files in self._files.items()}
 
     @property
@@ -99,7 +99,7 @@ class LocalSource(DocumentSource):
         """Return the number of groups of files: up to 256 files or 64 MiB each.
 
         Raises:
-            CorpusError: A path names nothing, nothing but empty files, or files whose format cannot be told.
+            CorpusError: A path names no files, only empty files, or files of unknown format.
         """
         return len(self._groups)
 
@@ -107,8 +107,8 @@ class LocalSource(DocumentSource):
         """Yield the documents of one group of files.
 
         Raises:
-            CorpusError: A file is damaged, has the text's field in no record, lacks an id, or holds something else
-                than text.
+            CorpusError: A file is damaged, none of the records has the text field, an id is missing, or the text field
+                holds something else than text.
         """
         split, files = self._groups[part]
         for document in take_bytes(self._documents(files), self._limits()[part]):
@@ -119,14 +119,14 @@ class LocalSource(DocumentSource):
         yield from fields.documents(self._records(files, fields), SOURCE_NAME, lambda: self._text_is_somewhere)
 
     def _records(self, files: list[LocalFile], fields: RecordFields) -> Iterator[tuple[str, Row]]:
-        """Yield the records of some files, each with its place."""
+        """Yield the records of some files, each with its location."""
         for file in files:
             for row, record in read_rows(file, int(RECORD_BYTES * self.max_document_bytes), fields):
                 yield f"{file.name}:{row}", record
 
     @cached_property
     def _text_is_somewhere(self) -> bool:
-        """Whether the text's field is in one of the first records of a part."""
+        """Whether one of the first records of a part has the text field."""
         fields = RecordFields(self.fields.text)
         return any(
             not isinstance(record, str) and fields.are_in(record)
@@ -145,7 +145,7 @@ class LocalSource(DocumentSource):
 
     @cached_property
     def _groups(self) -> list[tuple[Split, list[LocalFile]]]:
-        """Files of each part: first all of the training split, then those that are held out."""
+        """Files of each part: first those of the training split, then held-out ones."""
         return [(split, group) for split, files in self._files.items() for group in _grouped(files)]
 
     @cached_property
@@ -177,7 +177,7 @@ class LocalSource(DocumentSource):
 
 
 def _grouped(files: list[LocalFile]) -> Iterator[list[LocalFile]]:
-    """Divide files, in order, into groups small enough to be one piece of work."""
+    """Divide files, in order, into groups that are one piece of work each."""
     group: list[LocalFile] = []
     size = 0
     for file in files:

@@ -1,4 +1,4 @@
-"""Finding the user's files: what a path, a folder or a glob pattern means, and what format each file has."""
+"""The user's files: which files a path, a folder or a glob pattern names, and the format of each."""
 
 import difflib
 import errno
@@ -26,18 +26,18 @@ FORMATS = {
     ".arrow": "arrow",
 }
 ABOUT = (".md", ".rst")
-"""Suffixes of text that is about the data where it lies in a folder with files of another format."""
+"""Suffixes of text that describes the data, if its folder has files of another format."""
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
-"""Compression by suffix, named as in fsspec. Archives are none: fsspec reads the first file of a zip only."""
+"""Compression by suffix, named as in fsspec. Archives are left out: fsspec reads only the first file of a zip."""
 MISSING = "missing"
-"""In place of the format of a link that leads to nothing."""
+"""Stands for the format of a dangling link."""
 COMPRESSED_FORMATS = ("json", "text")
-"""Formats read through a compression; Parquet and Arrow compress inside."""
+"""Formats that may be compressed as a whole; Parquet and Arrow compress internally."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A file to read; `name` is relative to what the user named, so the same on every machine."""
+    """A file to read; `name` is relative to the user's path, so it is the same on every machine."""
 
     name: str
     path: Path
@@ -45,10 +45,10 @@ class LocalFile:
     compression: str | None
     size: int
     cut: bool = False
-    """Whether a text file is many documents, cut at blank lines, instead of one."""
+    """Whether a text file is divided into documents at blank lines, instead of being one."""
 
     def facts(self) -> dict[str, str | int]:
-        """Size and SHA-256, which identify the content.
+        """Return size and SHA-256, which identify the content.
 
         Raises:
             CorpusError: The file cannot be read.
@@ -61,10 +61,10 @@ class LocalFile:
 
 
 def checked_format(name: str | None) -> str | None:
-    """Return the format that a user asked for, with `jsonl` as another name of `json`.
+    """Return the format that the user named; `jsonl` is another name of `json`.
 
     Raises:
-        CorpusError: There is no such format.
+        CorpusError: The format is unknown.
     """
     known = sorted({*FORMATS.values(), "jsonl"})
     if name is not None and name not in known:
@@ -77,14 +77,13 @@ def checked_format(name: str | None) -> str | None:
 def find_files(where: str, format_name: str | None, option: str) -> list[LocalFile]:
     """Return the files that `where` names, by name: a file, all files of a folder at any depth, or those of a glob.
 
-    Links are followed, and each file is there once, under the name that has the fewest links in it. Of a folder,
-    hidden files and files of unknown suffix are left out, with `format_name` those of other formats, and without it
-    Markdown and reStructuredText beside files of another format than text. A link to nothing is there as a file of the
-    format `MISSING`. `option` is the name of the setting, for messages.
+    Links are followed, and each file is returned once, under the name with the fewest links in it. Of a folder, hidden
+    files and files of unknown suffix are left out; so are, with `format_name`, files of other formats and, without it,
+    Markdown and reStructuredText beside files of another format than text. A dangling link is returned as a file of
+    the format `MISSING`. `option` is the name of the setting, for messages.
 
     Raises:
-        CorpusError: There is nothing there, it is empty, a part of it cannot be read, or the format cannot be told or
-            is not one.
+        CorpusError: No file is found, all are empty, a part cannot be read, or formats are unknown or differ.
     """
     with readable(f"{option}={where}"):
         root, found = _expand(where, option)
@@ -93,7 +92,7 @@ def find_files(where: str, format_name: str | None, option: str) -> list[LocalFi
 
 @contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Say what cannot be read, by the system's own name of it or by `name`.
+    """Turn an error of the system into one that names what cannot be read, `name` if the system does not say.
 
     Raises:
         CorpusError: The system raised an error.
@@ -101,7 +100,7 @@ def readable(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # A name with a path in it: only the whole path tells which of several folders it is.
+        # Only a whole path tells which of several folders it is.
         which = valid_unicode(str(error.filename or name))
         raise CorpusError(
             f"{which} cannot be read ({error.strerror or error}); make it readable, or leave it out of the corpus."
@@ -135,7 +134,7 @@ def _described(root: Path, found: list[Path], where: str, format_name: str | Non
     if len(formats) > 1:
         raise CorpusError(f"{option}={where} holds files of several formats ({', '.join(formats)}); set corpus.format.")
     if not any(file.size for file in files):
-        raise CorpusError(f"{option}={where} holds nothing but empty files; name files with text in them.")
+        raise CorpusError(f"{option}={where} contains only empty files; name files with text in them.")
     return sorted(files, key=lambda file: file.name)
 
 
@@ -163,10 +162,10 @@ def _expand(where: str, option: str) -> tuple[Path, list[Path]]:
 
 
 def _matching(folder: Path, pattern: Sequence[str], above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
-    """Yield the files, and the links to nothing, below `folder` whose path matches the pieces of a glob pattern.
+    """Yield the files and dangling links below `folder` whose path matches the pieces of a glob pattern.
 
-    `glob` would pass over folders that cannot be read and links to nothing, and go around a link to a folder that it
-    is in, `above`, up to forty times.
+    `glob` skips unreadable folders and dangling links, and follows a link to a folder that contains it, `above`, up to
+    forty times.
     """
     own = folder.stat()
     here = above | {(own.st_dev, own.st_ino)}
@@ -195,7 +194,7 @@ def _matching(folder: Path, pattern: Sequence[str], above: frozenset[tuple[int, 
 
 
 def _state(path: Path) -> os.stat_result | None:
-    """What is at `path`, behind links; None for a link to nothing or to itself."""
+    """Return the state of the file behind `path`; None for a link to nothing or to itself."""
     try:
         return path.stat()
     except OSError as error:
@@ -205,7 +204,7 @@ def _state(path: Path) -> os.stat_result | None:
 
 
 def _once(paths: Iterable[Path], root: Path) -> list[Path]:
-    """Leave out links to files that are among `paths` under a name with fewer links in it."""
+    """Leave out further names of a file that is among `paths` under a name with fewer links in it."""
 
     def links(path: Path) -> int:
         below = len(path.parts) - len(root.parts)
@@ -215,18 +214,18 @@ def _once(paths: Iterable[Path], root: Path) -> list[Path]:
     for count, path in sorted((links(path), path) for path in set(paths)):
         state = _state(path)
         identity = (state.st_dev, state.st_ino) if state else path
-        if count == 0 or identity not in kept:  # files without a link in their names are files of their own
+        if count == 0 or identity not in kept:  # names without links are files of their own
             kept[identity if identity not in kept else path] = path
     return list(kept.values())
 
 
 def _suffix_format(path: Path) -> str | None:
-    """Format that a file's suffix tells."""
+    """Return the format of a file by its suffix."""
     return FORMATS.get(_suffix(path))
 
 
 def _suffix(path: Path) -> str:
-    """Last suffix of a file's name in lower case, but for that of a compression; empty where there is none."""
+    """Return the last suffix of a file's name in lower case, without that of a compression; empty if there is none."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()

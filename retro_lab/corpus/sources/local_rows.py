@@ -1,10 +1,10 @@
-"""Reading one file row by row.
+"""Reading a file row by row.
 
-Not through `datasets`: its JSON reader ends the file at one bad line, one byte that is not UTF-8 or one lone surrogate,
+`datasets` is not used: its JSON reader ends the file at one bad line, one byte that is not UTF-8 or one lone surrogate,
 turns text that looks like a date into a date, and forces the first file's columns on all others; its text reader
-decodes compressed files strictly, whatever `encoding_errors` says; its readers of Parquet and Arrow convert every
-column, needed or not, and take a truncated Arrow stream for a whole one. What is used instead is what lies below it:
-decompression and the standard JSON parser, one line at a time, and pyarrow.
+decodes compressed files strictly, ignoring `encoding_errors`; its readers of Parquet and Arrow convert every column,
+needed or not, and accept a truncated Arrow stream. This module uses what `datasets` is built on: decompression, the
+standard JSON parser, one line at a time, and pyarrow.
 """
 
 import codecs
@@ -26,25 +26,24 @@ from retro_lab.corpus.sources.records import PARQUET_ROWS, RecordFields, enumera
 from retro_lab.errors import CorpusError
 
 Row = Mapping[str, Any] | str
-"""A record, or why there is none."""
+"""A record, or the reason why there is none."""
 LONGEST_ARRAY = 256 * 2**20
-"""Bytes of the longest JSON array that is read, which happens at once; lines have no such limit."""
+"""Most bytes of a JSON array, which is read at once; lines have no such limit."""
 PIECE = 2**20
 PASSAGE_BYTES = 2**13
-"""Bytes of a text file that is cut, from which on a document ends before the next paragraph, ..."""
+"""Bytes of a document in a divided text file after which it ends before the next paragraph, ..."""
 LONGEST_PASSAGE = 2**16
-"""... or at the next line, from which on a paragraph does not matter."""
+"""... and after which it ends at the next line."""
 ARROW_FILE_MAGIC = b"ARROW1"
 
 
 def read_rows(file: LocalFile, longest: int, fields: RecordFields) -> Iterator[tuple[int, Row]]:
     """Yield the records of a file with their row, counted from 1 (for JSON lines, the line).
 
-    Of Parquet and Arrow, records have what `fields` needs alone, or all names without values where that is not there.
+    Records of Parquet and Arrow have only what `fields` needs or, if that is missing, all names without values.
 
-    A text file is one record, or several where it is `cut`, with the text in the field `text`. Of JSON and text,
-    records of more than `longest` bytes are passed over a piece at a time. Parquet and Arrow are decoded by the
-    page or the batch, whatever is in it.
+    A text file is one record, or several if it is `cut`, with the text in the field `text`. JSON and text records of
+    more than `longest` bytes are skipped a piece at a time. Parquet and Arrow are decoded by whole pages or batches.
 
     Raises:
         CorpusError: The file is damaged, or is not what its format says.
@@ -65,13 +64,13 @@ def _text_rows(file: LocalFile, longest: int) -> Iterator[tuple[int, Row]]:
 
 
 def _whole(stream: BinaryIO, longest: int) -> Iterator[bytes | None]:
-    """Yield all that is left to read; None if it is more than `longest` bytes."""
+    """Yield the rest of the stream; None if it is more than `longest` bytes."""
     content = stream.read(longest + 1)
     yield content if len(content) <= longest else None
 
 
 def _passages(stream: BinaryIO, longest: int) -> Iterator[bytes | None]:
-    """Cut all that is left to read before a line that follows a blank one, or where there is none, at a line's end.
+    """Divide the rest of the stream before lines that follow a blank one or, if there are none, at the end of a line.
 
     None stands for a line of more than `longest` bytes.
     """
@@ -94,7 +93,7 @@ def _passages(stream: BinaryIO, longest: int) -> Iterator[bytes | None]:
 
 
 def _lines(stream: BinaryIO, longest: int) -> Iterator[bytes | None]:
-    """Yield lines; None for one of more than `longest` bytes, which is read piece by piece and forgotten."""
+    """Yield lines; None for one of more than `longest` bytes, which is read and dropped piece by piece."""
     while line := stream.readline(longest + 1):
         if len(line) <= longest:
             yield line
@@ -105,7 +104,7 @@ def _lines(stream: BinaryIO, longest: int) -> Iterator[bytes | None]:
 
 
 def _peeked(stream: io.BufferedReader) -> Iterator[bytes]:
-    """Yield what comes next, without reading on."""
+    """Yield the next bytes without consuming them."""
     yield stream.peek()
 
 
@@ -180,7 +179,7 @@ def _arrow_rows(raw: BinaryIO, fields: RecordFields) -> Iterator[Row]:
     """Yield the rows of an Arrow file or stream.
 
     Raises:
-        EOFError: The stream does not end as its writer ends one; pyarrow takes the end of the file for that.
+        EOFError: The stream lacks its end mark; pyarrow accepts the end of the file instead.
     """
     is_file = raw.read(len(ARROW_FILE_MAGIC)) == ARROW_FILE_MAGIC
     open_table = pa.ipc.open_file if is_file else pa.ipc.open_stream
@@ -204,17 +203,17 @@ def _arrow_rows(raw: BinaryIO, fields: RecordFields) -> Iterator[Row]:
 
 
 def _empty_record(fields: Iterable[pa.Field]) -> dict[str, Any]:
-    """Return names without values, those within structures too."""
+    """Return all names without values, including those within structures."""
     return {field.name: _empty_record(field.type) if pa.types.is_struct(field.type) else None for field in fields}
 
 
 def _decoded(content: bytes) -> str:
-    """Decode UTF-8; bytes that are not become lone surrogates, by which the document is rejected later."""
+    """Decode UTF-8; other bytes become lone surrogates, for which the document is rejected later."""
     return content.decode("utf-8", "surrogateescape")
 
 
 @contextmanager
 def _opened(file: LocalFile) -> Iterator[io.BufferedReader]:
-    """Open a file for reading its decompressed bytes."""
+    """Open a file to read its decompressed bytes."""
     with readable(file.name), file.path.open("rb") as raw:
         yield io.BufferedReader(WholeStreams(raw, DECOMPRESSORS[file.compression])) if file.compression else raw

@@ -1,15 +1,15 @@
-"""Several corpora in fixed shares of text, as MassiveText is put together (Borgeaud et al. 2022, Tables 1 and 8)."""
+"""Several corpora in fixed shares of text, as MassiveText is composed (Borgeaud et al. 2022, Tables 1 and 8)."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Self, Unpack
 
-from retro_lab.corpus.documents import Document, DocumentSource, SourceSettings, Split, sampled
+from retro_lab.corpus.documents import Document, DocumentSource, SourceSettings, Split, is_sampled
 from retro_lab.errors import ConfigurationError
 
 
 class MixtureSource(DocumentSource):
-    """Takes from each source its share of `max_bytes`; a source with less text than that gives all it has, once.
+    """Takes from each source its share of `max_bytes`; a source with less text contributes all of it, once.
 
     The shares are of text, not of documents. `Document.source` is the source's name in the mixture.
     """
@@ -23,16 +23,16 @@ class MixtureSource(DocumentSource):
     ) -> None:
         """Mix `sources`, each with the weight of the same name; a weight of 0 leaves a source out.
 
-        Of a source named in `fractions` no more than that share of the documents is taken, chosen by a hash of their
-        ids, so that what is taken comes from all over it (books at 4% in the paper's evaluation database).
+        Of a source named in `fractions`, at most that share of the documents is taken, chosen by a hash of their ids,
+        so that they come from all over the source (books at 4% in the paper's evaluation database).
 
-        `validation_fraction`, `test_fraction` and `max_document_bytes` are those of every source, whatever its own say;
-        `group_pattern` is that of every source without groups of its own. A source with a smaller `max_bytes` of its
-        own gives no more than that.
+        `validation_fraction`, `test_fraction` and `max_document_bytes` replace those of every source; `group_pattern`
+        applies to sources without groups of their own. A source with a smaller `max_bytes` of its own contributes no
+        more than that.
 
         Raises:
             ConfigurationError: There is no `max_bytes`, names do not match, no weight is positive, or a fraction is
-                none.
+                out of range.
         """
         super().__init__(**settings)
         if self.max_bytes is None:
@@ -61,7 +61,7 @@ class MixtureSource(DocumentSource):
         }
 
     def limited(self, larger: DocumentSource, max_bytes: float) -> Self:
-        """Return the same mixture as a part of a larger one."""
+        """Return the same mixture as part of a larger one."""
         part = super().limited(larger, max_bytes)
         return type(self)(
             self.sources,
@@ -75,7 +75,7 @@ class MixtureSource(DocumentSource):
         )
 
     def identity(self) -> dict[str, Any]:
-        """Return the identity of each source as part of this mixture; its limit in there stands for its weight."""
+        """Return the identity of each source as part of this mixture, in which its limit reflects its weight."""
         return {
             "kind": "mixture",
             "sources": {name: source.identity() for name, source in self._limited.items()},
@@ -84,12 +84,12 @@ class MixtureSource(DocumentSource):
 
     @property
     def is_grouped(self) -> bool:
-        """Whether a source of the mixture has groups, or all have."""
+        """Whether the mixture or any of its sources has groups."""
         return super().is_grouped or any(source.is_grouped for source in self.sources.values())
 
     @property
     def named_splits(self) -> frozenset[Split]:
-        """Splits that a source names."""
+        """Splits that any source names."""
         return frozenset().union(*(source.named_splits for source in self._limited.values()))
 
     def parts(self) -> int:
@@ -101,7 +101,7 @@ class MixtureSource(DocumentSource):
         for name, source in self._limited.items():
             if part < source.parts():
                 for split, document in source.read(part):
-                    if sampled(document.id, self.fractions.get(name, 1)):
+                    if is_sampled(document.id, self.fractions.get(name, 1)):
                         yield split, replace(document, source=name)
                 return
             part -= source.parts()

@@ -1,4 +1,4 @@
-"""Python source files of installed packages: the corpus that needs no download."""
+"""Python source files of installed packages, a corpus that needs no download."""
 
 import difflib
 import fnmatch
@@ -39,11 +39,11 @@ class PythonSource(DocumentSource):
     ) -> None:
         """Read the files of `packages` that match `include` and not `exclude`, globs relative to each package.
 
-        Files above `max_file_bytes` are left out, and of files with the same bytes all but the first by name. With
+        Files above `max_file_bytes` are left out, and so are all files with the same bytes but the first by name. With
         `max_bytes`, whole files are taken in a fixed pseudo-random order until the next one would exceed it.
 
         Raises:
-            ConfigurationError: No package is named, or a name or a pattern cannot be one.
+            ConfigurationError: No package is named, or a name or a pattern is invalid.
         """
         super().__init__(**settings)
         if not packages:
@@ -61,7 +61,7 @@ class PythonSource(DocumentSource):
         self.max_file_bytes = max_file_bytes
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the splits and the hash of every file; how they were selected adds nothing to it."""
+        """Return what decides the splits, and the hash of every file, but not how the files were selected."""
         return {
             "kind": "python_source",
             "validation_fraction": self.validation_fraction,
@@ -81,14 +81,14 @@ class PythonSource(DocumentSource):
     def read(self, part: int) -> Iterator[tuple[Split, Document]]:
         """Yield one group of files by name."""
         for file in self._selected()[part * FILES_IN_PART : (part + 1) * FILES_IN_PART]:
-            # Not through the text builder of `datasets`: its Arrow strings cannot carry the surrogates that mark a
-            # file as not UTF-8, so one such file would end the whole group.
+            # The text builder of `datasets` would fail on a whole group for one file that is not UTF-8: its Arrow
+            # strings cannot hold the surrogates that mark such a file.
             text = file.path.read_bytes().decode("utf-8", "surrogateescape")
             document = Document(id=file.id, source=file.package, text=text)
             yield self._placed(document)
 
     def _selected(self) -> list[_SourceFile]:
-        """Files to read, by name."""
+        """Return the files to read, by name."""
         if self.max_bytes is None:
             return self._files
         selected: list[_SourceFile] = []
@@ -104,7 +104,7 @@ class PythonSource(DocumentSource):
 
     @cached_property
     def _files(self) -> list[_SourceFile]:
-        """All matching files by name, each content once."""
+        """All matching files by name, without duplicates."""
         by_content: dict[str, _SourceFile] = {}
         for name in self.packages:
             for relative, path in self._matching(name):
@@ -120,10 +120,10 @@ class PythonSource(DocumentSource):
         return sorted(by_content.values(), key=lambda file: file.id)
 
     def _matching(self, package: str) -> list[tuple[str, Path]]:
-        """Ids and paths of a package's files that match the patterns, by id."""
+        """Return the ids and paths of a package's files that match the patterns, by id."""
         found: dict[str, Path] = {}
         for root in _locate(package):
-            if root.is_file():  # a module of one file, beside the other packages: there is no folder to search
+            if root.is_file():  # a one-file module has no folder to search
                 if _matches(root.name, self.include) and not _matches(root.name, self.exclude):
                     found[root.name] = root
                 continue
@@ -140,10 +140,10 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _locate(package: str) -> list[Path]:
-    """Folders of a package, or the file of a one-file module; found without running any of their code."""
+    """Return the folders of a package, or the file of a one-file module, without running their code."""
     try:
         spec = importlib.util.find_spec(package)
-    except ValueError:  # a module that was put into sys.modules by hand has no spec
+    except ValueError:  # a module that was inserted into sys.modules has no spec
         spec = None
     if spec is not None and spec.submodule_search_locations is not None:
         return [Path(folder) for folder in spec.submodule_search_locations]

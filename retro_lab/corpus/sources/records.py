@@ -1,4 +1,4 @@
-"""From the rows of a file or a dataset to documents."""
+"""Documents from the rows of a file or a dataset."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,14 +10,14 @@ from retro_lab.errors import ConfigurationError, CorpusError
 
 NAMED_FIELDS = 20
 ROWS_WITHOUT = 1000
-"""Records without the text's field, from the first on, after which no more of them are read."""
+"""Stop reading after this many first records if none of them has the text field."""
 PARQUET_ROWS = 256
 """Rows decoded at a time; the reader's own choice is a whole row group."""
 Item = TypeVar("Item")
 
 
 def enumerate_rows(items: Iterable[Item], name: str) -> Iterator[tuple[int, Item]]:
-    """Count `items` from 1, and say where in the file `name` their reader failed.
+    """Number `items` from 1, and say where in the file `name` their reader failed.
 
     Raises:
         CorpusError: The reader raised anything.
@@ -29,7 +29,7 @@ def enumerate_rows(items: Iterable[Item], name: str) -> Iterator[tuple[int, Item
             item = next(iterator)
         except StopIteration:
             return
-        except Exception as error:  # every codec and every format raises a type of its own for damaged data
+        except Exception as error:  # codecs and formats raise errors of many types for damaged data
             lines = str(error).splitlines() or [type(error).__name__]
             raise CorpusError(f"{name} cannot be read after row {number}: {lines[0]}; replace or repair it.") from error
         number += 1
@@ -40,7 +40,7 @@ class MissingFieldError(CorpusError):
     """A record that lacks the field `field`."""
 
     def __init__(self, message: str, field: str) -> None:
-        """Say `message` of `field`."""
+        """Keep the name of `field`."""
         super().__init__(message)
         self.field = field
 
@@ -53,15 +53,15 @@ class RecordFields:
     id: str | None = None
     group: str | None = None
     option: str = "text_field"
-    """Name of the setting that names the text's field, for messages."""
+    """Setting that names the text field, for messages."""
 
     @property
     def names(self) -> list[str]:
-        """All names of fields."""
+        """Names of all fields."""
         return [name for name in (self.text, self.id, self.group) if name is not None]
 
     def are_in(self, record: Mapping[str, Any]) -> bool:
-        """Whether `record` has every one of the fields."""
+        """Return whether `record` has all of the fields."""
         try:
             return all(_value(record, name) or True for name in self.names)
         except KeyError:
@@ -73,13 +73,13 @@ class RecordFields:
         source: str,
         elsewhere: Callable[[], bool] = lambda: False,
     ) -> Iterator[Document]:
-        """Make a document of each of the `records` of one part; they come with their places, as `document` takes them.
+        """Make a document of each of the `records` of one part, which come with their locations.
 
-        A record without the text's field becomes a document that cannot be used, unless it is the field's name that is
-        wrong: unless no record of the part has the field. `elsewhere` says whether records of other parts have it.
+        A record without the text field becomes a document that cannot be used. If no record of the part has the field,
+        its name is wrong, unless `elsewhere` says that records of other parts have it.
 
         Raises:
-            CorpusError: As `document` does; no record has the text's field, or none of the first 1,000.
+            CorpusError: As in `document`; also if no record has the text field, or none of the first 1,000.
         """
         without: MissingFieldError | None = None
         known, count = False, 0
@@ -99,12 +99,12 @@ class RecordFields:
             raise without
 
     def document(self, record: Mapping[str, Any] | str, place: str, source: str) -> Document:
-        """Make a document of `record`; a string in its place says why there is none.
+        """Make a document of `record`, or of a string that says why there is none.
 
-        `place` is where the record is, as `file name:row`; it is the id of a document that has no other.
+        `place` is the record's location, `file name:row`, which is the id of a document without an id field.
 
         Raises:
-            CorpusError: A field is missing, or holds something that is neither text nor null.
+            CorpusError: A field is missing, or its value is neither text nor null.
         """
         if isinstance(record, str):
             return Document(place, source, "", problem=record)
@@ -122,7 +122,7 @@ class RecordFields:
 
 
 def check_groups(pattern: str | None, field: str | None) -> None:
-    """Refuse a source whose groups are named by a pattern and a field.
+    """Refuse a source whose groups are named by both a pattern and a field.
 
     Raises:
         ConfigurationError: Both are given.
@@ -134,7 +134,7 @@ def check_groups(pattern: str | None, field: str | None) -> None:
 
 
 def _name_in(record: Mapping[str, Any], name: str | None, option: str, place: str) -> str | None:
-    """Return what the field `name` of `record` says, as text; None where there is no such option, or it is null."""
+    """Return the value of the field `name` of `record` as text; None if no field is named, or its value is null."""
     value = None if name is None else _field(record, name, option, place)
     if value is not None and not isinstance(value, str | int):
         raise CorpusError(
@@ -145,7 +145,7 @@ def _name_in(record: Mapping[str, Any], name: str | None, option: str, place: st
 
 
 def _value(record: Mapping[str, Any], name: str) -> Any:
-    """Value of a field or, with dots in its name, of a field within a field.
+    """Return the value of a field or, with dots in its name, of a nested field.
 
     Raises:
         KeyError: There is none.
@@ -154,7 +154,7 @@ def _value(record: Mapping[str, Any], name: str) -> Any:
         return record[name]
     value: Any = record
     for piece in name.split("."):
-        if value is not None:  # a field that is null has nothing within it
+        if value is not None:  # a null field has no fields
             if not isinstance(value, Mapping):
                 raise KeyError(name)
             value = value[piece]
@@ -162,7 +162,7 @@ def _value(record: Mapping[str, Any], name: str) -> Any:
 
 
 def _names(record: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the names of a record's fields, each followed by those within it."""
+    """Yield the names of a record's fields, each followed by those of its nested fields."""
     for key, value in record.items():
         yield valid_unicode(f"{prefix}{key}")
         if isinstance(value, Mapping):

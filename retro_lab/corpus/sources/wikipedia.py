@@ -11,23 +11,23 @@ from retro_lab.corpus.documents import Document, DocumentSource, Split
 from retro_lab.corpus.sources.hub import HubSource
 from retro_lab.corpus.sources.records import RecordFields
 
-HELD_OUT = "article held out elsewhere"
+HELD_OUT_ELSEWHERE = "article held out elsewhere"
 
 
 class WikipediaSource(HubSource):
-    """Articles of a dataset of the hub; those of the same title in `without` are left out, and counted as such."""
+    """Articles of a dataset of the hub, without those that have the same title as an article in `without`."""
 
     def __init__(self, title_field: str = "title", without: DocumentSource | None = None, **options: Any) -> None:
         """Read articles with their title in `title_field`; other options are those of `HubSource`.
 
-        The ids of `without` end in titles, behind a colon, as those of `WikiTextSource` do.
+        The ids of `without` are titles after a colon, as those of `WikiTextSource` are.
         """
         super().__init__(**options)
         self.without = without
         self.titles = RecordFields(title_field, option="title_field")
 
     def identity(self) -> dict[str, Any]:
-        """Return the dataset's identity, and that of what is left out."""
+        """Return the identities of the dataset and of `without`."""
         without = None if self.without is None else self.without.identity()
         return super().identity() | {"title_field": self.titles.text, "without": without}
 
@@ -35,7 +35,7 @@ class WikipediaSource(HubSource):
         records, again = tee(records)
         for (place, record), document in zip(again, self.fields.documents(records, self._source_name), strict=True):
             if self.without and plain_title(self.titles.document(record, place, "").text) in self._left_out:
-                document = replace(document, text="", problem=HELD_OUT)
+                document = replace(document, text="", problem=HELD_OUT_ELSEWHERE)
             yield document
 
     @cached_property
@@ -47,5 +47,5 @@ class WikipediaSource(HubSource):
 
 
 def plain_title(title: str) -> str:
-    """Return the letters and digits of a title: WikiText puts spaces and @ around its punctuation."""
+    """Return the letters and digits of a title, as WikiText adds spaces and @ around punctuation."""
     return re.sub(r"[\W_]+", "", title.casefold())

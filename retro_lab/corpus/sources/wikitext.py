@@ -1,4 +1,4 @@
-"""WikiText as articles: on the hub its rows are lines."""
+"""WikiText as articles; the hub's dataset has a row for each line."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,11 +11,11 @@ from retro_lab.errors import ConfigurationError
 ARTICLE_HEADING = re.compile(r" = (?!= )(?P<title>.+)(?<! =) = ?\n?")
 """A heading of the first level, ` = Title = `; sections have ` = = Section = = `."""
 BLANK_LINE = " \n"
-"""How the original file writes an empty line; the dataset has an empty row for it."""
+"""An empty line in the original file; the dataset has an empty row for it."""
 
 
 class WikiTextSource(HubSource):
-    """Joins the rows of a WikiText dataset to whole articles, as they are in the original file.
+    """Joins the rows of a WikiText dataset into articles, as they are in the original file.
 
     An article starts at a heading of the first level between two blank lines. Its id is `split:title`.
     """
@@ -23,7 +23,7 @@ class WikiTextSource(HubSource):
     shards_are_independent: ClassVar[bool] = False
 
     def __init__(self, dataset: str, **options: Any) -> None:
-        """Take the options of `HubSource`, but those that name fields of a document: rows are lines.
+        """Take the options of `HubSource`, except those that name fields of a document, as rows are lines.
 
         Raises:
             ConfigurationError: A field is named for ids or groups.
@@ -58,7 +58,7 @@ class WikiTextSource(HubSource):
 
 
 def _marked_headings(lines: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """Say of each line whether an article starts there; the line after decides, so lines come one behind."""
+    """Yield each line, one behind, with whether an article starts there, which depends on the next line."""
     before, held = BLANK_LINE, None
     for line in lines:
         if held is not None:

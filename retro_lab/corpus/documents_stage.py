@@ -1,22 +1,17 @@
-"""The stages from raw documents to tokens: `documents`, `tokenizer`, `tokens`.
+"""The `documents` stage: it reads a source once, cleans it, and divides it into splits.
 
 DocumentSource ─► documents (cleaned, split, Parquet) ─► tokenizer ─► tokens of each split
-
-Memory is bounded whatever the size of the corpus: some 300 MB for row groups of text, 125 bytes for each byte of the
-longest document while it is encoded and, where tokens are laid out in the end, about 90 bytes for each document.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from retro_lab.artifacts.stage import Advance, Artifact, Stage
+from retro_lab.artifacts.stage import Advance, Stage
 from retro_lab.corpus.documents import (
     HELD_OUT,
     SPLITS,
@@ -27,28 +22,23 @@ from retro_lab.corpus.documents import (
     rejection,
     text_bytes,
 )
-from retro_lab.corpus.layout import TokenLayout
-from retro_lab.corpus.parquet import (
-    DOCUMENT_COLUMNS,
-    DocumentsWriter,
-    Piece,
-    by_bytes,
-    document_files,
-    documents_name,
-    pieces,
-    read_documents,
-)
-from retro_lab.corpus.round_trip import differences
-from retro_lab.corpus.tokenizer import DocumentTokenizer, TokenizerRecipe
+from retro_lab.corpus.parquet import DocumentsWriter, documents_name
 from retro_lab.errors import CorpusError
 
 MAX_REJECTED_EXAMPLES = 5
-ENCODED_BYTES = 2**20
-"""Text encoded at once, or one document where that is longer: encoding takes about 125 bytes for each."""
+
+
+@dataclass(frozen=True)
+class DocumentsFacts:
+    """Facts of a `documents` artifact about the documents that were left out."""
+
+    rejected: dict[str, int]
+    """Number of documents that cannot be used, by reason."""
+    rejected_examples: list[str]
 
 
 class DocumentsStage(Stage):
-    """Read a source once: drop what cannot be used, count it, and write each split's documents as Parquet."""
+    """Read a source once: drop and count documents that cannot be used, and write those of each split as Parquet."""
 
     name = "documents"
     version = 3
@@ -59,24 +49,24 @@ class DocumentsStage(Stage):
         self.source = source
 
     def settings(self) -> Mapping[str, Any]:
-        """What the source says its documents depend on, and how long they may be."""
+        """Return what the documents depend on, and how long they may be."""
         return {**self.source.identity(), "max_document_bytes": self.source.max_document_bytes}
 
     def shard_sizes(self) -> Sequence[int]:
-        """One shard for each part."""
+        """Return one shard for each part."""
         return [1] * self.source.parts()
 
     def _problem(self, document: Document) -> str | None:
-        """Why a document cannot be used; None where it can."""
+        """Say why a document cannot be used; None if it can."""
         return document.problem or rejection(document.text, self.source.max_document_bytes)
 
     @cached_property
     def _moved(self) -> Mapping[str, Split]:
-        """Groups of documents that are in another held-out split than the source says, as one would be empty otherwise.
+        """Groups that move to another split than their hash says, because a held-out split would be empty otherwise.
 
-        Groups are held out from the smallest hash on, first for the test split. So of a small corpus those of the two
-        smallest hashes are held out, whatever the fractions, where a third is left to train on. Reading ends at the
-        first document of the second held-out split.
+        Groups are held out in the order of their hashes, first for the test split. So a small corpus holds out the two
+        groups with the smallest hashes, for any fractions, if a third is left to train on. Reading stops at the first
+        document of the second held-out split.
         """
         named, source = self.source.named_splits, self.source
         if len(named) == len(HELD_OUT) or not (named or (source.validation_fraction and source.test_fraction)):
@@ -131,7 +121,7 @@ class DocumentsStage(Stage):
         """Add up the counts.
 
         Raises:
-            CorpusError: A split has no document, or the pattern of groups matches no id.
+            CorpusError: A split has no documents, or the pattern of groups matches no id.
         """
         totals: dict[str, Any] = {split: {"documents": 0, "bytes": 0} for split in SPLITS}
         for split in SPLITS:
@@ -143,13 +133,13 @@ class DocumentsStage(Stage):
             raise CorpusError(self._unsplit(totals, skipped))
         if self.source.group_pattern is not None and not sum(fact["grouped"] for fact in facts):
             raise CorpusError(
-                f"corpus.group_pattern={self.source.group_pattern} matches a part of no document's id, such as "
+                f"corpus.group_pattern={self.source.group_pattern} does not match a part of any document's id, such as "
                 f"{self._groups()[0].id!r}; change it, or set it to null."
             )
         return {**totals, "rejected": dict(rejected), "rejected_examples": examples}
 
     def _unsplit(self, totals: Mapping[str, Any], skipped: str) -> str:
-        """Say why a split has no documents, and what to do."""
+        """Say why a split has no documents and what to do."""
         source = self.source
         counts = {split: totals[split]["documents"] for split in SPLITS}
         count, held = sum(counts.values()), sum(counts[split] for split in HELD_OUT)
@@ -195,7 +185,7 @@ class DocumentsStage(Stage):
         )
 
     def _groups(self) -> list[Document]:
-        """Return a document of each of the first groups, at most three."""
+        """Return one document of each of the first groups, at most three."""
         found: dict[str, Document] = {}
         for part in range(self.source.parts()):
             for _, document in self.source.read(part):
@@ -208,135 +198,3 @@ class DocumentsStage(Stage):
 
 def _documents(count: int) -> str:
     return {1: "one document", 2: "two documents"}.get(count, f"{count} documents")
-
-
-def iterate_texts(documents: Artifact, split: Split, max_bytes: float) -> Iterator[str]:
-    """Yield the texts of a split in order until `max_bytes` of UTF-8 have been given out."""
-    for path in document_files(documents, split):
-        for batch in read_documents(path, ["text", "bytes"]):
-            for text, size in zip(batch["text"].to_pylist(), batch["bytes"].to_pylist(), strict=True):
-                if max_bytes <= 0:
-                    return
-                max_bytes -= size
-                yield text
-
-
-class TokenizerStage(Stage):
-    """Train or fetch the tokenizer and keep it as one `tokenizer.json`."""
-
-    name = "tokenizer"
-    version = 2
-    unit = "tokenizers"
-
-    def __init__(self, recipe: TokenizerRecipe, documents: Artifact) -> None:
-        """Make the tokenizer of `recipe`, which may or may not learn from `documents`."""
-        self.tokenizer_recipe = recipe
-        self.documents = documents
-
-    def settings(self) -> Mapping[str, Any]:
-        """The recipe's own settings."""
-        return self.tokenizer_recipe.identity()
-
-    def inputs(self) -> Mapping[str, Artifact]:
-        """The documents, for a tokenizer that is trained on them."""
-        return {"documents": self.documents} if self.tokenizer_recipe.learns else {}
-
-    def libraries(self) -> Mapping[str, int]:
-        """The one that learns vocabularies and writes `tokenizer.json`."""
-        return {"tokenizers": 2}
-
-    def shard_sizes(self) -> Sequence[int]:
-        """One piece of work."""
-        return [1]
-
-    def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
-        """Write `tokenizer.json`."""
-        limit = self.tokenizer_recipe.training_bytes
-        tokenizer = self.tokenizer_recipe.make(iterate_texts(self.documents, "train", limit))
-        tokenizer.save(folder)
-        advance(1)
-        return {"vocabulary_size": tokenizer.vocabulary_size, "document_marker": tokenizer.document_marker}
-
-    def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
-        """Pass the facts of the only shard on."""
-        return facts[0]
-
-
-class TokensStage(Stage):
-    """Encode one split into the flat token array that everything after reads (`retro_lab.corpus.tokens`).
-
-    Documents are shuffled, once and for good, so that the first part of the array is a random sample of them: a
-    smaller retrieval database is then a range of chunks. A shard is one piece of the split, up to 64 MiB of text.
-
-    Bits per byte count the bytes of the held-out documents, so those of both splits are decoded too: `altered` in the
-    facts tells how many of them do not give their text back, with an example.
-    """
-
-    name = "tokens"
-    version = 4
-    unit = "documents"
-    combines_shards = True
-
-    def __init__(self, documents: Artifact, tokenizer: Artifact, split: Split, chunk_length: int, seed: int) -> None:
-        """Encode the documents of `split`, each padded to a multiple of `chunk_length` tokens."""
-        self.documents = documents
-        self.tokenizer = tokenizer
-        self.split: Split = split
-        self.chunk_length = chunk_length
-        self.seed = seed
-
-    def settings(self) -> Mapping[str, Any]:
-        """Split, chunk length and seed of the shuffle."""
-        return {"split": self.split, "chunk_length": self.chunk_length, "seed": self.seed}
-
-    def inputs(self) -> Mapping[str, Artifact]:
-        """Documents and tokenizer."""
-        return {"documents": self.documents, "tokenizer": self.tokenizer}
-
-    def libraries(self) -> Mapping[str, int]:
-        """The one that encodes."""
-        return {"tokenizers": 2}
-
-    @cached_property
-    def _pieces(self) -> list[Piece]:
-        return pieces(self.documents, self.split)
-
-    def shard_sizes(self) -> Sequence[int]:
-        """Documents in each piece."""
-        return [piece.documents for piece in self._pieces]
-
-    def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
-        """Encode one piece: its documents' tokens end to end without padding, and a table of the documents."""
-        tokenizer = DocumentTokenizer.load(self.tokenizer.folder / "00000")
-        schema = DOCUMENT_COLUMNS.remove(DOCUMENT_COLUMNS.get_field_index("text"))
-        lengths: list[int] = []
-        altered: list[str] = []
-        table: list[pa.RecordBatch] = []
-        with (folder / "tokens.bin").open("wb") as file:
-            for batch in self._pieces[shard].read():
-                for texts in by_bytes(batch, ENCODED_BYTES):
-                    encoded = tokenizer.encode(texts)
-                    for ids in encoded:
-                        ids.tofile(file)
-                    if self.split in HELD_OUT:
-                        altered += differences(texts, tokenizer.decode(encoded))
-                    lengths += [len(ids) for ids in encoded]
-                table.append(batch.select(schema.names))
-                advance(batch.num_rows)
-        documents = pa.Table.from_batches(table, schema=schema).append_column("tokens", pa.array(lengths, pa.int64()))
-        pq.write_table(documents, folder / "documents.parquet")
-        return {"altered": len(altered), "altered_examples": altered[:1]}
-
-    def finish(self, shards: Sequence[Path], facts: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, Any]:
-        """Lay the documents out in shuffled order, each on a chunk boundary; a short one is one chunk."""
-        tokenizer = DocumentTokenizer.load(self.tokenizer.folder / "00000")
-        layout = TokenLayout(shards, self.chunk_length, self.seed)
-        layout.write(folder, tokenizer.dtype, tokenizer.document_marker)
-        return {
-            "documents": len(layout.lengths),
-            "chunks": layout.chunks,
-            "tokens": int(layout.lengths.sum()),
-            "bytes": int(layout.bytes.sum()),
-            "altered": sum(fact["altered"] for fact in facts),
-            "altered_examples": [example for fact in facts for example in fact["altered_examples"]][:1],
-        }
