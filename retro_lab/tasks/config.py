@@ -117,9 +117,9 @@ class PathsConfig:
     """Folders."""
 
     artifacts: str
-    """Root of the artifact store."""
+    """Folder of what the data pipeline builds, shared by all runs; RETRO_LAB_ARTIFACTS in the environment sets it."""
     outputs: str
-    """Root of the run folders."""
+    """Folder that holds a folder for each run; RETRO_LAB_OUTPUTS in the environment sets it."""
 
 
 @dataclass(kw_only=True)

@@ -59,15 +59,17 @@ class OptimizerConfig:
     """AdamW (Borgeaud et al. 2022, App. C.1)."""
 
     _target_: str = "torch.optim.AdamW"
+    """Class of the optimizer."""
     _partial_: bool = True
+    """The model's parameters are handed over when training begins."""
     lr: float = 2e-4
     """Largest learning rate: 2e-4, and 1e-4 for the 7.5B model (Table 10)."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     """Decay rates of the moments; stated by the paper for WikiText-103 only (Table 11)."""
     eps: float = 1e-8
-    """Stated by the paper for WikiText-103 only (Table 11)."""
+    """Term that keeps the denominator from zero; stated by the paper for WikiText-103 only (Table 11)."""
     weight_decay: float = 0.1
-    """On matrices; norm gains and position biases are not decayed, which the paper does not state."""
+    """Weight decay of matrices; norm gains and position biases have none. Not stated in the paper."""
     fused: bool = True
     """One fused kernel for the whole update."""
 
