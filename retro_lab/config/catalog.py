@@ -103,7 +103,7 @@ def _type_name(kind: Any) -> str:
     """Write a type as a user knows it: choices are named."""
     if isinstance(kind, type) and issubclass(kind, Enum):
         return " | ".join(kind.__members__)
-    return kind.__name__ if type(kind) is type else str(kind).replace("typing.", "")
+    return kind.__name__ if type(kind) is type else re.sub(r"(\w+\.)+", "", str(kind))
 
 
 def option_settings(group: str, option: str) -> set[str]:

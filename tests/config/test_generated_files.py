@@ -1,11 +1,13 @@
-"""conf/ repeats what the schemas say, and repeats it rightly."""
+"""conf/ and docs/configuration.md repeat what the schemas say, and repeat it rightly."""
 
 from dataclasses import dataclass, fields
 
 import pytest
 import yaml
-from configuration import COMMAND, difference, generated, with_all_keys, yaml_value
+from conf_files import COMMAND, with_all_keys, yaml_value
+from configuration import difference, generated
 from omegaconf import OmegaConf
+from option_reference import REFERENCE
 
 from retro_lab.config import catalog
 from retro_lab.config.compose import compose
@@ -30,6 +32,16 @@ def test_an_options_file_shows_every_key_that_the_option_has(group: str, option:
     shown = content[group] if group in content and isinstance(content[group], dict) else content
     assert schema is not None
     assert shown.keys() - {"defaults"} == {entry.name for entry in fields(schema)}
+
+
+def test_the_reference_has_every_key_and_every_option() -> None:
+    text = REFERENCE.read_text()
+    keys = [key for key in catalog.all_settings() if "._" not in key and key not in catalog.FREE_GROUPS]
+    assert [key for key in keys if f"| `{key}` |" not in text] == []
+    options = [(group, option) for group in catalog.groups() for option in catalog.options(group)]
+    assert [
+        pair for pair in options if f"| `{pair[1]}` | {catalog.describe(catalog.options(pair[0])[pair[1]])}" not in text
+    ] == []
 
 
 def test_a_size_brings_values_for_other_groups_and_retrofit_for_the_size() -> None:
