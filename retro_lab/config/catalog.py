@@ -51,7 +51,7 @@ def options(group: str) -> dict[str, Path]:
 
 def describe(path: Path) -> str:
     """Return the first comment line of a file that is not a `# @package` header: what the file is for."""
-    # What a file of another encoding says is told when it is composed.
+    # A file in another encoding is refused when it is composed.
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         comment = line.removeprefix("#").strip()
         if not line.startswith("#"):
