@@ -1,1 +1,20 @@
-"""The open laboratory for retrieval-enhanced language models (RETRO, Borgeaud et al. 2022)."""
+"""The open laboratory for retrieval-enhanced language models (RETRO, Borgeaud et al. 2022).
+
+`open_run(folder)` opens a trained model; everything else is a command, `python -m retro_lab --help`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retro_lab.runs.trained_model import open_run
+
+__all__ = ["open_run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `open_run` once it is used: it loads torch, which most commands have no time for at their start."""
+    if name == "open_run":
+        from retro_lab.runs.trained_model import open_run
+
+        return open_run
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,6 +13,7 @@ from retro_lab.config.sweeps import cell_folder, varied_keys
 from retro_lab.errors import ConfigurationError
 from retro_lab.runs.identity import PRECISION
 from retro_lab.runs.naming import override_key, slug
+from retro_lab.training.config import full_precision
 
 
 def run_name(*, _root_: DictConfig) -> str:
@@ -33,9 +34,10 @@ def named_after(overrides: Sequence[str], precision: Any) -> list[str]:
     """
     trainer = [text for text in overrides if override_key(text) in ("trainer", PRECISION)]
     others = [text for text in overrides if text not in trainer]
-    if not trainer or str(_precision(tuple(others))) == str(precision):
+    name = full_precision(precision)
+    if not trainer or full_precision(_precision(tuple(others))) == name:
         return others
-    return [*others, f"{PRECISION}={precision}"]
+    return [*others, f"{PRECISION}={name}"]
 
 
 @cache

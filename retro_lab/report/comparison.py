@@ -95,7 +95,8 @@ def _text_rows(
         others = sorted({entry.k for entry in scored} - {0, run.retro.k})
         for k in (0, run.retro.k, *others):
             name = OFF if k == 0 else ON if k == run.retro.k else f"{ON}, k={k}"
-            for entry in [entry for entry in scored if entry.k == k] or [None]:
+            measured: list[Evaluation | None] = [entry for entry in scored if entry.k == k]
+            for entry in measured or [None]:
                 found = entry.retrieved if entry else None
                 where = f", {labels[found.database, found.source]}" if found and len(labels) > 1 else ""
                 rows.append(_run_row(name + where, run.retro, k, entry, reference))

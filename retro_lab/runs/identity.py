@@ -32,10 +32,12 @@ DECIDE_SCORES = ("size", "model", "retrieval", "trainer", "corpus")
 
 
 def decides(key: str) -> bool:
-    """Tell whether a setting or a group, such as `trainer.precision` or `size`, decides what is trained."""
-    return key == PRECISION or not any(
-        key == name or key.startswith((f"{name}.", f"{name}/", f"{name}@")) for name in UNDECIDING
-    )
+    """Tell whether a setting or a group, such as `trainer.precision` or `size`, decides what is trained.
+
+    A group that is put elsewhere, as in `corpus@corpora.mine`, is known by where it is put.
+    """
+    key = key.rpartition("@")[2]
+    return key == PRECISION or not any(key == name or key.startswith((f"{name}.", f"{name}/")) for name in UNDECIDING)
 
 
 def identity(

@@ -1,6 +1,7 @@
 """The record of a trained model: what it is, what it was trained on, and how it scored; and all records of a run."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -182,7 +183,10 @@ class ModelRecord:
         Raises:
             ValueError: A number is not finite, which JSON cannot say.
         """
-        return json.dumps(asdict(self), indent=1, allow_nan=False)
+        text = json.dumps(asdict(self), indent=1, allow_nan=False, ensure_ascii=False)
+        # Command lines and file names can hold bytes that are not text; Python keeps them as lone surrogates, which are
+        # not text for others.
+        return re.sub("[\ud800-\udfff]", lambda lone: f"\\\\u{ord(lone[0]):04x}", text)
 
     @classmethod
     def from_json(cls, text: str) -> "ModelRecord":

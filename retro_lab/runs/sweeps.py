@@ -79,7 +79,10 @@ def write_plan(folder: Path, cells: Mapping[str, Overrides]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     earlier = {name: cell for name, cell in _read_plan(folder).items() if (folder / name).is_dir()}
     plan = dict(cells) | {name: cell for name, cell in earlier.items() if name not in cells}
-    write_json(folder / PLAN_NAME, {"cells": [{"name": name, "overrides": dict(cell)} for name, cell in plan.items()]})
+    rows = [
+        {"name": name, "overrides": [f"{key}={value}" for key, value in cell.items()]} for name, cell in plan.items()
+    ]
+    write_json(folder / PLAN_NAME, {"cells": rows})
 
 
 def is_sweep(folder: Path) -> bool:
@@ -128,7 +131,7 @@ def _read_plan(folder: Path) -> dict[str, dict[str, str]]:
         return {}
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        return {cell["name"]: {str(key): str(value) for key, value in cell["overrides"].items()} for cell in cells}
+        return {str(cell["name"]): by_key(cell["overrides"]) for cell in cells}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"{path} is not the plan of a sweep ({error}); delete it, and run the sweep's command again."

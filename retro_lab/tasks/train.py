@@ -41,6 +41,7 @@ from retro_lab.training.data import RetroDataModule
 from retro_lab.training.divergence import DivergenceGuard
 from retro_lab.training.loggers import finish_loggers
 from retro_lab.training.module import RetroModule, freeze_all_but_retrieval
+from retro_lab.training.progress import LongTrainingNotice
 from retro_lab.training.schedule import WarmupCosine
 from retro_lab.training.training import TrainingClock, ValidationCurve, fit, load_baseline_weights, stopped_by
 
@@ -112,7 +113,8 @@ def _train(config: RunConfig, folder: RunFolder, inputs: Inputs) -> ModelRecord:
         f"Try an optimizer.lr below {config.optimizer.lr}, or more schedule.warmup_steps, under a name of its own "
         f"(name=NAME). Checkpoints from before are kept in {path / CHECKPOINT.parent}."
     )
-    trainer = build_trainer(config, path, steps, [curve, clock, guard])
+    notice = LongTrainingNotice(tokens_per_step)
+    trainer = build_trainer(config, path, steps, [curve, clock, guard, notice])
     scored = sorted({0, k})
     module = RetroModule(
         model,

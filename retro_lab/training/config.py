@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from retro_lab.ranges import DECAY, NOT_NEGATIVE, POSITIVE, RATIO, check_ranges
 
@@ -11,6 +12,15 @@ class Init(StrEnum):
 
     scratch = "scratch"
     retrofit = "retrofit"
+
+
+SHORT_PRECISIONS = {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}
+"""Other ways in which Lightning lets some precisions be written."""
+
+
+def full_precision(given: Any) -> str:
+    """Return Lightning's full name of a `trainer.precision`."""
+    return SHORT_PRECISIONS.get(str(given), str(given))
 
 
 @dataclass(kw_only=True)

@@ -6,6 +6,7 @@ import torch
 
 from retro_lab.cost.memory import Precision
 from retro_lab.errors import ConfigurationError
+from retro_lab.training.config import full_precision
 
 HALF_WITH_SCALER = "16-mixed"
 PRECISIONS = {
@@ -16,8 +17,6 @@ PRECISIONS = {
     "64-true": Precision(8, 8),
 }
 """Lightning's `trainer.precision`."""
-SHORT_NAMES = {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}
-"""Other ways in which Lightning lets some of them be written."""
 REFUSED = {
     "16-true": "would not train: float16 weights have no loss scaling, and AdamW's epsilon is 0 in float16",
     "transformer-engine": "is not supported: the model has no layers of Transformer Engine",
@@ -35,7 +34,7 @@ def checked_precision(given: Any, accelerator: str) -> str:
     Raises:
         ConfigurationError: It is not a precision that a model can be trained in on this accelerator.
     """
-    name = SHORT_NAMES.get(str(given), str(given))
+    name = full_precision(given)
     if name in REFUSED:
         raise ConfigurationError(f"trainer.precision={given} {REFUSED[name]}; use bf16-mixed or bf16-true.")
     if name not in PRECISIONS:

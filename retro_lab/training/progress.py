@@ -1,5 +1,6 @@
-"""What a user sees of training and evaluation: bars in tokens and in windows, with rate and time left."""
+"""What a user sees of training and evaluation: bars with rate and time left, and a notice of long trainings."""
 
+import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,6 +10,9 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from retro_lab import console
 
+SECONDS_PER_DAY = 86_400
+MEASURED_STEPS = 10
+"""Steps over which the rate of a training is measured."""
 LOSS_INTERVAL = 10
 """Steps between looks at the loss, each of which waits for the device."""
 
@@ -74,6 +78,38 @@ class TokenProgress(ProgressBar):
 
     def enable(self) -> None:
         """Do nothing, likewise."""
+
+
+class LongTrainingNotice(pl.Callback):
+    """Says how many days a training will take, once its rate has been measured, if it will take more than one."""
+
+    def __init__(self, tokens_per_step: int) -> None:
+        """Count `tokens_per_step` tokens for each optimizer step."""
+        self.tokens_per_step = tokens_per_step
+        self._first: tuple[int, float] | None = None
+        self._said = False
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Start to measure after the first step, which may compile, and say what `MEASURED_STEPS` come to."""
+        if self._said:
+            return
+        if self._first is None:
+            self._first = trainer.global_step, time.monotonic()
+            return
+        steps, seconds = trainer.global_step - self._first[0], time.monotonic() - self._first[1]
+        if steps < MEASURED_STEPS:
+            return
+        self._said = True
+        days = (trainer.max_steps - trainer.global_step) * seconds / steps / SECONDS_PER_DAY
+        if days > 1:
+            rate = self.tokens_per_step * steps / seconds
+            console.status(
+                "training",
+                f"will take about {days:,.1f} days at the {rate:,.0f} tokens/s measured over {steps} steps; "
+                "if stopped, the same command resumes",
+            )
 
 
 def _ignore(count: int, note: str | None = None) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from in_process import CORPUS, REPOSITORY, SMALL, furnish, run, small
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from retro_lab.runs.records import RunRecord, load_run
@@ -69,7 +70,7 @@ def train(
         arguments += [] if "task=compare" in arguments else ["task=train"]
         kept = [f"{key}=" for key in SMALL if key in own]
         assert run([*arguments, *small([*arguments, *kept])], monkeypatch) == 0, capfd.readouterr().err
-        outcome, config = load_run(Path("outputs", name)), OmegaConf.load(Path("outputs", name, ".hydra/config.yaml"))
+        outcome, config = load_run(Path("outputs", name)), OmegaConf.load(Path("outputs", name, "config.yaml")).settings
         said = " ".join(capfd.readouterr().err.split())
         step = config.data.sequence_length * config.data.batch_size
         assert [model.model for model in outcome.models] == [*["baseline"] * (config.task.name == "compare"), "retro"]
@@ -80,7 +81,7 @@ def train(
             for entry in model.evaluations:
                 assert 0 < entry.bits_per_byte < 20
                 assert math.isfinite(entry.perplexity)
-                assert entry.documents == model.corpus.validation_documents
+                assert entry.documents == model.corpus.test_documents
         return outcome, config
 
     return trained
@@ -132,13 +133,13 @@ def test_checkpointed_activations_train_to_the_same_weights(train) -> None:
 def test_a_retrofit_from_another_baseline_is_not_taken_for_the_same(train, workplace: Path) -> None:
     """Wherever the baseline's path comes from, its weights are part of the run's identity."""
     train("fitted", "init=retrofit", "logger=none")
-    own = workplace / "outputs/fitted/baseline/checkpoints/last.ckpt"
-    given = shutil.copy(own, workplace / "baseline.ckpt")
+    own = workplace / "outputs/fitted/baseline/model.safetensors"
+    given = Path(shutil.copy(own.parent / "checkpoints/last.ckpt", workplace / "baseline.ckpt"))
     train("fitted-given", "init=retrofit", "logger=none", f"init.checkpoint={given}")
-    state = torch.load(own, weights_only=True)
-    next(iter(state["state_dict"].values())).add_(1)
-    for path, name, extra in ((own, "fitted", []), (Path(given), "fitted-given", [f"init.checkpoint={given}"])):
-        torch.save(state, path)
+    weights = load_file(own)
+    next(iter(weights.values())).add_(1)
+    for path, name, extra in ((own, "fitted", []), (given, "fitted-given", [f"init.checkpoint={given}"])):
+        save_file(weights, own) if path == own else torch.save({"state_dict": weights}, path)
         with pytest.raises(AssertionError, match=r"other settings \(init\.checkpoint: "):
             train(name, "init=retrofit", "logger=none", *extra)
 

@@ -12,13 +12,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from retro_lab.config.plain import plain
 
 from retro_lab.config.compose import compose
 from retro_lab.errors import ConfigurationError
+from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks import compare, train
-from retro_lab.tasks.assemble import build_model, sequences, windows
-from retro_lab.tasks.build import build_corpus, build_database
+from retro_lab.tasks.assemble import model_settings, sequences, windows
+from retro_lab.tasks.build import Inputs
 from retro_lab.training.data import RetroDataModule
 from retro_lab.training.module import RetroModule
 from retro_lab.training.schedule import WarmupCosine
@@ -105,41 +105,46 @@ def small(tmp_path_factory, tiny_bert):
 def default_counts(small):
     """Parameters of the row "RETRO", by part."""
     config = compose(small)
-    return build_model(config, config.retrieval.k, build_corpus(config)).parameter_counts()
+    return build_model(config, Inputs(config)).parameter_counts()
+
+
+def build_model(config, inputs):
+    """Create the model of a configuration."""
+    return model_settings(config, inputs.corpus.stores["train"].tokenizer.vocabulary_size).build()
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_table13_row_is_one_override_that_trains(name, small, default_counts):
     row = ROWS[name]
     config = compose([*small, *([row.override] if row.override else [])])
-    assert plain(config)["size"]["cca_layers"] == row.cca_layers
+    assert config.size.cca_layers == row.cca_layers
     k = config.retrieval.k
     assert k == row.k
 
-    corpus = build_corpus(config)
-    database = build_database(config, corpus) if k else None
+    inputs = Inputs(config)
     torch.manual_seed(0)
-    model = build_model(config, k, corpus)
+    model = build_model(config, inputs)
     counts = model.parameter_counts()
     changes = {part: counts[part] - default_counts[part] for part in counts if part not in ("total", "non_embedding")}
     assert {part: change for part, change in changes.items() if change} == {p: c for p, c in row.changes.items() if c}
 
-    training = sequences(config, "train", corpus, database)
     if k:
+        training = sequences(config, inputs.corpus.stores["train"], inputs.database)
         batch = training.read(np.arange(4), k)
         assert batch["neighbors"].shape == (4, 4, k, row.r)
         assert (batch["neighbor_lengths"] > 0).any()
-    assert_trains(config, corpus, database, model)
+    assert_trains(config, inputs, model)
 
 
-def assert_trains(config, corpus, database, model):
+def assert_trains(config, inputs, model):
     """Take one real training step, and score held-out text after it."""
-    k = config.retrieval.k
+    k, stores = config.retrieval.k, inputs.corpus.stores
+    database = inputs.database if k else None
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     module = RetroModule(model, k, [k], instantiate(config.optimizer), WarmupCosine(10, 0, 1, 1), seed=0)
     data = RetroDataModule(
-        sequences(config, "train", corpus, database),
-        windows(config, corpus, database, k, 200),
+        sequences(config, stores["train"], database),
+        windows(config, stores["validation"], database, [k], 200),
         batch_size=config.data.batch_size,
         k=k,
         seed=0,
@@ -168,19 +173,18 @@ def assert_trains(config, corpus, database, model):
 )
 def test_an_option_beyond_the_paper_is_one_override_that_trains(override, small):
     config = compose([*small, override])
-    corpus = build_corpus(config)
-    model = build_model(config, config.retrieval.k, corpus)
-    assert_trains(config, corpus, build_database(config, corpus), model)
+    inputs = Inputs(config)
+    assert_trains(config, inputs, build_model(config, inputs))
 
 
 @pytest.mark.parametrize(("override", "layers"), [("first", [1]), ("middle", [2]), ("top", [4]), ("all", [1, 2, 3, 4]),
                                                   ("every_3_from_1", [1, 4]), ("of_size", [2, 3, 4])])  # fmt: skip
 def test_table13_positions_of_cca_fit_any_depth(override, layers):
-    assert plain(compose(["size=tiny", f"cca={override}"]))["size"]["cca_layers"] == layers
+    assert compose(["size=tiny", f"cca={override}"]).size.cca_layers == layers
 
 
 def test_table13_middle_of_one_layer_is_that_layer():
-    assert plain(compose(["size.layers=1", "cca=middle"]))["size"]["cca_layers"] == [1]
+    assert compose(["size.layers=1", "cca=middle"]).size.cca_layers == [1]
 
 
 def test_table13_a_decoder_without_the_first_layer_named_is_refused():
@@ -194,9 +198,9 @@ def test_table13_a_layer_beyond_the_last_is_refused_before_anything_is_built(tas
     config = compose([*small, "size.cca_layers=[6,13]", f"paths.artifacts={tmp_path}"])
     message = r"size\.cca_layers counts layers from 1 to size\.layers \(12\), so 13 is not one"
     with pytest.raises(ConfigurationError, match=message):
-        task.run(config)
+        task.run(config, RunFolder(tmp_path / "run"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_table13_layers_by_number_win_over_layers_by_name():
-    assert plain(compose(["cca=top", "size.cca_layers=[1,3]"]))["size"]["cca_layers"] == [1, 3]
+    assert compose(["cca=top", "size.cca_layers=[1,3]"]).size.cca_layers == [1, 3]

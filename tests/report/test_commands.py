@@ -4,35 +4,29 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hydra.core.hydra_config import HydraConfig
+from folders import AddCell, write_grid
 from omegaconf import OmegaConf
 
-from retro_lab.config.sweeps import SweepReport
+from retro_lab.config.compose import compose
+from retro_lab.config.sweeps import SweepCallback
 from retro_lab.errors import RetroLabError
+from retro_lab.runs.folder import RunFolder
 from retro_lab.runs.records import ModelRecord
 from retro_lab.tasks import report as task
 
-from .folders import AddCell
 
-CONFIG = OmegaConf.create({})
-
-
-def report_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task, "run_folder", lambda: folder)
-    task.run(CONFIG)
+def report_on(folder: Path, *overrides: str) -> None:
+    task.run(compose(["task=report"]), RunFolder(folder, overrides))
 
 
 def end_of_sweep(folder: Path) -> None:
-    SweepReport().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}}), config_name="config")
+    SweepCallback().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}}), config_name="config")
 
 
-def test_the_task_prints_the_table_and_where_the_page_is(
-    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    report_on(run_folder, monkeypatch)
+def test_the_task_prints_the_table_and_where_the_page_is(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report_on(run_folder)
     printed = capsys.readouterr()
     assert "RETRO[Off]" in printed.out
     assert "+5.0%" in printed.out
@@ -43,39 +37,28 @@ def test_the_task_reports_a_sweep_folder(
     sweep_folder: Path,
     add_cell: AddCell,
     retro: ModelRecord,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     add_cell(["retrieval.k=2", "+sweep=neighbors", "seed=3"], retro)
-    report_on(sweep_folder, monkeypatch)
+    report_on(sweep_folder)
     assert capsys.readouterr().out.count("missing") == 3
     assert (sweep_folder / "report" / "index.html").is_file()
 
 
-@pytest.mark.parametrize("mark", ["multirun.yaml", None])
-@pytest.mark.parametrize(
-    ("given", "command"),
-    [("+experiment=my run", "'+experiment=my run'"), ("name=nothing", "+experiment=quickstart name=nothing")],
-)
-def test_nothing_to_report_names_the_folder_and_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str | None, given: str, command: str
-) -> None:
-    (tmp_path / "cell" / ".hydra").mkdir(parents=True)
-    (tmp_path / "cell" / ".hydra" / "overrides.yaml").write_text("- k=1\n")
-    if mark:
-        (tmp_path / mark).write_text("{}")
-    hydra: Any = OmegaConf.create({"overrides": {"task": ["task=report", given]}})
-    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
-    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
-    with pytest.raises(RetroLabError, match=re.escape(f"python -m retro_lab {command}") + "$") as caught:
-        report_on(tmp_path, monkeypatch)
+@pytest.mark.parametrize("sweep", [True, False])
+def test_nothing_to_report_names_the_folder_and_the_command(tmp_path: Path, sweep: bool) -> None:
+    if sweep:
+        write_grid(tmp_path, {"k": ["1"]})
+    command = re.escape("python -m retro_lab '+experiment=my run' seed=3") + "$"
+    with pytest.raises(RetroLabError, match=command) as caught:
+        report_on(tmp_path, "task=report", "+experiment=my run", "seed=3")
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_failed_run_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_says_why(tmp_path: Path) -> None:
     (tmp_path / "failed.json").write_text('{"error": "no memory"}')
     with pytest.raises(RetroLabError, match="no memory"):
-        report_on(tmp_path, monkeypatch)
+        report_on(tmp_path)
 
 
 def test_a_good_sweep_ends_well(
@@ -123,26 +106,28 @@ def test_a_report_that_cannot_be_made_fails_the_command(
 
 
 APP = """
-import json
 from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from retro_lab.config.resolvers import register
+from retro_lab.runs.folder import RunFolder
 
 @hydra.main(version_base="1.3", config_path=None, config_name="config")
 def main(config):
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.k == 1:
-        (folder / "failed.json").write_text(json.dumps({"error": "no memory"}))
+        RunFolder(folder, tuple(HydraConfig.get().overrides.task)).note_failure("no memory")
 
 from hydra.core.config_store import ConfigStore
 ConfigStore.instance().store("config", {
     "k": 0,
     "hydra": {
-        "callbacks": {"report": {"_target_": "retro_lab.config.sweeps.SweepReport"}},
+        "callbacks": {"report": {"_target_": "retro_lab.config.sweeps.SweepCallback"}},
         "sweeper": {"params": {"k": "0,1,2"}},
-        "sweep": {"dir": "sweep", "subdir": "${hydra.job.override_dirname}"},
+        "sweep": {"dir": "sweep", "subdir": "${cell_name:}"},
     },
 })
+register()
 main()
 """
 

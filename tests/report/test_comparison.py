@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folders import DATABASE_FOUND, TEST, AddCell, evaluation, write_grid, write_models
 
 from retro_lab.report.comparison import cell_baseline, run_table, sweep_table
 from retro_lab.report.tables import Table
 from retro_lab.runs.records import ModelRecord, load_run
 from retro_lab.runs.sweeps import load_sweep
-
-from .folders import AddCell, evaluation, write_grid, write_models
 
 
 def by_key(table: Table) -> list[dict[str, Any]]:
@@ -79,7 +78,7 @@ def test_a_sweep_has_a_row_for_each_cell_in_the_order_of_its_numbers(
 def test_a_gain_is_measured_from_the_baseline_that_differs_in_one_axis(
     sweep_folder: Path, add_cell: AddCell, baseline: ModelRecord, retro: ModelRecord
 ) -> None:
-    write_grid(sweep_folder, {"model.dropout": "0,0.1", "retrieval.k": "0,2"}, [])
+    write_grid(sweep_folder, {"model.dropout": ["0", "0.1"], "retrieval.k": ["0", "2"]})
     for dropout, level in (("0", 2.0), ("0.1", 2.4)):
         add_cell([f"model.dropout={dropout}", "retrieval.k=0"], replace(baseline, evaluations=(evaluation(0, level),)))
         add_cell([f"model.dropout={dropout}", "retrieval.k=2"], retro)
@@ -90,7 +89,7 @@ def test_a_gain_is_measured_from_the_baseline_that_differs_in_one_axis(
 def test_a_baseline_of_another_size_is_no_reference(
     sweep_folder: Path, add_cell: AddCell, baseline: ModelRecord, retro: ModelRecord
 ) -> None:
-    write_grid(sweep_folder, {"size": "tiny,small"}, [])
+    write_grid(sweep_folder, {"size": ["tiny", "small"]})
     add_cell(["size=tiny"], baseline)
     add_cell(["size=small"], replace(retro, size="small"))
     sweep = load_sweep(sweep_folder)
@@ -105,3 +104,38 @@ def test_a_cell_prefers_its_own_baseline(
     add_cell(["retrieval.k=2"], own, retro)
     row = next(row for row in by_key(sweep_table(load_sweep(sweep_folder))) if row["gain_percent"] is not None)
     assert row["gain_percent"] == pytest.approx(50)
+
+
+def test_texts_and_databases_have_rows_of_their_own_and_are_explained(
+    run_folder: Path, baseline: ModelRecord, retro: ModelRecord
+) -> None:
+    mine = replace(TEST, name="mine", description="test split of mine (other.jsonl)", tokens="xyz")
+    other = replace(DATABASE_FOUND, database="9 chunks of mine (Flat)", source="mine", neighbors="345")
+    retro_scores = (*retro.evaluations, evaluation(2, 1.7, found=other), evaluation(2, 2.7, text=mine))
+    write_models(
+        run_folder,
+        replace(baseline, evaluations=(*baseline.evaluations, evaluation(0, 3.0, text=mine))),
+        replace(retro, evaluations=retro_scores),
+    )
+    table = run_table(load_run(run_folder))
+    found = [(row["text"], row["model"], row["bits_per_byte"], row["gain_percent"]) for row in by_key(table)]
+    first, second = DATABASE_FOUND.database, other.database
+    assert found == [
+        ("test", "Baseline", 2.0, None),
+        ("test", "RETRO[Off]", 2.1, pytest.approx(-5)),
+        ("test", f"RETRO[On], {first}", 1.9, pytest.approx(5)),
+        ("test", f"RETRO[On], {second}", 1.7, pytest.approx(15)),
+        ("mine", "Baseline", 3.0, None),
+        ("mine", "RETRO[Off]", None, None),
+        ("mine", f"RETRO[On], {first}", 2.7, pytest.approx(10)),
+    ]
+    assert "mine: test split of mine (other.jsonl), in windows of 128 tokens every 64." in table.notes
+    assert f"Database: {first}; {second}." in table.notes
+
+
+def test_scores_in_other_windows_are_no_gain(run_folder: Path, retro: ModelRecord) -> None:
+    shifted = tuple(replace(entry, text=replace(TEST, stride=32)) for entry in retro.evaluations)
+    write_models(run_folder, replace(retro, evaluations=shifted))
+    rows = by_key(run_table(load_run(run_folder)))
+    assert {row["gain_percent"] for row in rows} == {None}
+    assert {row["text"] for row in rows} == {"test", "test (2)"}

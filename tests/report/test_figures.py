@@ -5,14 +5,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from folders import AddCell, evaluation, write_models
 from matplotlib.figure import Figure
 
 from retro_lab.report.figures import curve_figure, neighbors_figure, sweep_figure
 from retro_lab.report.style import save
 from retro_lab.runs.records import ModelRecord, load_run
 from retro_lab.runs.sweeps import load_sweep
-
-from .folders import AddCell, evaluation, write_models
 
 
 def plotted(figure: Figure | None) -> dict[str, list[tuple[float, float]]]:
@@ -31,8 +30,8 @@ def test_curves_are_those_of_the_records(run_folder: Path, baseline: ModelRecord
     figure = curve_figure(load_run(run_folder))
     points = plotted(figure)
     assert points["Baseline"] == [(point.tokens, point.bits_per_byte) for point in baseline.curve]
-    assert points["RETRO[On], k=2"] == [(p.tokens, p.bits_per_byte) for p in retro.curve if p.neighbors == 2]
-    assert points["RETRO[Off]"] == [(p.tokens, p.bits_per_byte) for p in retro.curve if p.neighbors == 0]
+    assert points["RETRO[On], k=2"] == [(p.tokens, p.bits_per_byte) for p in retro.curve if p.k == 2]
+    assert points["RETRO[Off]"] == [(p.tokens, p.bits_per_byte) for p in retro.curve if p.k == 0]
     assert labels(figure) == ["Baseline  2.200", "RETRO[Off]  2.220", "RETRO[On], k=2  2.100"]
 
 
@@ -69,7 +68,7 @@ def test_a_sweep_of_one_number_is_drawn_against_it(
     for k, score in ((10, 1.8), (2, 1.9)):
         cell = replace(retro, k=k, evaluations=(evaluation(k, score), evaluation(0, score + 0.2)))
         add_cell([f"retrieval.k={k}"], cell)
-    (sweep_folder / "multirun.yaml").unlink()
+    (sweep_folder / "sweep.json").unlink()
     figure = sweep_figure(load_sweep(sweep_folder))
     points = plotted(figure)
     assert points["RETRO[On]"] == [(2, 1.9), (10, 1.8)]
@@ -87,7 +86,7 @@ def test_sizes_are_drawn_at_their_parameters(
     add_cell(["size=small"], baseline, retro)
     large = replace(retro.parameters, non_embedding=400_000_000)
     add_cell(["size=large"], replace(retro, parameters=large))
-    (sweep_folder / "multirun.yaml").unlink()
+    (sweep_folder / "sweep.json").unlink()
     figure = sweep_figure(load_sweep(sweep_folder))
     assert {x for x, _ in plotted(figure)["RETRO[On]"]} == {5_200_000, 400_000_000}
     assert figure is not None
@@ -100,14 +99,14 @@ def test_names_and_several_axes_are_not_drawn(
 ) -> None:
     add_cell(overrides, retro)
     add_cell(["a=y"], retro)
-    (sweep_folder / "multirun.yaml").unlink()
+    (sweep_folder / "sweep.json").unlink()
     assert sweep_figure(load_sweep(sweep_folder)) is None
 
 
 def test_dollar_signs_are_no_formula(sweep_folder: Path, add_cell: AddCell, retro: ModelRecord) -> None:
     for value in (1, 2):
         add_cell([rf"$\bad${{x}}$={value}"], retro)
-    (sweep_folder / "multirun.yaml").unlink()
+    (sweep_folder / "sweep.json").unlink()
     figure = sweep_figure(load_sweep(sweep_folder))
     assert figure is not None
     assert save(figure, "svg")

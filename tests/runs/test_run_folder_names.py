@@ -20,7 +20,7 @@ QUICKSTART = "+experiment=quickstart"
         ([QUICKSTART, "retrieval.k=4"], "quickstart,retrieval.k=4"),
         (["size=172m", QUICKSTART, "database.fraction=0.1"], "quickstart,database.fraction=0.1,size=172m"),
         (["+sweep=neighbors", "seed=3"], "neighbors,seed=3"),
-        ([QUICKSTART, "+trainer.max_time=60"], "quickstart,trainer.max_time=60"),
+        ([QUICKSTART, "trainer.precision=bf16-mixed"], "quickstart,trainer.precision=bf16-mixed"),
         ([], "default"),
     ],
 )
@@ -42,13 +42,22 @@ def test_names_can_be_read(overrides: list[str], name: str) -> None:
         "hydra/launcher=slurm",
         "name=x",
         "data.workers=4",
+        "trainer.devices=2",
+        "trainer.strategy=fsdp",
+        "trainer.num_nodes=4",
+        "trainer.accelerator=cpu",
+        "+trainer.max_time=60",
+        "compute.compile=true",
+        "corpora.mine.path=x",
     ],
 )
 def test_what_does_not_change_the_training_does_not_change_the_folder(override: str) -> None:
     assert slug([QUICKSTART, override]) == slug([QUICKSTART])
 
 
-@pytest.mark.parametrize("override", ["seed=1", "trainer=gpu", "debug=fast", "data.batch_size=8", "name_like.x=1"])
+@pytest.mark.parametrize(
+    "override", ["seed=1", "trainer.precision=64-true", "debug=fast", "data.batch_size=8", "name_like.x=1"]
+)
 def test_what_changes_the_training_changes_the_folder(override: str) -> None:
     assert slug([QUICKSTART, override]) != slug([QUICKSTART])
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from retro_lab.launch.run_folder import held
 
 from retro_lab.errors import RunInUseError
+from retro_lab.runs.folder import RunFolder
 
 
 def hold(folder: Path, ready: Any) -> None:
-    with held(folder):
+    with RunFolder(folder).held():
         ready.set()
         time.sleep(60)
 
@@ -33,14 +33,14 @@ def holder(tmp_path: Path) -> Any:
 
 
 def test_a_second_command_is_refused_until_the_first_is_gone(tmp_path: Path, holder: Any) -> None:
-    with pytest.raises(RunInUseError, match=r"run right now.*name=NAME") as caught, held(tmp_path / "run"):
+    with pytest.raises(RunInUseError, match=r"run right now.*name=NAME") as caught, RunFolder(tmp_path / "run").held():
         pass
     assert caught.value.exit_code == 2
-    with held(tmp_path / "another"):
+    with RunFolder(tmp_path / "another").held():
         pass
     os.kill(holder.pid, signal.SIGKILL)
     holder.join()
-    with held(tmp_path / "run"):
+    with RunFolder(tmp_path / "run").held():
         pass
 
 
@@ -49,5 +49,5 @@ def test_ranks_of_one_command_do_not_lock_each_other_out(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with held(tmp_path / "run"):
+    with RunFolder(tmp_path / "run").held():
         pass

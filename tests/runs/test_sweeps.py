@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
+from folders import AddCell, write_grid, write_models
 
 from retro_lab.errors import ArtifactError
 from retro_lab.runs.records import ModelRecord
-from retro_lab.runs.sweeps import load_sweep, number
-
-from .folders import AddCell, write_grid, write_models
+from retro_lab.runs.sweeps import load_sweep, number, write_plan
 
 
 def test_cells_that_never_started_are_missing(sweep_folder: Path) -> None:
@@ -36,19 +35,20 @@ def test_cells_of_an_older_sweep_in_the_same_folder_are_shown(
     assert sweep.cells[1].status == "done"
 
 
-def test_the_command_line_replaces_an_axis_of_the_sweep_file(sweep_folder: Path) -> None:
-    write_grid(sweep_folder, {"retrieval.k": "0,2"}, ["+sweep=x", "retrieval.k=9", "size=tiny,small"])
-    sweep = load_sweep(sweep_folder)
-    assert sweep.axes == ("size",)
-    assert [cell.overrides["size"] for cell in sweep.cells] == ["tiny", "small"]
+def test_cells_of_an_earlier_plan_stay_if_they_were_begun(
+    sweep_folder: Path, add_cell: AddCell, retro: ModelRecord
+) -> None:
+    add_cell(["retrieval.k=2"], retro)
+    write_grid(sweep_folder, {"retrieval.k": ["9"]})
+    assert [cell.name for cell in load_sweep(sweep_folder).cells] == ["retrieval.k=2", "retrieval.k=9"]
 
 
-def test_names_stand_in_the_order_they_were_written_in(sweep_folder: Path) -> None:
-    write_grid(sweep_folder, {"+experiment": "zebra,ant", "database.fraction": "1,0.25,5e-2"}, [])
+def test_names_are_in_the_order_they_were_written_in(sweep_folder: Path) -> None:
+    write_grid(sweep_folder, {"experiment": ["zebra", "ant"], "database.fraction": ["1", "0.25", "5e-2"]})
     sweep = load_sweep(sweep_folder)
     assert sweep.axes == ("experiment", "database.fraction")
     assert [tuple(cell.overrides.values()) for cell in sweep.cells] == [
-        (name, fraction) for name in ("zebra", "ant") for fraction in ("0.05", "0.25", "1")
+        (name, fraction) for name in ("zebra", "ant") for fraction in ("5e-2", "0.25", "1")
     ]
 
 
@@ -63,23 +63,32 @@ def test_one_damaged_cell_does_not_hide_the_others(
     assert "result.json" in (sweep.cells[1].error or "")
 
 
-@pytest.mark.parametrize("content", ["[a", "7", "\x00"])
-def test_overrides_that_cannot_be_read_are_a_failure(
+@pytest.mark.parametrize("content", ["[a", "7", "\x00", "overrides: 7"])
+def test_a_cell_outside_the_plan_whose_overrides_cannot_be_read_is_a_failure(
     sweep_folder: Path, add_cell: AddCell, retro: ModelRecord, content: str
 ) -> None:
-    folder = add_cell(["retrieval.k=2"], retro)
-    (folder / ".hydra" / "overrides.yaml").write_text(content)
+    folder = add_cell(["retrieval.k=7"], retro)
+    (folder / "config.yaml").write_text(content)
     (failed,) = load_sweep(sweep_folder).with_status("failed")
-    assert "overrides.yaml" in (failed.error or "")
+    assert "config.yaml" in (failed.error or "")
 
 
-@pytest.mark.parametrize("content", ["hydra: [", "7", "hydra: {}", "hydra: {sweeper: {params: {k: 'range('}}}"])
-def test_a_grid_that_cannot_be_read_leaves_the_cells_found(
-    sweep_folder: Path, add_cell: AddCell, retro: ModelRecord, content: str
+@pytest.mark.parametrize("content", ["{", "7", "{}", '{"cells": [{"name": 1}]}', '{"cells": 1}'])
+def test_a_plan_that_cannot_be_read_is_named_with_the_cure(sweep_folder: Path, content: str) -> None:
+    (sweep_folder / "sweep.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"sweep\.json is not the plan of a sweep .*; delete it"):
+        load_sweep(sweep_folder)
+
+
+def test_cells_that_a_sweeper_made_up_are_known_by_their_own_notes(
+    tmp_path: Path, sweep_folder: Path, add_cell: AddCell, retro: ModelRecord
 ) -> None:
-    add_cell(["retrieval.k=2"], retro)
-    (sweep_folder / "multirun.yaml").write_text(content)
-    assert [cell.status for cell in load_sweep(sweep_folder).cells] == ["done"]
+    write_plan(sweep_folder, {})
+    add_cell(["optimizer.lr=0.1", "+sweep=mine"], retro)
+    add_cell(["optimizer.lr=0.2", "+sweep=mine"], error="no memory")
+    sweep = load_sweep(sweep_folder)
+    assert sweep.axes == ("optimizer.lr",)
+    assert [cell.status for cell in sweep.cells] == ["done", "failed"]
 
 
 def test_cells_below_a_folder_are_found(sweep_folder: Path, retro: ModelRecord) -> None:

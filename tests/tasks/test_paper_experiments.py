@@ -97,7 +97,7 @@ def test_retrofit_has_settings_of_its_own(size: str, planned: Planned) -> None:
     baseline = compose([f"+experiment=paper_{size}"])
     for section in ("size", "model", "tokenizer", "corpus", "decontamination", "embedder"):
         assert getattr(config, section) == getattr(baseline, section), section
-    assert f"outputs/paper_{size}/baseline/" in config.init.checkpoint
+    assert config.init.checkpoint == f"outputs/paper_{size}/baseline"
     assert "12,288,000,000 tokens" in planned("+experiment=paper_retrofit", f"size={size}")
 
 

@@ -3,17 +3,17 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wandb
-from omegaconf import DictConfig, OmegaConf
 
 from retro_lab.errors import ConfigurationError
 from retro_lab.training.loggers import WANDB_ID_NAME, build_loggers, finish_loggers
 
 
 @pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DictConfig]:
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """W&B's logger online, on a machine without a key."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
@@ -21,19 +21,17 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DictConfig
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
-    yield OmegaConf.create(
-        {
-            "_target_": "pytorch_lightning.loggers.WandbLogger",
-            "save_dir": str(tmp_path),
-            "project": "retro_lab",
-            "name": "mine",
-            "offline": False,
-        }
-    )
+    yield {
+        "_target_": "pytorch_lightning.loggers.WandbLogger",
+        "save_dir": str(tmp_path),
+        "project": "retro_lab",
+        "name": "mine",
+        "offline": False,
+    }
     wandb.finish()
 
 
-def logged_offline(node: DictConfig, folder: Path) -> bool:
+def logged_offline(node: dict[str, Any], folder: Path) -> bool:
     """Build the logger, log a value, and tell whether W&B kept it offline under the folder's id."""
     loggers = build_loggers([node], folder)
     loggers[0].log_metrics({"loss": 1.0}, step=1)
@@ -41,11 +39,11 @@ def logged_offline(node: DictConfig, folder: Path) -> bool:
     finish_loggers(loggers)
     assert wandb.run is None
     name = (folder / WANDB_ID_NAME).read_text(encoding="utf-8")
-    return len([*Path(node.save_dir).glob(f"wandb/offline-run-*-{name}/run-{name}.wandb")]) == 1
+    return len([*Path(node["save_dir"]).glob(f"wandb/offline-run-*-{name}/run-{name}.wandb")]) == 1
 
 
 def test_without_a_key_wandb_goes_on_offline(node, tmp_path, capfd) -> None:
-    node.log_model = "all"
+    node["log_model"] = "all"
     assert logged_offline(node, tmp_path / "retro")
     said = capfd.readouterr().err
     assert [line.split()[0] for line in said.splitlines()] == ["W&B"], said
@@ -82,19 +80,19 @@ def test_a_wandb_that_cannot_be_reached_goes_on_offline(node, tmp_path, capfd, m
 
 def test_offline_wins_over_the_environment_and_asks_for_no_key(node, tmp_path, capfd, monkeypatch) -> None:
     monkeypatch.setattr(wandb, "login", lambda **_: pytest.fail("it logs in"))
-    node.offline = True
+    node["offline"] = True
     assert logged_offline(node, tmp_path / "retro")
     assert capfd.readouterr().err == ""
 
 
 def test_a_project_that_wandb_refuses_is_told_before_the_training(node, tmp_path) -> None:
-    node.offline, node.project = True, "a/b"
+    node |= {"offline": True, "project": "a/b"}
     with pytest.raises(ConfigurationError, match=r"W&B cannot log \(.*a/b.*\); mend logger\.wandb"):
         build_loggers([node], tmp_path / "retro")
 
 
 def test_a_run_that_failed_is_not_gone_on_with_by_the_next(node, tmp_path) -> None:
-    node.offline = True
+    node["offline"] = True
     [failed], [following] = (build_loggers([node], tmp_path / name) for name in ("failed", "following"))
     ids = [(tmp_path / name / WANDB_ID_NAME).read_text(encoding="utf-8") for name in ("failed", "following")]
     assert [failed.experiment.id, following.experiment.id] == ids

@@ -1,7 +1,9 @@
 """What surrounds training: divergence, early stops, and a curve without holes whatever was killed."""
 
 import math
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -13,6 +15,7 @@ from retro_lab.errors import ConfigurationError, DivergenceError
 from retro_lab.training.checkpoints import CHECKPOINT, read_checkpoint, resumable
 from retro_lab.training.divergence import DivergenceGuard
 from retro_lab.training.limits import INSTEAD, check_trainer_settings
+from retro_lab.training.progress import LongTrainingNotice
 from retro_lab.training.training import TrainingClock, ValidationCurve, stopped_by
 
 
@@ -115,3 +118,14 @@ def test_seconds_add_up_over_attempts(tmp_path: Path) -> None:
     second = TrainingClock()
     trainer(tmp_path, 4, [second]).fit(Line(), datamodule=Data(), ckpt_path=resumable(tmp_path), weights_only=True)
     assert 1000 < second.seconds < 1100
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(40_000.0, True), (1.0, False)])
+def test_a_training_of_days_says_so_once_its_rate_is_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, seconds: float, said: bool
+) -> None:
+    clock = count(step=seconds)  # the time that each step takes
+    monkeypatch.setattr("retro_lab.training.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    trainer(tmp_path, 16, [LongTrainingNotice(tokens_per_step=80)]).fit(Line(), datamodule=Data())
+    lines = [line for line in capsys.readouterr().err.splitlines() if "days" in line]
+    assert len(lines) == said
