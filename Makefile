@@ -31,7 +31,7 @@ test: $(VENV)/.dev ## Run the linters, the type checker and the tests
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
-	@$(BIN)/codespell --skip 'tests/config/*' retro_lab conf experiments sweeps tests docs README.md
+	@$(BIN)/codespell --skip 'tests/config/*' retro_lab tools conf experiments sweeps tests docs README.md CONTRIBUTING.md
 	@$(BIN)/python -m pytest -n 2 --cov --cov-report=term
 
 # An environment of its own: retro-pytorch wants older libraries than the project does.

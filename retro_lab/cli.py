@@ -35,7 +35,7 @@ VERSION_FLAG = "--version"
 
 
 def main() -> None:
-    """Run the command line in `sys.argv`; exits with 2 for what a user can mend and 130 when interrupted."""
+    """Run the command line in `sys.argv`; exit with 2 for an error of the user and with 130 if interrupted."""
     console.quiet()
     # Idle threads that spin take the cores from those at work: five times slower on a machine that is shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -58,7 +58,7 @@ def main() -> None:
         sys.stdout.flush()
     except KeyboardInterrupt:
         if console.is_main_process():
-            console.messages.print("Interrupted; the same command goes on from here.")
+            console.messages.print("Interrupted; run the same command again to resume.")
         sys.exit(INTERRUPTED)
     except (RetroLabError, OSError, *CONFIGURATION_ERRORS) as error:
         sentence = explain_failure(error)
@@ -77,7 +77,7 @@ def run_task(config: DictConfig) -> None:
     """Call the task's `run(config, folder)`; in a sweep, note a failure down in the cell's folder and return.
 
     Raises:
-        SystemExit: The task raised an error that the user can mend, outside a sweep.
+        SystemExit: The task raised an error that the user can fix, outside a sweep.
     """
     console.quiet()  # again in processes that a launcher started
     hydra_config = HydraConfig.get()

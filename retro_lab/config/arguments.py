@@ -27,7 +27,7 @@ MULTIRUN_FLAGS = ("-m", "--multirun")
 
 
 def complete(arguments: Sequence[str]) -> list[str]:
-    """Fill in what a user need not write: the quickstart where no experiment is named; for a sweep, multirun and its
+    """Fill in what a user may leave out: the quickstart if no experiment is named; for a sweep, multirun and its
     folders.
 
     Raises:
@@ -75,7 +75,7 @@ def with_experiment(overrides: Sequence[str]) -> list[str]:
 
 
 def in_order(overrides: Sequence[str]) -> list[str]:
-    """Put the groups without a default first, each after those that it may change, with the `+` that Hydra wants.
+    """Put the groups without a default first, each after those that it may change, with the `+` that Hydra needs.
 
     This is what lets a debug preset override an experiment: Hydra merges what is added after everything else.
     """
@@ -97,8 +97,8 @@ def _refuse_other_roots(given: str | None) -> None:
     """
     if given:
         raise ConfigurationError(
-            f"{given} cannot take the place of retro_lab's own configuration; put settings of yours into "
-            "./experiments/NAME.yaml in the working directory, and name them as +experiment=NAME."
+            f"{given} cannot replace retro_lab's own configuration; put your settings into "
+            "./experiments/NAME.yaml in the working directory and run +experiment=NAME."
         )
 
 
@@ -117,7 +117,7 @@ def _sweep_folder(base: DictConfig, overrides: list[str]) -> str:
 
 
 def _sweep_settings(folder: str, overrides: list[str]) -> list[str]:
-    """Return what has Hydra run the cells in the sweep's folder, each in one named after what varies."""
+    """Return overrides that put the cells into the sweep's folder, each in a folder named after what varies."""
     settings = {
         "hydra.mode": "MULTIRUN",
         "hydra.sweep.dir": folder,

@@ -10,7 +10,7 @@ from enum import Enum
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
 
@@ -51,7 +51,7 @@ def options(group: str) -> dict[str, Path]:
 
 def describe(path: Path) -> str:
     """Return the first comment line of a file that is not a `# @package` header: what the file is for."""
-    # What a file of another encoding says is told when it is composed.
+    # A file in another encoding is refused when it is composed.
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         comment = line.removeprefix("#").strip()
         if not line.startswith("#"):
@@ -62,10 +62,26 @@ def describe(path: Path) -> str:
 
 
 def kind_of(group: str, option: str) -> str | None:
-    """Return the kind whose schema an option's file names, None in a group without kinds."""
+    """Return the kind whose schema an option's file names, itself or through the options that it builds on.
+
+    Returns:
+        None in a group without kinds.
+    """
     text = options(group)[option].read_text(encoding="utf-8")
-    named = re.findall(rf"^\s*- (\w+){SCHEMA_SUFFIX}\s*$", text, flags=re.MULTILINE)
-    return next((kind for kind in named if kind in KINDS.get(group, ())), None)
+    for name in re.findall(r"^\s*- (\w+)\s*$", text, flags=re.MULTILINE):
+        kind = name.removesuffix(SCHEMA_SUFFIX)
+        if kind != name and kind in KINDS.get(group, ()):
+            return kind
+        if name in options(group) and (inherited := kind_of(group, name)):
+            return inherited
+    return None
+
+
+def schema_of(group: str, option: str) -> type | None:
+    """Return the dataclass of an option's keys, None in a group without a schema."""
+    kind = kind_of(group, option)
+    schema = KINDS[group][kind] if kind else get_type_hints(RunConfig).get(group)
+    return schema if isinstance(schema, type) and is_dataclass(schema) else None
 
 
 def schema_settings(schema: type, prefix: str) -> list[Setting]:
@@ -87,7 +103,7 @@ def _type_name(kind: Any) -> str:
     """Write a type as a user knows it: choices are named."""
     if isinstance(kind, type) and issubclass(kind, Enum):
         return " | ".join(kind.__members__)
-    return kind.__name__ if type(kind) is type else str(kind).replace("typing.", "")
+    return kind.__name__ if type(kind) is type else re.sub(r"(\w+\.)+", "", str(kind))
 
 
 def option_settings(group: str, option: str) -> set[str]:

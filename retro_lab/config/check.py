@@ -1,4 +1,4 @@
-"""What is left to check once a configuration is composed."""
+"""Checks of a composed configuration."""
 
 import re
 from dataclasses import fields, is_dataclass
@@ -13,7 +13,7 @@ from retro_lab.runs.naming import FOLDER_NAME, RESERVED
 from retro_lab.tasks.config import RunConfig, Task
 
 KNOWN_CALLBACKS = ("retro_lab.", "pytorch_lightning.", "lightning.")
-"""Beginnings of the names of callbacks that log no metrics of their own, as a user's may."""
+"""Prefixes of callback classes that log no metrics of their own; a user's callback may."""
 
 
 def typed(config: DictConfig, resolve_all: bool = True) -> RunConfig:
@@ -70,7 +70,7 @@ def _check_monitors(config: RunConfig) -> None:
     callbacks = {name: node for name, node in config.callbacks.items() if isinstance(node, dict)}
     if not all(str(node.get("_target_", "")).startswith(KNOWN_CALLBACKS) for node in callbacks.values()):
         return
-    # In a comparison the baseline has the same callbacks, and there is nothing that it retrieves.
+    # In a comparison the baseline has the same callbacks, and it retrieves nothing.
     scored = {0} if config.task.name is Task.compare else {0, config.retrieval.k}
     metrics = ["train/loss", "train/learning_rate", *(f"validation/bits_per_byte/k={k}" for k in sorted(scored))]
     for name, node in callbacks.items():
@@ -89,7 +89,7 @@ def _check_keys(node: Any, prefix: str) -> None:
         path = f"{prefix}{key}"
         if path == "hydra":
             continue
-        if known is not None and key not in known:  # Hydra adds what has a `+` even to a node with a schema
+        if known is not None and key not in known:  # Hydra adds keys with a `+` even to a node that has a schema
             raise ConfigurationError(no_setting(path))
         if OmegaConf.is_missing(node, key):
             raise ConfigurationError(no_value(path))
@@ -108,4 +108,4 @@ def _asks_about_the_run(node: Any, key: Any) -> bool:
 
 def no_value(key: str) -> str:
     """Say that a key has no value."""
-    return f"{key} has no value; give it one, as in {key}=..."
+    return f"{key} has no value; give it one: {key}=..."

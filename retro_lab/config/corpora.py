@@ -1,4 +1,4 @@
-"""Corpora that are named as a database or a data set, brought in from their group without further overrides."""
+"""Adds the corpora that a configuration names as database or data set and does not contain."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ from retro_lab.errors import ConfigurationError
 
 
 def missing_corpora(configs: Iterable[DictConfig]) -> list[str]:
-    """Return overrides that add the corpora which configurations name and do not have.
+    """Return overrides that add the corpora that configurations name and do not contain.
 
     Raises:
         ConfigurationError: There is no corpus of a name.
@@ -28,7 +28,7 @@ def missing_corpora(configs: Iterable[DictConfig]) -> list[str]:
             near = nearest(name, known)
             guess = f"; did you mean {near}?" if near else "."
             raise ConfigurationError(
-                f"{key} names {name}, and there is no such corpus{guess} The options are {', '.join(known)}; files of "
-                f"your own are +corpus@corpora.{name}=local corpora.{name}.path=FILE."
+                f"{key} names the corpus {name}, which does not exist{guess} The options are {', '.join(known)}; "
+                f"add files of your own as +corpus@corpora.{name}=local corpora.{name}.path=FILE."
             )
     return [f"+corpus@corpora.{name}={name}" for name in wanted]

@@ -46,7 +46,7 @@ LITERAL = r" ${ begins a reference to another setting; write \${ where it is par
 
 @contextmanager
 def explain_errors(overrides: Iterable[str]) -> Iterator[None]:
-    """Turn whatever goes wrong while a configuration is composed from overrides into one sentence.
+    """Turn any error of composing a configuration from overrides into one sentence.
 
     Raises:
         ConfigurationError: In place of any error of Hydra's or OmegaConf's.
@@ -104,7 +104,7 @@ def explain(error: Exception) -> str:
 
 
 def explain_failure(error: Exception) -> str | None:
-    """Say in one sentence what a user can mend in a run that failed; None for everything else, which is a bug."""
+    """Say in one sentence what a user can fix in a run that failed; None for anything else, which is a bug."""
     if isinstance(error, RetroLabError):
         return str(error)
     if isinstance(error, CONFIGURATION_ERRORS):
@@ -176,7 +176,7 @@ def _likeness(name: str, candidate: str) -> float:
 
 def _no_option(group: str, option: str, offered: Iterable[str] | None = None) -> str:
     if option.startswith(LAUNCHER_EXTRA):
-        return "hydra/launcher=slurm wants the package hydra-submitit-launcher: pip install 'retro_lab[slurm]'."
+        return "hydra/launcher=slurm needs the package hydra-submitit-launcher: pip install 'retro_lab[slurm]'."
     known = sorted(offered or options(group))
     near = nearest(option, known)
     guess = f"; did you mean {near}?" if near else "."

@@ -26,14 +26,14 @@ from retro_lab.tasks.config import RunConfig
 USAGE = """\
 retro_lab: retrieval-enhanced language models, configured through Hydra
 
-  python -m retro_lab                                     the quickstart
+  python -m retro_lab [KEY=VALUE ...]                     run the quickstart, with other settings if given
   python -m retro_lab +experiment=NAME [KEY=VALUE ...]    run an experiment
   python -m retro_lab +sweep=NAME [KEY=VALUE ...]         run every cell of a sweep and make its table
-  python -m retro_lab task=TASK +experiment=NAME          do one thing of an experiment
+  python -m retro_lab task=TASK +experiment=NAME          run one task of an experiment
   python -m retro_lab +experiment=NAME --cfg job          print the configuration and stop
   python -m retro_lab --help GROUP                        explain the settings of a group
 
-The same command again resumes what was interrupted and reuses what stands."""
+If interrupted, run the same command again: it resumes, and reuses everything already built."""
 
 EXAMPLES = """\
 Overrides: retrieval.k=4, database.fraction=0.1, size=425m, init=retrofit, data.batch_size=8, name=my_run
@@ -54,7 +54,7 @@ def help_text() -> str:
 
 
 def group_help(group: str) -> str:
-    """Return the options of a group and its settings with type, value by default and description.
+    """Return the options of a group, and its settings with their types, default values and descriptions.
 
     Raises:
         ConfigurationError: There is no such group.

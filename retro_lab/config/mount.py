@@ -74,7 +74,7 @@ class MountedFolder(ConfigSource):
         try:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise ConfigurationError(f"{file} is not text in UTF-8; save it as that.") from error
+            raise ConfigurationError(f"{file} is not UTF-8 text; save it in UTF-8.") from error
         except OSError as error:
             raise ConfigurationError(f"{file} cannot be read: {error.strerror}.") from error
         try:

@@ -49,7 +49,7 @@ class Schemas(ConfigSource):
         return True
 
     def is_group(self, config_path: str) -> bool:
-        """Tell whether a path is a group of options: schemas are none."""
+        """Tell whether a path is a group of options; no schema is."""
         return False
 
     def is_config(self, config_path: str) -> bool:
@@ -61,7 +61,7 @@ class Schemas(ConfigSource):
         return []
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Return a schema with its values by default.
+        """Return a schema with its default values.
 
         Raises:
             ConfigLoadError: There is no such schema.

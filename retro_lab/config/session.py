@@ -1,4 +1,4 @@
-"""One place where Hydra is told what this laboratory adds to it, and composes a configuration from overrides."""
+"""Registers what this laboratory adds to Hydra, and composes configurations from overrides."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,7 +26,7 @@ def register() -> None:
 def session() -> Iterator[Assemble]:
     """Yield a function that composes overrides into a configuration, Hydra's own `hydra` node included."""
     register()
-    # Hydra starts once at a time: within another session, or a run, the one that is there serves.
+    # Hydra can be initialized only once: within another session or a run, use the one that is active.
     started = GlobalHydra.instance().is_initialized()
     with nullcontext() if started else initialize_config_dir(str(config_root("conf")), version_base="1.3"):
         yield lambda overrides: hydra_compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)

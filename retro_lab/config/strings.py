@@ -50,7 +50,7 @@ def _group_key(key: str) -> str:
 
 
 def shell_override(key: str, value: str) -> str:
-    """Write an override for the shell whose value is a text whatever it looks like."""
+    """Write an override for the shell that sets a text, even one that looks like a number or a list."""
     override = f"{key}={_quoted(value)}"
     # Double quotes around Hydra's single ones can be read, where the shell finds nothing to replace in them.
     return shlex.quote(override) if re.search(r'["$`\\!]', override) else f'"{override}"'

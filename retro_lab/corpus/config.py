@@ -13,17 +13,18 @@ class CorpusConfig:
     _target_: str
     """Class of the document source."""
     validation_fraction: float = 0.05
-    """Share of the documents to choose settings on, by a hash of their ids, where the source names no held-out split;
-    at least one of three documents."""
+    """Share of the documents that is held out to choose settings on, if the source names no held-out split; a hash of
+    their ids decides which. It is at least one of three documents."""
     test_fraction: float = 0.05
-    """Share of the documents to report results on, as above; what is trained on depends on the sum of both alone."""
+    """Share of the documents that is held out to report results on, in the same way. The training split depends only on
+    the sum of both fractions."""
     group_pattern: str | None = None
-    """Regular expression; documents with the same first match of it in their ids are held out together, or not at all:
-    `^.*/` keeps a folder together. Null takes each document by itself."""
+    """Regular expression, searched for in document ids: documents with the same match are held out together or not at
+    all. `^.*/` keeps a folder together; null treats each document by itself."""
     max_bytes: float | None = None
-    """UTF-8 bytes of text to take, whole documents, all splits together; all of it when null."""
+    """UTF-8 bytes of text to take, in whole documents, over all splits; null takes everything."""
     max_document_bytes: float = MAX_DOCUMENT_BYTES
-    """Longer documents are skipped and counted; building takes about 150 times as much memory."""
+    """Documents of more UTF-8 bytes are skipped and counted; building takes about 150 times this much memory."""
 
 
 @dataclass(kw_only=True)
@@ -47,21 +48,22 @@ class LocalConfig(CorpusConfig):
 
     _target_: str = "retro_lab.corpus.sources.local.LocalSource"
     path: str
-    """A file, a folder or a glob pattern; a single text file is cut into documents, several are one document each."""
+    """A file, a folder or a glob pattern. A single text file is cut into documents; of several, each is one
+    document."""
     validation_path: str | None = None
     """File, folder or glob pattern of the documents to choose settings on; null holds out `validation_fraction`, or
-    half of `test_path`."""
+    half of `test_path` if that is given."""
     test_path: str | None = None
     """File, folder or glob pattern of the documents to report results on; null holds out `test_fraction`, or half of
-    `validation_path`."""
+    `validation_path` if that is given."""
     format: str | None = None
-    """`json` (and jsonl), `parquet`, `text` or `arrow`; null tells it from the file names."""
+    """`json` (also for jsonl), `parquet`, `text` or `arrow`; null infers it from the file names."""
     text_field: str = "text"
-    """Name of the field that holds a document's text; `meta.text` is the field `text` within `meta`."""
+    """Name of the field that holds a document's text; `meta.text` is the field `text` inside `meta`."""
     id_field: str | None = None
-    """Name of the field that identifies a document; null numbers them by file and row."""
+    """Name of the field that identifies a document; null numbers documents by file and row."""
     group_field: str | None = None
-    """Name of a field, such as the author; documents with the same value are held out together, or not at all."""
+    """Name of a field, such as the author: documents with the same value are held out together or not at all."""
 
 
 @dataclass(kw_only=True)
@@ -74,23 +76,23 @@ class HubConfig(CorpusConfig):
     subset: str | None = None
     """Configuration of the dataset, such as a language or a version."""
     revision: str | None = None
-    """Commit or tag of the dataset; pin it to make builds repeatable."""
+    """Commit or tag of the dataset. Pin it to make builds repeatable."""
     data_files: dict[str, Any] | None = None
     """Files by split name, for datasets without their own layout."""
     train_split: str = "train"
     """Name of the split to train on."""
     validation_split: str | None = None
     """Name of the split to choose settings on; null holds out `validation_fraction` of the training split, or half of
-    `test_split`."""
+    `test_split` if that is given."""
     test_split: str | None = None
     """Name of the split to report results on; null holds out `test_fraction` of the training split, or half of
-    `validation_split`."""
+    `validation_split` if that is given."""
     text_field: str = "text"
-    """Name of the field that holds a document's text; `meta.text` is the field `text` within `meta`."""
+    """Name of the field that holds a document's text; `meta.text` is the field `text` inside `meta`."""
     id_field: str | None = None
-    """Name of the field that identifies a document; null numbers them by split and row."""
+    """Name of the field that identifies a document; null numbers documents by split and row."""
     group_field: str | None = None
-    """Name of a field, such as the author; documents with the same value are held out together, or not at all."""
+    """Name of a field, such as the author: documents with the same value are held out together or not at all."""
 
 
 @dataclass(kw_only=True)
@@ -101,7 +103,7 @@ class WikipediaConfig(HubConfig):
     title_field: str = "title"
     """Name of the field that holds an article's title."""
     without: Any = None
-    """A corpus whose articles, by their titles, are left out; null leaves out none."""
+    """A corpus whose articles are left out, by title; null leaves out none."""
 
 
 @dataclass(kw_only=True)
@@ -114,7 +116,8 @@ class MixtureConfig(CorpusConfig):
     weights: dict[str, float]
     """Share of `max_bytes` that each source contributes; they need not sum to one."""
     fractions: dict[str, float] = field(default_factory=dict)
-    """Share of its documents, chosen by a hash of their ids, that is taken at most of a source; all where not named."""
+    """Largest share of a source's documents to take, chosen by a hash of their ids; a source without an entry is taken
+    whole."""
 
 
 @dataclass(kw_only=True)
@@ -122,7 +125,8 @@ class DecontaminationConfig:
     """Which documents are too much like held-out ones to train on (Borgeaud et al. 2022, Sec. 2.1)."""
 
     similarity: float | None = 0.8
-    """Jaccard similarity of 13-grams of words from which on a document is dropped; null drops none."""
+    """Drop training documents whose 13-grams of words have at least this Jaccard similarity to those of a held-out
+    document; null drops none."""
 
 
 @dataclass(kw_only=True)
@@ -130,7 +134,7 @@ class TokenizerConfig:
     """What every tokenizer has."""
 
     _target_: str
-    """Class of the tokenizer's recipe."""
+    """Class that makes the tokenizer."""
 
 
 @dataclass(kw_only=True)
@@ -139,7 +143,7 @@ class ByteBPEConfig(TokenizerConfig):
 
     _target_: str = "retro_lab.corpus.tokenizer.ByteBPE"
     vocabulary_size: int = 4096
-    """Number of token ids, the 256 bytes and the document marker among them."""
+    """Number of token ids, including the 256 bytes and the document marker."""
     training_bytes: float = 1e8
     """UTF-8 bytes of the training split to learn merges from."""
 
@@ -150,10 +154,10 @@ class PretrainedTokenizerConfig(TokenizerConfig):
 
     _target_: str = "retro_lab.corpus.pretrained_tokenizer.PretrainedTokenizer"
     name: str
-    """Name on the hub, a folder, or a file in the form of `tokenizer.json`."""
+    """Name on the hub, a folder, or a file in the format of `tokenizer.json`."""
     revision: str | None = None
     """Commit or tag on the hub."""
     marker: str | None = None
-    """Token that marks documents; null takes the beginning- or end-of-text token, or a new id if there is none."""
+    """Token that marks documents; null takes the beginning- or end-of-text token, or a new id if there is neither."""
     lossy: bool = False
-    """Accept a tokenizer that does not give all text back; bits per byte are then too low, and the report says so."""
+    """Accept a tokenizer that does not reproduce all text. Bits per byte are then too low, and the report says so."""

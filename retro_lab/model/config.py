@@ -65,17 +65,18 @@ class ModelConfig:
     cca_positions: bool = True
     """Relative positions in chunked cross-attention (Table 13: 'No CA positional encodings')."""
     positions: Positions = Positions.transformer_xl
-    """Relative positions in every attention: `transformer_xl`, the paper's, or `rotary`, which has no parameters and
-    runs on fused kernels, and which RETROfit of a rotary model needs. The paper's counts need `transformer_xl`."""
+    """How every attention encodes relative positions: `transformer_xl`, as in the paper, or `rotary`, which has no
+    parameters, runs on fused kernels and is what RETROfit of a rotary model needs. The paper's parameter counts need
+    `transformer_xl`."""
     rotary_base: float = 10_000.0
     """Rotary positions only: the smallest frequency is almost 1 / base. 10,000 in Su et al. 2021."""
     document_masks: bool = False
     """Keep attention and neighbors within each of the documents that share a sequence. The paper describes no such
-    masks; without them a document is read in the light of those that happen to come before it."""
+    masks; without them, a document also attends to those that happen to precede it."""
     shared_embeddings: bool = False
     """One embedding table for decoder and encoder (Table 13: 'Shared embeddings')."""
     tied_readout: bool = True
-    """Read logits out through the decoder's embedding table. The paper counts embeddings once and does not say."""
+    """Compute logits with the decoder's embedding table. The paper counts embeddings once and does not say."""
     activation: Activation = Activation.gelu
     """Non-linearity of the feed-forward blocks, `gelu` or `relu`. Not stated in the paper."""
     norm_eps: float = 1e-6

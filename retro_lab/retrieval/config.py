@@ -57,7 +57,7 @@ class RetrievalConfig:
     """How neighbors are found: `dense` (nearest embeddings), `bm25` (shared tokens, no embeddings at all) or `hybrid`
     (dense candidates, ranked by BM25)."""
     candidates: int = 64
-    """Dense candidates of each chunk that `hybrid` ranks again, from each database shard."""
+    """Dense candidates for each chunk, from each database shard, that `hybrid` ranks again."""
     bm25_k1: float = 1.5
     """How slowly the weight of a token levels off as it is repeated in a chunk."""
     bm25_b: float = 0.75
@@ -81,16 +81,16 @@ class DatabaseConfig:
     """Which documents can be retrieved."""
 
     corpus: str | None = None
-    """Corpus of which the training split is the database: an option of `corpus`, or a name in `corpora`; null takes
-    the one that is trained on."""
+    """Corpus whose training split is the database: an option of `corpus`, or a name in `corpora`; null takes the corpus
+    that is trained on."""
     fraction: float = 1.0
-    """Share of that split's chunks in the database, whole documents."""
+    """Share of that split's chunks in the database, in whole documents."""
     tokens: float | None = None
-    """Size of the database in tokens; takes the place of `fraction` where given."""
+    """Size of the database in tokens; if given, it replaces `fraction`."""
     fractions: list[float] = field(default_factory=lambda: [1.0])
-    """Shares that will be asked for: the database is cut into shards there, so that each needs no new search."""
+    """Fractions that will be used: the database is cut into shards at them, so that none needs a new search."""
     seed: int = 0
-    """Of the order of documents, which decides what a smaller database holds, and of the index's samples."""
+    """Seed of the order of documents, which decides what a smaller database holds, and of the index's samples."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -104,17 +104,17 @@ class EmbedderConfig:
     model: str
     """Name on the Hugging Face hub, a folder, or `package:NAME/FOLDER` for weights carried by a Python package."""
     revision: str | None = None
-    """Commit, branch or tag on the hub. Embeddings are known by the commit, whatever is given here."""
+    """Commit, branch or tag on the hub. Embeddings are identified by the commit that it stands for."""
     max_length: int = 256
-    """Longest input in the embedder's own tokens; what is over is cut off."""
+    """Longest input in the embedder's own tokens; the rest of a longer chunk is cut off."""
     batch_size: int = 64
-    """Chunks embedded at once; a GPU is quicker with more."""
+    """Chunks embedded at once; GPUs are faster with more."""
     precision: EmbedderPrecision = EmbedderPrecision.auto
     """`float32`, `bfloat16`, or `auto`: bfloat16 where the hardware supports it."""
     compile: bool = False
     """Compile the encoder with torch.compile: 6% faster on a processor, after 40 seconds. Needs g++."""
     shard_size: int = 4096
-    """Chunks in one embedding shard, the unit of work that a killed build never repeats."""
+    """Chunks in one embedding shard; an interrupted build does not repeat a finished shard."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -126,19 +126,20 @@ class IndexConfig:
     """The nearest-neighbor index over chunk embeddings."""
 
     factory: str = "auto"
-    """FAISS factory string, or `auto`: exact up to `exact_below` vectors, above that the quickest that reaches `recall`
-    in `max_bytes`."""
+    """FAISS factory string, or `auto`: exact search up to `exact_below` vectors, and above that the fastest index that
+    reaches `recall` within `max_bytes`."""
     metric: Metric = Metric.l2
     """`l2` (squared, on embeddings as they are, as in the paper), `inner_product` or `cosine`."""
     exact_below: int = 200_000
     """Largest number of vectors that `auto` searches exactly."""
     recall: float = 0.95
-    """Wanted share of the 10 nearest of held-out chunks that is found; search parameters are tuned to it. Of all
-    `retrieval.stored` neighbors a smaller share is found, which `task=build` shows as well."""
+    """Share of the 10 nearest neighbors of held-out chunks to find; search parameters are tuned to reach it. Of all
+    `retrieval.stored` neighbors a smaller share is found; `task=build` shows both."""
     max_bytes: float | None = None
-    """Memory that the index of one database shard may take, as far as `factory=auto` decides it; null sets no limit."""
+    """Bytes of memory that the index of one database shard may take if `factory=auto` chooses it; null sets no
+    limit."""
     training_vectors: int | None = None
-    """Vectors, drawn at random, that the index learns its lists and codes from; null takes 40 for each list."""
+    """Number of random vectors from which the index learns its lists and codes; null takes 40 for each list."""
     search: str = "auto"
     """FAISS search parameters, such as `nprobe=64,k_factor_rf=4` or `efSearch=128`; `auto` tunes them to `recall`."""
     query_batch: int = 4096

@@ -66,11 +66,11 @@ class InspectConfig(TaskConfig):
 
     name: Task = Task.inspect
     split: InspectedSplit = InspectedSplit.validation
-    """Where the chunks are taken from."""
+    """Split that the chunks are taken from."""
     chunk: int | None = None
-    """Id of the chunk to show; null shows `count` of them spread evenly."""
+    """Id of the chunk to show; null shows `count` chunks, evenly spaced."""
     count: int = 3
-    """Chunks to show."""
+    """Number of chunks to show."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -87,7 +87,7 @@ class PlanConfig(TaskConfig):
     peak_tflops: float = 989
     """Peak rate of one training device in the training precision. Default: H100, bfloat16, dense."""
     utilization: float = 0.4
-    """Share of that peak that training reaches."""
+    """Share of the peak rate that training reaches."""
     embedding_width: int = 768
     """Width of a chunk's embedding. Default: BERT-base."""
     queries_per_second: float = 250
@@ -117,9 +117,9 @@ class PathsConfig:
     """Folders."""
 
     artifacts: str
-    """Root of the artifact store."""
+    """Folder of what the data pipeline builds, shared by all runs; RETRO_LAB_ARTIFACTS in the environment sets it."""
     outputs: str
-    """Root of the run folders."""
+    """Folder that holds a folder for each run; RETRO_LAB_OUTPUTS in the environment sets it."""
 
 
 @dataclass(kw_only=True)
@@ -134,10 +134,10 @@ class RunConfig:
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     corpus: CorpusConfig
     corpus_name: str
-    """Name of the corpus in tables; its option unless it is given."""
+    """Name of the corpus in tables; by default that of its option."""
     corpora: dict[str, CorpusConfig] = field(default_factory=dict)
-    """Other corpora by name, to retrieve from (`database.corpus`) or to score (`evaluation.datasets`); options of
-    `corpus` need not be put here, and a file of your own is `+corpus@corpora.NAME=local corpora.NAME.path=FILE`."""
+    """Other corpora by name, to retrieve from (`database.corpus`) or to score (`evaluation.datasets`). Options of
+    `corpus` need no entry here; add files of your own as `+corpus@corpora.NAME=local corpora.NAME.path=FILE`."""
     decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
     tokenizer: TokenizerConfig
     embedder: EmbedderConfig
@@ -152,11 +152,12 @@ class RunConfig:
     trainer: dict[str, Any]
     """Arguments of Lightning's Trainer."""
     callbacks: dict[str, Any] = field(default_factory=dict)
-    """Lightning's callbacks, each a class to make under a name of its own."""
+    """Lightning's callbacks: each has a name and the class to make."""
     logger: dict[str, Any] = field(default_factory=dict)
-    """Lightning's loggers, each a class to make under a name of its own."""
+    """Lightning's loggers: each has a name and the class to make."""
     seed: int = 0
-    """Of weights, dropout and batch order; `database.seed` orders documents, so that models of all seeds share them."""
+    """Seed of weights, dropout and batch order. `database.seed` orders documents, so that models of all seeds share
+    them."""
     name: str | None = None
     """Name of the run folder, or of the sweep's; null makes it from the experiment and the overrides."""
 

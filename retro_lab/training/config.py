@@ -32,7 +32,7 @@ class DataConfig:
     batch_size: int = 256
     """Sequences in one optimizer step, over all devices and accumulated batches."""
     overfit_batches: int | None = None
-    """Train on the first so many batches again and again, as `debug=overfit` does on one; null takes all the text."""
+    """Train on the first N batches again and again, as `debug=overfit` does with one; null trains on all the text."""
     workers: int = 0
     """Processes that assemble batches; 0 assembles them in the training process."""
 
@@ -60,8 +60,8 @@ class ComputeConfig:
     compile: bool = False
     """Fuse forward and backward pass with torch.compile: faster steps after minutes of compilation. Needs g++."""
     checkpoint_activations: bool = False
-    """Keep only the input of each block for the backward pass, which then computes the block once more: a fraction of
-    the memory for about a third more time."""
+    """Keep only the input of each block for the backward pass, and compute the block again there: a fraction of the
+    memory for about a third more time."""
 
 
 @dataclass(kw_only=True)
@@ -69,17 +69,19 @@ class OptimizerConfig:
     """AdamW (Borgeaud et al. 2022, App. C.1)."""
 
     _target_: str = "torch.optim.AdamW"
+    """Class of the optimizer."""
     _partial_: bool = True
+    """The model's parameters are handed over when training begins."""
     lr: float = 2e-4
     """Largest learning rate: 2e-4, and 1e-4 for the 7.5B model (Table 10)."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     """Decay rates of the moments; stated by the paper for WikiText-103 only (Table 11)."""
     eps: float = 1e-8
-    """Stated by the paper for WikiText-103 only (Table 11)."""
+    """Term that keeps the denominator from zero; stated by the paper for WikiText-103 only (Table 11)."""
     weight_decay: float = 0.1
-    """On matrices; norm gains and position biases are not decayed, which the paper does not state."""
+    """Weight decay of matrices; norm gains and position biases have none. Not stated in the paper."""
     fused: bool = True
-    """One fused kernel for the whole update."""
+    """Update the weights in one fused kernel."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -97,7 +99,7 @@ class ScheduleConfig:
     warmup_start: float = 1e-7
     """Learning rate of the first step."""
     final_ratio: float = 0.1
-    """Last learning rate as a share of the largest."""
+    """Final learning rate as a share of the largest."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient. Not stated in the paper."""
 
@@ -121,5 +123,5 @@ class InitConfig:
     name: Init
     """`scratch`, or `retrofit`: a trained baseline is frozen and only the retrieval weights are trained (Sec. 4.2)."""
     checkpoint: str | None = None
-    """Baseline that `retrofit` starts from: the folder of a trained one, or a checkpoint of its training; null takes
-    the baseline twin of the same run."""
+    """Baseline that `retrofit` starts from: the folder of a trained model, or a checkpoint of its training; null takes
+    the baseline of the same run."""

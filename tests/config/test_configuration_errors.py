@@ -17,7 +17,7 @@ WRONG_OVERRIDES = {
     "retrieval.K=3": "There is no setting retrieval.K",
     "k=3": "There is no setting k; did you mean retrieval.k?",
     "+retrieval.kk=3": "There is no setting retrieval.kk; did you mean retrieval.k?",
-    "+anything=1": "There is no setting anything. There are callbacks, cca, compute, corpus,",
+    "+anything=1": "There is no setting anything. There are callbacks, cca, compute, corpora, corpus,",
     "retrieval.zzz=1": "There are retrieval.bm25_b, retrieval.bm25_k1, retrieval.candidates, retrieval.k,",
     "trainer.acelerator=gpu": "did you mean trainer.accelerator?",
     "trainer.max_time=1": "+trainer.max_time=... adds it all the same.",
@@ -31,7 +31,7 @@ WRONG_OVERRIDES = {
     "sise=tiny": "There is no setting sise; did you mean size?",
     "corpus=locale": "There is no corpus=locale; did you mean local?",
     "+experiment=quikstart": "did you mean quickstart?",
-    "corpus=local": "corpus.path has no value; give it one, as in corpus.path=...",
+    "corpus=local": "corpus.path has no value; give it one: corpus.path=...",
     "corpus.path=x": "There is no setting corpus.path with the corpus chosen; there is with corpus=local.",
     "corpus.dataset=x": "there is with corpus=c4 or corpus=pile or corpus=wikipedia or corpus=wikitext103.",
     "train": "train is not of the form KEY=VALUE; did you mean task=train?",
@@ -89,7 +89,7 @@ def test_a_wrong_experiment_file(text: str, sentence: str, write: Write) -> None
 def test_a_file_in_another_encoding_or_with_odd_characters_is_named(write: Write) -> None:
     write("experiments/mine.yaml", "").write_bytes("seed: 1\n".encode("utf-16"))
     write("experiments/odd.yaml", 'seed: "\x01"\n')
-    for name, sentence in (("mine", "mine.yaml is not text in UTF-8"), ("odd", "odd.yaml is not YAML")):
+    for name, sentence in (("mine", "mine.yaml is not UTF-8 text"), ("odd", "odd.yaml is not YAML")):
         with pytest.raises(ConfigurationError, match=sentence):
             compose([f"+experiment={name}"])
 
