@@ -25,7 +25,7 @@ NOT_RUN = {
     "make test": "it runs this test",
     "make quickstart": "it installs; the command that it ends with is run by the next test",
 }
-NEEDS_THE_HUB = {"corpus=massivetext_like"}
+NEEDS_THE_HUB = {"+experiment=paper_172m"}
 """Such a command is composed, and goes no further: tests/corpus reads these corpora from files of the same layout."""
 
 
