@@ -46,7 +46,7 @@ PROVENANCE: dict[str, Fact] = {
 
 def training_table(run: RunRecord) -> Table:
     """List each model's training data, database and scored text."""
-    return _facts("What was trained on what", run, TRAINING, numeric=False)
+    return _facts("Training and data", run, TRAINING, numeric=False)
 
 
 def parameter_table(run: RunRecord) -> Table:

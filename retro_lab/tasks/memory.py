@@ -54,7 +54,7 @@ def check_memory(config: RunConfig, size: SizeConfig, model: ModelConfig, sequen
         moments=config.optimizer._target_ == "torch.optim.AdamW",
         shards=1 if copied else max(1, devices),
     )
-    here = max(1, devices // config.trainer.get("num_nodes", 1)) if on_processor(accelerator) else 1  # share a memory
+    here = max(1, devices // config.trainer.get("num_nodes", 1)) if on_processor(accelerator) else 1  # share memory
     if available is None or here * (state + activations) <= available:
         return
     where = f"{scaled(available, BYTES)} of {'this machine' if on_processor(accelerator) else 'a GPU'}"

@@ -49,10 +49,10 @@ def _database(sizes: DatabaseSizes, task: PlanConfig) -> Group:
     }
     return section(
         f"Database of {sizes.database_tokens:,.0f} tokens",
-        f"{task.tokens_per_document:,.0f} tokens in a document; {sizes.corpus_chunks:,} chunks embedded, "
-        f"{task.embedding_chunks_per_second:,.0f} a second, {sizes.width} wide; {sizes.stored} neighbors stored for "
-        f"{sizes.searched_chunks:,} chunks that are trained on, {task.queries_per_second:,.0f} searched a second in "
-        "each index; documents, as Parquet, are not counted",
+        f"{task.tokens_per_document:,.0f} tokens per document; {sizes.corpus_chunks:,} chunks embedded, "
+        f"{task.embedding_chunks_per_second:,.0f} per second, width {sizes.width}; {sizes.stored} neighbors stored for "
+        f"{sizes.searched_chunks:,} training chunks, {task.queries_per_second:,.0f} searched per second in each index; "
+        "the documents themselves (Parquet) are not counted",
         {part: [value] for part, value in rows.items()},
     )
 

@@ -52,7 +52,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def project_activated(inner: Tensor, weight: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return `activation(inner)` @ `weight`.T for `inner` [..., F] and `weight` [D, F], which keeps `inner` alone."""
+    """Return `activation(inner)` @ `weight`.T for `inner` [..., F] and `weight` [D, F]; it keeps only `inner`."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return F.linear(activation(inner), weight)
     return cast("Tensor", _ProjectActivated.apply(inner, weight, activation))
