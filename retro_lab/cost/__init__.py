@@ -1,4 +1,4 @@
-"""What a model, its training and a database take, from their shapes alone: what `task=plan` lays out.
+"""The cost of a model, its training and a database, computed from shapes alone; `task=plan` prints it.
 
-Plain arguments in, numbers out: nothing here knows of Hydra or of a task.
+Plain arguments in, numbers out: nothing here depends on Hydra or on a task.
 """

@@ -1,6 +1,6 @@
-"""How large a database and what belongs to it will be, and how long its build takes: closed forms.
+"""The size of a database and its artifacts, and the time to build it, in closed form.
 
-Builds are held against them.
+Tests compare real builds with these formulas.
 """
 
 import math
@@ -12,20 +12,20 @@ from retro_lab.retrieval.factory import FLOAT32, INT32, INT64, choose_factory, i
 
 FLOAT16 = 2
 SHARD_SECONDS = 600
-"""What an embedding shard of the suggested size takes one GPU: no more than that is lost when a rank is killed."""
+"""Time for one GPU to embed a shard of the suggested size; a killed rank loses no more than this."""
 NUMBERS_PER_DOCUMENT = 3
-"""First chunk, tokens and bytes, which the token store keeps in 64 bits each."""
+"""First chunk, tokens and bytes; the token store keeps 64 bits for each."""
 
 
 @dataclass(frozen=True)
 class DatabaseSizes:
-    """A corpus, the part of it that can be retrieved, and the chunks that neighbors are searched for."""
+    """The sizes of a database: the chunks that can be retrieved, and the chunks that need neighbors."""
 
     database_tokens: float
     searched_tokens: float
-    """Tokens whose chunks are searched for: those that are trained on."""
+    """Tokens whose chunks need neighbors: those that are trained on."""
     tokens_per_document: float
-    """Mean; decides how much is lost to padding, half a chunk for each document."""
+    """Mean; decides how much padding there is, half a chunk for each document."""
     chunk_length: int
     vocabulary: int
     width: int
@@ -41,7 +41,7 @@ class DatabaseSizes:
     max_bytes: float | None
     """`index.max_bytes`."""
     largest_index: float
-    """Bytes that the index of one database shard may take."""
+    """Bytes that the index of one database shard may take at most."""
 
     def _chunks(self, tokens: float) -> int:
         padding = (self.chunk_length - 1) / 2 / self.tokens_per_document
@@ -54,7 +54,7 @@ class DatabaseSizes:
 
     @property
     def searched_chunks(self) -> int:
-        """Chunks that neighbors are searched for."""
+        """Chunks that need neighbors."""
         return self._chunks(self.searched_tokens)
 
     @property
@@ -64,7 +64,7 @@ class DatabaseSizes:
 
     @property
     def tokens_bytes(self) -> float:
-        """The token store: ids, tokens left in each chunk's document, and a line for each document."""
+        """The token store: ids, the tokens left in each chunk's document, and a row for each document."""
         documents = max(self.database_tokens, self.searched_tokens) / self.tokens_per_document
         id_bytes = 2 if self.vocabulary <= 2**16 else 4
         chunk = self.chunk_length * id_bytes + INT32
@@ -77,12 +77,12 @@ class DatabaseSizes:
 
     @property
     def paper_bytes(self) -> float:
-        """The database as the paper stores it, by its 93 TB and 215 GB: keys in float32, tokens in 32 bits."""
+        """The database as the paper stores it, judging by its 93 TB and 215 GB: keys in float32, tokens in 32 bits."""
         return self.chunks * (self.width * FLOAT32 + self.chunk_length * INT32)
 
     @cached_property
     def index_shards(self) -> int:
-        """Database shards, the fewest whose indexes each fit into `largest_index` bytes.
+        """Fewest database shards whose indexes each fit into `largest_index` bytes.
 
         Raises:
             ConfigurationError: FAISS does not know the factory string, or even one chunk does not fit.
@@ -91,7 +91,7 @@ class DatabaseSizes:
         while (size := self._shard_index_bytes(shards)) > self.largest_index:
             if shards >= self.chunks:
                 raise ConfigurationError(
-                    f"task.index_memory={self.largest_index:g} bytes do not hold an index of even one chunk; raise it."
+                    f"task.index_memory={self.largest_index:g} bytes cannot hold an index of even one chunk; raise it."
                 )
             shards = min(self.chunks, max(shards + 1, math.floor(shards * size / self.largest_index)))
         return shards
@@ -103,7 +103,7 @@ class DatabaseSizes:
 
     @property
     def index_bytes(self) -> float:
-        """All indexes, on disk or in memory."""
+        """Bytes of all indexes, on disk or in memory."""
         return self.index_shards * self._shard_index_bytes(self.index_shards)
 
     @property
@@ -122,7 +122,7 @@ class DatabaseSizes:
         return self.corpus_chunks / chunks_per_second / 3600
 
     def search_hours(self, queries_per_second: float) -> float:
-        """Return the hours that one processor takes to search each index for all chunks that need neighbors."""
+        """Return the hours that one CPU core takes to search each index for all chunks that need neighbors."""
         return self.searched_chunks * self.index_shards / queries_per_second / 3600
 
     def _factory(self, shards: int) -> str:
@@ -135,7 +135,7 @@ class DatabaseSizes:
 
 @dataclass(frozen=True)
 class BuildLayout:
-    """How a build is cut up, so that all ranks have work to the end and a killed one loses little."""
+    """How a build is divided, so that all ranks have work until the end and a killed rank loses little."""
 
     sizes: DatabaseSizes
     gpus: int
@@ -147,7 +147,7 @@ class BuildLayout:
 
     @property
     def embedding_shard_size(self) -> int:
-        """Chunks of an embedding shard: a power of two that takes `SHARD_SECONDS` at most, or each rank's part."""
+        """Chunks per embedding shard: a power of two that takes at most `SHARD_SECONDS`, or a rank's part if less."""
         longest = 2 ** math.floor(math.log2(max(1, self.chunks_per_second * SHARD_SECONDS)))
         return max(1, min(longest, math.ceil(self.sizes.corpus_chunks / self.gpus)))
 

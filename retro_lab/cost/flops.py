@@ -1,20 +1,21 @@
-"""How many floating-point operations RETRO takes, from its shapes alone.
+"""The floating-point operations of RETRO, computed from its shapes alone.
 
-Counted are matrix products, where a multiplication and an addition are two operations; norms, softmax, non-linearities
-and sinusoids come on top, and are few. There are two countings of a forward pass:
+Only matrix products are counted, a multiplication and an addition as two operations. Norms, softmax, non-linearities
+and sinusoids add few more. There are two ways to count a forward pass:
 
-    required    what the architecture of Borgeaud et al. 2022 asks for: each logit that some token may see, once.
-                Comparisons of models and model FLOPs utilization (MFU) are made of it.
-    executed    what this implementation multiplies, to be held against a counter or the peak of a device.
+    required    the operations that the architecture of Borgeaud et al. 2022 needs: each visible logit, once. Use it to
+                compare models and for model FLOPs utilization (MFU).
+    executed    the operations that this implementation performs. Use it to compare with a counter or a device's peak.
 
-`executed` is more in four places: tiles on the diagonal of causal attention are whole; a tile has a position logit for
-each of its distances, not for each of its keys; CCA has queries for the places that fill up its last chunk; and R
-projects all distances once for a batch, which is no work of any one sequence. It stays a count of the forward pass:
-the backward pass of `relative_attention` also forms the logits of each tile once more. With all of this a training step
-of the sizes of Table 2, two sequences of 2,048 tokens at a time, multiplies 4 to 6% more than is required.
+`executed` is larger for four reasons. Tiles on the diagonal of causal attention are computed whole. A tile has a
+position logit for each of its distances rather than for each of its keys. CCA has queries for the positions that pad
+its last chunk. R projects all distances once for a batch, which belongs to no single sequence. It still counts only the
+forward pass: the backward pass of `relative_attention` also recomputes the logits of each tile. Including that, a
+training step at the sizes of Table 2, with two sequences of 2,048 tokens at a time, executes 4 to 6% more than
+required.
 
-Rotary positions have neither position logits nor R. Their causal attention is one fused kernel; it counts as whole,
-as counters take it, although the kernel leaves out most of the future.
+Rotary positions have neither position logits nor R. Their causal attention is one fused kernel. It counts as a full
+matrix, as in torch's counter, although the kernel skips most of the future.
 
 Shapes: B batch, N sequence length, M chunk length, K neighbors of a chunk, R neighbor tokens.
 """
@@ -30,8 +31,8 @@ from retro_lab.model.validation import check_model
 TRAINING_TO_FORWARD = 3
 """Forward and backward pass over forward pass: each product has two gradients, each a product of the same size.
 
-This is of the architecture with all its weights trained. The frozen weights of RETROfit need one gradient less, and
-what an implementation computes again (tiles, checkpointed activations) is no part of model FLOPs.
+This holds for the architecture with all weights trained. The frozen weights of RETROfit need one gradient less.
+Recomputation by an implementation (tiles, checkpointed activations) is not part of model FLOPs.
 """
 
 
@@ -44,7 +45,7 @@ class Flops:
     feed_forward: float
     """FFW of all decoder layers."""
     chunked_cross_attention: float
-    """CCA of the layers in P, keys and values of the encoded neighbors among it."""
+    """CCA of the layers in P, including keys and values of the encoded neighbors."""
     encoder: float
     """The neighbor encoder, for all neighbors of all chunks."""
     readout: float
@@ -56,7 +57,7 @@ class Flops:
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, float]:
-        """Return the operations of each part by its name."""
+        """Return the operations of each part by name."""
         return asdict(self)
 
     def times(self, factor: float) -> "Flops":
@@ -75,9 +76,9 @@ def required_flops(
 ) -> Flops:
     """Count the forward pass of one sequence as the architecture requires it.
 
-    A token of the decoder sees itself and the past, which is half of all pairs. The neighbors of a chunk share their
-    position logits (Borgeaud et al. 2022, appendix B.1.2), and keys and values of H_u. The first M - 1 tokens have no
-    chunked cross-attention (Listing 1).
+    A token of the decoder sees itself and the past, which is half of all pairs. The neighbors of a chunk share position
+    logits (Borgeaud et al. 2022, appendix B.1.2) and the keys and values of H_u. The first M - 1 tokens have no chunked
+    cross-attention (Listing 1).
 
     Args:
         size: widths, heads, layers, P and P_enc.
@@ -108,7 +109,7 @@ def executed_flops(
     k: int = 0,
     neighbor_length: int = 0,
 ) -> Flops:
-    """Count the forward pass of a batch as `RetroModel` executes it, to the last product.
+    """Count the forward pass of a batch exactly as `RetroModel` executes it.
 
     Args:
         size: as in `required_flops`.
@@ -135,7 +136,7 @@ def device_hours(flops: float, peak_tflops: float, utilization: float) -> float:
 
     Args:
         flops: Operations.
-        peak_tflops: What the device does at most, in 10^12 operations a second.
+        peak_tflops: The device's peak rate, in 10^12 operations a second.
         utilization: Share of the peak that is reached, from 0 to 1.
     """
     return flops / (peak_tflops * 1e12 * utilization) / 3600
@@ -143,7 +144,7 @@ def device_hours(flops: float, peak_tflops: float, utilization: float) -> float:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Shape of a batch, and which of the two countings is asked for."""
+    """Shape of a batch, and which of the two counts is wanted."""
 
     b: int
     n: int
@@ -169,20 +170,20 @@ class _Batch:
         return self.chunks * self.k * self.r
 
     def causal_logits(self) -> tuple[int, int]:
-        """Count the logits of causal attention, all sequences: between tokens, and between token and distance."""
+        """Count causal attention's logits over all sequences: between tokens, and between token and distance."""
         if not self.executed:
             pairs = self.b * self.n * (self.n + 1) // 2
             return pairs, pairs * self.learned
         if not self.learned:
             return self.b * self.n * self.n, 0
         tiles = [(start, min(start + BLOCK, self.n)) for start in range(0, self.n, BLOCK)]
-        # Queries from start to end see keys up to end, at as many distances and the filler of `descending_distances`.
+        # Queries from start to end see keys up to end, so `end` distances and the filler of `descending_distances`.
         by_key = sum((end - start) * end for start, end in tiles)
         by_distance = sum((end - start) * (end + 1) for start, end in tiles)
         return self.b * by_key, self.b * by_distance
 
     def position_logits(self, tokens: int, queries: int, keys: int) -> int:
-        """Count the logits between token and distance of `tokens` queries, in blocks of `queries` that meet `keys`."""
+        """Count the logits between token and distance of `tokens` queries, in blocks of `queries` that see `keys`."""
         return tokens * (queries + keys if self.executed else keys) * self.learned
 
     def distances(self, queries: int, keys: int) -> int:
@@ -209,7 +210,7 @@ def _attention(
         width: width of their stream.
         keys: tokens that have a key and a value.
         context_width: width of their stream.
-        pairs: logits of one head between tokens; as many weights meet values.
+        pairs: logits of one head between tokens; as many weights are multiplied with values.
         position_logits: logits of one head between token and distance.
         distances: distances that R projects.
     """
@@ -290,8 +291,8 @@ def _check(size: SizeConfig, model: ModelConfig, vocabulary_size: int, batch: _B
             raise ConfigurationError(f"The {name} must be at least {smallest}, not {value}.")
     if batch.k and not size.cca_layers:
         raise ConfigurationError(
-            f"{batch.k} neighbors for each chunk need layers that attend to them, and size.cca_layers is empty; the "
-            "baseline has retrieval.k=0."
+            f"{batch.k} neighbors for each chunk need layers that attend to them, but size.cca_layers is empty; set "
+            "retrieval.k=0 for the baseline."
         )
     if batch.k and batch.r < 1:
         raise ConfigurationError(f"Neighbors must have at least 1 token, not {batch.r}.")

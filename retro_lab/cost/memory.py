@@ -1,7 +1,7 @@
-"""How many bytes a training step takes on each device, from the shapes alone: its state, and its activations.
+"""The memory of a training step on each device, computed from shapes alone: its state and its activations.
 
 The state is weights, gradients and the moments of AdamW, all in the precision of the weights. DDP copies it to each
-device; FSDP cuts it up. Activations are what is kept from the forward to the backward pass.
+device; FSDP shards it. Activations are the tensors kept from the forward to the backward pass.
 
 For each token, with `stream` bytes for an entry of the residual stream and `product` bytes for a factor of a matrix
 product (4 and 4 in float32, 4 and 2 under autocast to half precision), a block keeps
@@ -9,18 +9,18 @@ product (4 and 4 in float32, 4 and 2 under autocast to half precision), a block 
     its norm            D (stream + product)        input, result
     self-attention      4 I product                 q, k, v, result
     cross-attention     2 I product                 q, result
-                        2 I product                 k and v of each key token; under autocast its state too
+                        2 I product                 k and v of each key token; under autocast also its state
     feed-forward        F product                   the inner layer before its non-linearity
 
-With rotary positions, q and k are kept as they were and rotated, and the result before and after heads merge:
+With rotary positions, q and k are kept both unrotated and rotated, and the result both before and after heads merge:
 7 I product for self-attention, and 3 I in place of both 2 I for cross-attention.
 
-No attention keeps weights or logits (`relative_attention`), and the loss keeps gradients in place of logits
-(`cross_entropy`).
-With checkpointing, each block keeps its input (D stream), and one block at a time all of the above.
+Attention never keeps weights or logits (`relative_attention`), and the loss keeps gradients in place of logits
+(`cross_entropy`). With checkpointing, each block keeps its input (D stream), and one block at a time keeps all of the
+above.
 
-It is an estimate: token ids, masks, dropout and what depends on distances alone are left out, below a few percent
-together, as are the buffers that one operation holds while it runs.
+This is an estimate. Token ids, masks, dropout and tensors that depend on distances alone are left out, together a few
+percent at most, as are the buffers that an operation holds while it runs.
 
 Shapes: D width, F inner width of the feed-forward network, I heads x head size; B batch, N sequence length, M chunk
 length, K neighbors of a chunk, R neighbor tokens, V vocabulary.
@@ -47,20 +47,20 @@ class Precision(NamedTuple):
 
     @property
     def casts(self) -> bool:
-        """Whether factors of products are copies in another precision."""
+        """Whether factors of products are cast to another precision."""
         return self.stream != self.product
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Bytes that one device holds from step to step, and copies that it makes of them."""
+    """Bytes that one device holds from step to step, and the copies it makes of them."""
 
     weights: float
     gradients: float
     moments: float
     """Of AdamW."""
     copies: float
-    """In use while a step is computed."""
+    """Needed while a step is computed."""
 
     @property
     def total(self) -> float:
@@ -71,16 +71,16 @@ class TrainingState:
 def replicated_state(
     parameters: Parameters, precision: Precision, *, retrofit: bool = False, devices: int = 1
 ) -> TrainingState:
-    """Count what each device holds under DDP, which copies all to each, or what the only device holds.
+    """Count the state of each device under DDP, which copies everything to each, or of a single device.
 
     Args:
         parameters: of the model.
         precision: of weights and products.
-        retrofit: whether the retrieval weights alone are trained.
+        retrofit: whether only the retrieval weights are trained.
         devices: of all nodes.
 
     Returns:
-        Bytes of one device. Copies are what autocast makes of weights, and the buckets in which gradients travel.
+        Bytes of one device. Copies are autocast's casts of weights, and DDP's gradient buckets.
     """
     trained = parameters.trained(retrofit=retrofit) * precision.stream
     casts = parameters.parts["non_embedding"] * precision.product if precision.casts else 0
@@ -95,7 +95,7 @@ def replicated_state(
 def sharded_state(
     parameters: Parameters, precision: Precision, *, retrofit: bool = False, devices: int = 1
 ) -> TrainingState:
-    """Count what each device holds under FSDP, which cuts all up between them.
+    """Count the state of each device under FSDP, which shards everything between devices.
 
     Args:
         parameters: as in `replicated_state`.
@@ -130,7 +130,7 @@ def least_bytes(
     moments: bool = True,
     shards: int = 1,
 ) -> tuple[int, int]:
-    """Count what a device holds at least: with less memory than this it cannot train; with more it may not either.
+    """Count a lower bound on a device's memory: with less it cannot train; with more it still may not fit.
 
     Args:
         size: as in `activation_bytes`.
@@ -142,13 +142,13 @@ def least_bytes(
         k: as in `activation_bytes`.
         neighbor_length: as in `activation_bytes`.
         checkpointing: as in `activation_bytes`.
-        retrofit: whether the retrieval weights alone are trained.
+        retrofit: whether only the retrieval weights are trained.
         moments: whether AdamW is the optimizer.
-        shards: devices that the state is cut up between.
+        shards: devices that share the state.
 
     Returns:
-        Bytes for the whole training, weights and moments; and those that come on top while the loss is computed,
-        activations, or while weights are updated, gradients, whichever are more.
+        Bytes held throughout training (weights and moments), and the larger of the bytes added while the loss is
+        computed (activations) and while weights are updated (gradients).
     """
     parameters = Parameters.of(size, model, vocabulary_size)
     trained = parameters.trained(retrofit=retrofit)
@@ -185,7 +185,7 @@ def activation_bytes(
     neighbor_length: int = 0,
     checkpointing: bool = False,
 ) -> int:
-    """Estimate what is kept for the backward pass of one batch.
+    """Estimate the bytes kept for the backward pass of one batch.
 
     Args:
         size: widths, heads, layers, P and P_enc.
@@ -199,7 +199,7 @@ def activation_bytes(
         checkpointing: whether blocks are checkpointed, each `Residual` by itself.
 
     Returns:
-        Bytes, weights and their copies not among them.
+        Bytes, without weights and their copies.
     """
     stream, product = precision
     tokens, chunks = sequences * sequence_length, sequences * (sequence_length // model.chunk_length)
@@ -212,7 +212,7 @@ def activation_bytes(
 
     # The last norm, the gradient that the loss keeps for its result, and the one for the read-out.
     others = (2 * tokens + vocabulary_size) * width * stream
-    # Each kind of block: how many there are, bytes of its input, bytes of all that it keeps.
+    # Each kind of block: its count, bytes of its input, bytes of everything it keeps.
     decoder_input = tokens * width * stream
     rotary = model.positions == ROTARY
     of_self_attention = 7 if rotary else 4
@@ -236,8 +236,8 @@ def activation_bytes(
             (conditioned, encoder_input, conditioning),
             (size.encoder_layers, encoder_input, feed_forward),
         ]
-        # The norms of H_u and of the encoder's result. Their results are kept once for all blocks that read them as
-        # they are; a block that casts them keeps a cast of its own, counted above.
+        # The norms of H_u and of the encoder's result. Their results are kept once for all blocks that read them
+        # uncast; a block that casts them keeps its own cast, counted above.
         as_they_are = int(checkpointing or not precision.casts)
         others += (1 + as_they_are) * encoder_input
         others += as_they_are * (conditioned > 0) * chunk_tokens * width * stream

@@ -1,4 +1,4 @@
-"""How many parameters a model has, counted on the meta device."""
+"""The parameters of a model, counted on the meta device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ class Parameters:
     """Parameters of one model."""
 
     parts: Mapping[str, int]
-    """By part, `RetroModel.parameter_counts`."""
+    """By part, from `RetroModel.parameter_counts`."""
     retrieval: int
     """Those that RETROfit trains."""
     largest_unit: int
-    """Of the largest block or embedding table: what FSDP gathers at a time."""
+    """Of the largest block or embedding table, which FSDP gathers at a time."""
 
     @classmethod
     def of(cls, size: SizeConfig, model: ModelConfig, vocabulary_size: int) -> "Parameters":
@@ -48,5 +48,5 @@ class Parameters:
         return self.parts["total"]
 
     def trained(self, *, retrofit: bool) -> int:
-        """Return how many are trained: those for retrieval alone in RETROfit, else all."""
+        """Return how many are trained: only those for retrieval in RETROfit, else all."""
         return self.retrieval if retrofit else self.total

@@ -11,20 +11,20 @@ class EvaluationConfig:
     """Bits per byte on whole documents with sliding windows (Borgeaud et al. 2022, Sec. 4)."""
 
     datasets: list[str] = field(default_factory=lambda: ["test"])
-    """Texts to score: `test` and `validation`, the held-out splits of the corpus, and other corpora (options of
-    `corpus`, or names in `corpora`), of which the test split is scored. The first stands for the model in tables and
-    figures. Choose settings on `validation`, and report `test`."""
+    """Texts to score: `test` and `validation`, the held-out splits of the corpus, and the test split of other corpora
+    (options of `corpus`, or names in `corpora`). Sweep tables and most figures show the scores of the first. Choose
+    settings on `validation`, and report `test`."""
     k: list[int] = field(default_factory=lambda: [0])
-    """Values of k to evaluate a RETRO with, besides the one that it was trained with; 0 is RETRO[Off]."""
+    """Values of k to evaluate a RETRO with, besides the one it was trained with; 0 is RETRO[Off]."""
     stride: int = 1024
-    """Tokens by which the window moves. Each token is scored once, with at least `data.sequence_length` - `stride`
-    tokens before it."""
+    """Tokens by which the window moves. Each token is scored once. Beyond a document's first window, a token has at
+    least `data.sequence_length` - `stride` tokens of context."""
     batch_size: int = 8
     """Windows scored at once."""
     curve_points: int = 10
-    """Evaluations during training, evenly spaced in tokens; the last is at the end."""
+    """Number of evaluations during training, evenly spaced in tokens; the last is at the end."""
     curve_tokens: float = 100_000
-    """Held-out tokens scored in each of these evaluations; the final figures use all of them."""
+    """Held-out tokens scored in each of these evaluations; final scores use all held-out tokens."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -43,7 +43,7 @@ def check_stride(stride: int, chunk_length: int, length: int) -> None:
     """Check that windows of `length` tokens, `stride` tokens apart, start on chunks and leave no gaps.
 
     Raises:
-        ConfigurationError: They do not.
+        ConfigurationError: The stride is not a multiple of the chunk length, or exceeds `length`.
     """
     if stride % chunk_length or not 0 < stride <= length:
         raise ConfigurationError(

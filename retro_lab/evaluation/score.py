@@ -10,7 +10,7 @@ from torchmetrics import Metric
 
 
 class Score(NamedTuple):
-    """How well a model predicts a text: all devices' shares of it together."""
+    """How well a model predicts a text, summed over all devices."""
 
     nats: Tensor
     """float64 []: summed cross-entropy of the tokens."""
@@ -19,11 +19,11 @@ class Score(NamedTuple):
     bytes: Tensor
     """int64 []: UTF-8 bytes of the text."""
     documents: Tensor
-    """int64 []: documents that the text consists of."""
+    """int64 []: documents in the text."""
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits that the model needs for the text over its bytes."""
+        """Bits that the model needs for the text, divided by the text's bytes."""
         return float(self.nats) / math.log(2) / int(self.bytes) if self.bytes else math.nan
 
     @property
@@ -33,9 +33,9 @@ class Score(NamedTuple):
 
 
 class HeldOutScore(Metric):
-    """Adds up what a model needs for a text, over batches and devices.
+    """Sums a model's cross-entropy on a text over batches and devices.
 
-    The counts are those of one device until `compute` adds them up, so nothing is read from the states themselves.
+    The states hold one device's counts until `compute` sums them over devices, so read only what `compute` returns.
     """
 
     full_state_update = False
@@ -45,23 +45,23 @@ class HeldOutScore(Metric):
     documents: Tensor
 
     def __init__(self) -> None:
-        """Start from nothing scored."""
+        """Start at zero."""
         super().__init__()
         self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         for name in ("tokens", "bytes", "documents"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "HeldOutScore":
-        """Move to a device, but stay in float64 where a model is converted: sums in bfloat16 would stop growing."""
+        """Move to a device, but keep float64 when the model is converted: sums in bfloat16 would stop growing."""
         return cast("HeldOutScore", super()._apply(lambda state: fn(state).to(state.dtype), exclude_state))
 
     def update(self, nats: Tensor, tokens: Tensor, num_bytes: Tensor, documents: Tensor) -> None:
-        """Add scored text: the summed cross-entropy in nats of `tokens` tokens, and the bytes they complete."""
+        """Add scored text: the summed cross-entropy of `tokens` tokens in nats, and the bytes they complete."""
         self.nats = self.nats + nats.double()
         self.tokens = self.tokens + tokens
         self.bytes = self.bytes + num_bytes
         self.documents = self.documents + documents
 
     def compute(self) -> Score:
-        """Return the score of all that was added, on all devices."""
+        """Return the score of everything added, on all devices."""
         return Score(self.nats, self.tokens, self.bytes, self.documents)

@@ -1,4 +1,4 @@
-"""How a model is scored: the LightningModule that training extends, and the loader of what it scores."""
+"""How a model is scored: the LightningModule that training extends, and its data module."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -24,13 +24,13 @@ class ScoringModule(pl.LightningModule):
         self.scores = nn.ModuleDict({str(k): HeldOutScore() for k in scored_k})
 
     def measured(self) -> Iterator[tuple[int, HeldOutScore]]:
-        """Yield each k that is scored, with its score so far."""
+        """Yield each scored k with its score so far."""
         for k, score in self.scores.items():
             assert isinstance(score, HeldOutScore)
             yield int(k), score
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last scores."""
+        """Reset the scores."""
         for _, score in self.measured():
             score.reset()
 
@@ -54,7 +54,7 @@ class ScoringModule(pl.LightningModule):
 
 
 def check_finite(module: ScoringModule) -> None:
-    """Refuse scores that are no numbers.
+    """Refuse scores that are not finite.
 
     Raises:
         DivergenceError: A score is not finite.
@@ -63,13 +63,13 @@ def check_finite(module: ScoringModule) -> None:
         bits_per_byte = score.compute().bits_per_byte
         if not math.isfinite(bits_per_byte):
             raise DivergenceError(
-                f"The score with k = {k} is {bits_per_byte}: the training of this model diverged. "
+                f"The score with k = {k} is {bits_per_byte}: this model diverged in training. "
                 "Train it under another name (name=NAME) with a lower optimizer.lr."
             )
 
 
 class ScoredData(pl.LightningDataModule):
-    """The windows to score, each rank its share of the batches."""
+    """The windows to score; each rank loads its share of the batches."""
 
     def __init__(self, windows: Windows) -> None:
         """Score `windows`."""

@@ -1,8 +1,8 @@
 """Sliding windows over whole documents (Borgeaud et al. 2022, Sec. 4; App. C.2 "overlapping").
 
     document     |--------------------------------------|
-    window 0     [=================]                        scores everything it predicts
-    window 1             [.........========]                scores only what window 0 did not reach
+    window 0     [=================]                        scores all its targets
+    window 1             [.........========]                scores only targets beyond window 0
     window 2                       [.......========.....
 
 Windows start on chunk boundaries, so each uses the same precomputed neighbors.
@@ -20,13 +20,13 @@ from retro_lab.retrieval.sequences import Batch, Sequences
 
 
 class WindowBatch(TypedDict):
-    """Windows to score, and how much text is complete with them."""
+    """Windows to score, and the text that they account for."""
 
     batch: Batch
     bytes: Tensor
     """int64 []: UTF-8 bytes of the documents whose first window is in this batch."""
     documents: Tensor
-    """int64 []: how many such documents there are."""
+    """int64 []: the number of these documents."""
 
 
 class Windows(Dataset[WindowBatch]):
@@ -36,22 +36,22 @@ class Windows(Dataset[WindowBatch]):
         """Cut the store's documents, in order, into windows until `max_tokens` tokens are covered.
 
         Args:
-            sequences: Where windows are read; their length is the sequences'.
+            sequences: Reads the windows; a window is as long as its sequences.
             stride: Tokens between windows, a multiple of the chunk length.
             batch_size: Windows in a batch.
-            k: Neighbors read for each chunk; the largest that will be asked for.
-            max_tokens: Stop at the first document that ends beyond this; at least one document is taken.
+            k: Neighbors read for each chunk; the largest k that will be scored.
+            max_tokens: Stop before the first document that ends beyond this, but take at least one document.
 
         Raises:
-            ConfigurationError: The stride is not a multiple of the chunk length, or longer than a window.
+            ConfigurationError: The stride is not a multiple of the chunk length, or is longer than a window.
         """
         store, length = sequences.store, sequences.length
         check_stride(stride, store.chunk_length, length)
         self.sequences, self.stride, self.batch_size, self.k = sequences, stride, batch_size, k
         covered = np.cumsum(store.document_length)
         self.documents = max(1, int(np.searchsorted(covered, max_tokens, side="right")))
-        # A document of T tokens has T - 1 to predict (its first is the marker); each window after the first adds
-        # `stride` of them.
+        # A document of T tokens has T - 1 targets, since its first token is the marker. Each window after the first
+        # adds `stride` of them.
         predicted = store.document_length[: self.documents] - 1
         counts = 1 + np.maximum(0, -(-(predicted - length) // stride))
         self._document = np.repeat(np.arange(self.documents), counts)
@@ -71,7 +71,7 @@ class Windows(Dataset[WindowBatch]):
         document, offset, scored_from = self._document[rows], self._offset[rows], self._scored_from[rows]
         store = self.sequences.store
         batch = self.sequences.read(store.document_start[document] + offset // store.chunk_length, self.k)
-        target = offset[:, None] + np.arange(1, self.sequences.length + 1)  # places in the document, the marker's is 0
+        target = offset[:, None] + np.arange(1, self.sequences.length + 1)  # position in the document; the marker is 0
         scored = (target >= scored_from[:, None]) & (target < store.document_length[document][:, None])
         batch["mask"] = torch.from_numpy(scored)
         complete = document[offset == 0]
@@ -83,10 +83,10 @@ class Windows(Dataset[WindowBatch]):
 
 
 class RankWindows(Dataset[WindowBatch]):
-    """The share of one rank: every `world`-th batch, as many on each rank.
+    """One rank's share: every `world`-th batch, the same number on each rank.
 
-    A DistributedSampler would even ranks out with batches that others score too, and count them twice. Here those that
-    have run out get batches with nothing to score.
+    A DistributedSampler would even ranks out by repeating batches, which would then count twice. Here a rank that has
+    run out gets batches with nothing to score.
     """
 
     def __init__(self, windows: Windows, rank: int, world: int) -> None:
@@ -98,7 +98,7 @@ class RankWindows(Dataset[WindowBatch]):
         return -(-len(self.windows) // self.world)
 
     def __getitem__(self, index: int) -> WindowBatch:
-        """Read the rank's batch number `index`."""
+        """Read the rank's `index`-th batch."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = index * self.world + self.rank

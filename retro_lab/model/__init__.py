@@ -1,4 +1,5 @@
-"""The reference implementation of RETRO (Borgeaud et al. 2022), in PyTorch alone.
+"""The reference implementation of RETRO (Borgeaud et al. 2022), which depends on PyTorch alone.
 
-`retro.RetroModel` is the model; every other file holds one of its parts. Importing this package imports no torch.
+`retro.RetroModel` is the model; every other file holds one of its parts. Importing the package itself does not import
+torch.
 """

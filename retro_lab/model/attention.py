@@ -1,10 +1,10 @@
 """The projections around `relative_attention`: self-attention of decoder and encoder, and cross-attention.
 
-With rotary positions, an option, `rotary_attention` takes its place, and there are no parameters R, u and v.
+With the option of rotary positions, `rotary_attention` takes its place, and the parameters R, u and v do not exist.
 
-Shapes: G groups (sequences, neighbors or chunks), N tokens of a sequence, P query blocks and Q tokens in each, S key
-blocks and J tokens in each, T distances, D width of the queries' stream, C width of the keys' and values' stream,
-H heads, A head size.
+Shapes: G groups (sequences, neighbors or chunks), N tokens of a sequence, P query blocks of Q tokens each, S key blocks
+of J tokens each, T distances, D width of the queries' stream, C width of the keys' and values' stream, H heads, A head
+size.
 """
 
 from torch import Tensor, nn
@@ -16,9 +16,9 @@ from retro_lab.model.rotary import Rotations, rotary_attention
 
 
 def split_heads(projected: Tensor, heads: int, parts: int = 1) -> tuple[Tensor, ...]:
-    """Split the last axis of [G, ..., parts x HA] and put heads first: `parts` tensors [H, G, ..., A].
+    """Split the last axis of [G, ..., parts x HA] into `parts` tensors [H, G, ..., A], heads first.
 
-    One copy makes all of them contiguous; matrix products would otherwise copy each of them at each use.
+    One copy makes all of them contiguous; otherwise matrix products would copy each of them at each use.
     """
     split = projected.unflatten(-1, (parts, heads, -1)).movedim((-3, -2), (0, 1))
     return split.contiguous().unbind()
@@ -40,18 +40,18 @@ def attend(
     causal: bool = False,
     documents: Tensor | None = None,
 ) -> Tensor:
-    """Attend with the positions that `distances` are encoded for, or with none.
+    """Attend with the kind of positions that `distances` encodes, or without positions.
 
     Args:
         positions: the parameters that sinusoids need; None for rotations, or without positions.
         query: [H, G, P, Q, A].
         key: [H, G, S, J, A].
         value: [H, G, S, J, A].
-        distances: of the queries and the keys; None for attention that knows no positions.
-        present: bool [G, S, J], False where a key is padding; None where there is no padding.
-        causal: whether a query sees its own key and those before alone; the queries are those of the last Q of the J
-            tokens (P = S = 1, Q <= J).
-        documents: integers [G, J], the document of each token, if causal attention is to stay within it.
+        distances: between the queries and the keys, encoded; None for attention without positions.
+        present: bool [G, S, J], False where a key is padding; None if there is no padding.
+        causal: whether a query sees only its own key and earlier ones; the queries belong to the last Q of the J tokens
+            (P = S = 1, Q <= J).
+        documents: integers [G, J], the document of each token, to keep causal attention within documents.
 
     Returns:
         [H, G, P, Q, A].
@@ -60,7 +60,7 @@ def attend(
         ValueError: a causal query has no key.
     """
     if causal and key.shape[3] < query.shape[3]:
-        raise ValueError(f"{query.shape[3]} causal queries need as many keys or more, not {key.shape[3]}.")
+        raise ValueError(f"{query.shape[3]} causal queries need at least as many keys, not {key.shape[3]}.")
     if isinstance(distances, Rotations):
         return rotary_attention(query, key, value, distances, present=present, causal=causal, documents=documents)
     relative = None if positions is None or distances is None else positions(distances, query.dtype)
@@ -68,7 +68,7 @@ def attend(
 
 
 class SelfAttention(nn.Module):
-    """Self-attention: ATTN of the decoder where causal, ATTN_enc of the encoder where not."""
+    """Self-attention: the decoder's ATTN if causal, else the encoder's ATTN_enc."""
 
     def __init__(self, width: int, heads: int, head_size: int, *, causal: bool, positions: str) -> None:
         """Create the projections.
@@ -77,7 +77,7 @@ class SelfAttention(nn.Module):
             width: D.
             heads: H.
             head_size: A.
-            causal: whether a token sees the past and itself alone.
+            causal: whether a token sees only the past and itself.
             positions: one of `POSITIONS`.
         """
         super().__init__()
@@ -99,8 +99,8 @@ class SelfAttention(nn.Module):
         Args:
             hidden: [G, N, D].
             distances: i - j, encoded.
-            present: bool [G, N], False where a token is padding; None without padding.
-            documents: integers [G, N], the document of each token, if causal attention is to stay within it.
+            present: bool [G, N], False where a token is padding; None if there is no padding.
+            documents: integers [G, N], the document of each token, to keep causal attention within documents.
 
         Returns:
             [G, N, D].
@@ -115,7 +115,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from the tokens of one stream to those of another, neighbors on one of the two sides."""
+    """Attention from the tokens of one stream to those of another; one of the two sides has the neighbors."""
 
     def __init__(
         self, width: int, context_width: int, heads: int, head_size: int, *, positions: str, use_positions: bool = True
@@ -128,7 +128,7 @@ class CrossAttention(nn.Module):
             heads: H.
             head_size: A.
             positions: one of `POSITIONS`.
-            use_positions: whether the logits know relative positions.
+            use_positions: whether the logits depend on relative positions.
         """
         super().__init__()
         self.heads, self.use_positions = heads, use_positions
@@ -147,7 +147,7 @@ class CrossAttention(nn.Module):
             hidden: [G, P, Q, D].
             context: [G, S, J, C].
             distances: from a token of `hidden` to one of `context`, encoded.
-            present: bool [G, S, J], False where a token of `context` is padding; None without padding.
+            present: bool [G, S, J], False where a token of `context` is padding; None if there is no padding.
 
         Returns:
             [G, P, Q, D].

@@ -1,4 +1,4 @@
-"""What surrounds every attention: the residual connection with its norm, and the feed-forward network.
+"""The blocks around attention: the residual connection with its norm, and the feed-forward network.
 
 Norms come before each block ("pre-norm"); the paper names RMSNorm but not its place. Linear layers have no bias.
 
@@ -24,17 +24,17 @@ class Residual(nn.Module):
     """x + dropout(block(norm(x))).
 
     Attributes:
-        checkpointed: whether only x is kept for the backward pass, which then computes the block once more.
+        checkpointed: whether only x is kept for the backward pass, which then recomputes the block.
     """
 
     def __init__(self, block: nn.Module, width: int, norm_eps: float, dropout: float) -> None:
         """Wrap a block.
 
         Args:
-            block: module that maps [..., D], given further inputs by keyword, to [..., D].
+            block: module that maps [..., D], and further inputs by keyword, to [..., D].
             width: D.
             norm_eps: epsilon of RMSNorm.
-            dropout: probability with which an entry of the block's output is dropped while training.
+            dropout: probability of dropping an entry of the block's output in training.
         """
         super().__init__()
         self.norm = RMSNorm(width, eps=norm_eps)
@@ -53,9 +53,9 @@ class Residual(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """FFW of the paper: two linear layers with a non-linearity between them.
+    """The paper's FFW: two linear layers with a non-linearity between them.
 
-    A gated variant, with its third matrix, would not give the parameter counts of Table 2.
+    A gated variant, which has a third matrix, would not give the parameter counts of Table 2.
     """
 
     def __init__(self, width: int, inner_width: int, activation: str) -> None:

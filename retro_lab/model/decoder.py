@@ -15,9 +15,9 @@ from retro_lab.model.config import ModelConfig, SizeConfig
 class DecoderLayer(nn.Module):
     """The blocks of one decoder layer, in the order in which the model calls them.
 
-    The layer has no `forward` of its own: the encoder runs between two of its blocks, so the model calls them, and
-    sharding (FSDP) or activation checkpointing wraps the blocks, not the layer. These three calls are all that the
-    model asks of a layer, so RETROfit of another decoder is a layer with the same three attributes.
+    The layer has no `forward` of its own, because the encoder runs between two of its blocks. The model calls the
+    blocks itself, and sharding (FSDP) or activation checkpointing wraps blocks rather than layers. The model makes only
+    these three calls, so another decoder can be RETROfitted with a layer class that has the same three attributes.
 
     Attributes:
         attention: ATTN, `attention(hidden, distances=..., documents=...)`.

@@ -1,7 +1,7 @@
-"""What an attention is told about the distances between its queries and keys: sinusoids, or rotations.
+"""Encodings of the distances between queries and keys: sinusoids, or rotations.
 
-It is the same for all layers, so the model makes it once for each kind of attention. Which distance each attention
-sees is written in `positions.py`.
+They are the same for all layers, so the model computes them once for each kind of attention. `positions.py` defines the
+distance that each attention uses.
 """
 
 import torch
@@ -15,28 +15,28 @@ TRANSFORMER_XL, ROTARY = "transformer_xl", "rotary"
 POSITIONS = (TRANSFORMER_XL, ROTARY)
 
 Distances = Tensor | Rotations
-"""Sinusoids [T, D] of all distances, in the order of `descending_distances`; or rotations of queries and keys."""
+"""Sinusoids [T, D] of all distances, in the order of `descending_distances`, or rotations of queries and keys."""
 
 
 class DistanceEncoder:
     """Encodes distances for the attentions of one stream, decoder or encoder."""
 
     def __init__(self, model: ModelConfig, width: int, head_size: int) -> None:
-        """Encode as `model.positions` says: sinusoids as wide as the stream, or rotations of a head."""
+        """Encode as `model.positions` says: sinusoids of the stream's width, or rotations of a head's size."""
         self.rotary, self.rotary_base = model.positions == ROTARY, model.rotary_base
         self.width, self.head_size = width, head_size
 
     def to_past(self, queries: int, keys: int, like: Tensor) -> Distances:
-        """Distances i - j of a causal attention, on the device and of the type of `like`.
+        """Distances i - j of causal attention, on the device and of the type of `like`.
 
         Args:
-            queries: Q; they are those of the last Q of the J tokens.
+            queries: Q; the queries belong to the last Q of the J tokens.
             keys: J.
             like: Hidden states.
         """
         if self.rotary:
             return self.between(queries, keys, keys - queries, like)
-        # From J - 1 to 0, and the filler -1: all there are to the past, however many of the tokens are queries.
+        # From J - 1 to 0, and the filler -1: all distances to the past, however many of the tokens are queries.
         return self.between(keys, 1, 0, like)
 
     def between(self, queries: int, keys: int, offset: int, like: Tensor) -> Distances:

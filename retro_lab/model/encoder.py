@@ -7,8 +7,8 @@
             if p' in P_enc: E = CA_enc(E, H_u)    queries: neighbor tokens; keys, values: the chunk's activations
             E = FFW_enc(E)
 
-Two norms are not in the paper. The residual stream H_u is normalized before it becomes keys and values, and so is
-the encoder's result: both are read by projections that would otherwise see an unnormalized, growing stream.
+Two norms are not in the paper. The residual stream H_u is normalized before it becomes keys and values, and so is the
+encoder's result. Otherwise the projections that read them would see an unnormalized, growing stream.
 
 Shapes: B batch, L chunks, M chunk length, K neighbors, R neighbor tokens, D width of the decoder, E width of the
 encoder.
@@ -50,14 +50,14 @@ class EncoderLayer(nn.Module):
 
 
 class NeighborEncoder(nn.Module):
-    """ENCODER of Algorithm 1. Every neighbor is encoded on its own, given the chunk that retrieved it."""
+    """ENCODER of Algorithm 1. It encodes every neighbor by itself, given the chunk that retrieved it."""
 
     def __init__(self, size: SizeConfig, model: ModelConfig, vocabulary_size: int) -> None:
-        """Create the embedding, unless it is the decoder's, and the layers.
+        """Create the layers, and the embedding unless it is shared with the decoder.
 
         Args:
             size: widths, heads, layers, P_enc.
-            model: query conditioning, shared embeddings, and what the layers need.
+            model: query conditioning, shared embeddings, and the choices that `EncoderLayer` takes.
             vocabulary_size: entries of the embedding table.
         """
         super().__init__()
@@ -77,7 +77,7 @@ class NeighborEncoder(nn.Module):
         Args:
             embedded: [B, L, K, R, E], embedded neighbor tokens.
             chunk_states: [B, L, M, D], the H_u: the decoder's activations after the attention of layer min(P).
-            present: bool [B, L, K, R], False where a token is padding; None without padding.
+            present: bool [B, L, K, R], False where a token is padding; None if there is no padding.
 
         Returns:
             [B, L, K, R, E]. Padding tokens get arbitrary finite vectors.
@@ -92,7 +92,7 @@ class NeighborEncoder(nn.Module):
         for layer in cast("Iterable[EncoderLayer]", self.layers):
             hidden = layer.attention(hidden, distances=within, present=present)
             if layer.cross_attention is not None:
-                # The K neighbors of a chunk are blocks of queries, [BL, K, R, E], to the one chunk.
+                # The K neighbors of a chunk are K blocks of queries, [BL, K, R, E], that attend to the one chunk.
                 hidden = hidden.view(embedded.flatten(0, 1).shape)
                 hidden = layer.cross_attention(hidden, context=chunk_states, distances=to_chunk).flatten(0, 1)
             hidden = layer.feed_forward(hidden)

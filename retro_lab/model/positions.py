@@ -1,4 +1,4 @@
-"""Relative positions of Transformer-XL (Dai et al. 2019, section 3.3), as RETRO uses them in every attention.
+"""The relative positions of Transformer-XL (Dai et al. 2019, section 3.3), which RETRO uses in every attention.
 
 The logit of query token i and key token j is, before the scale 1/sqrt(A),
 
@@ -11,8 +11,8 @@ with learned u, v (one vector per head), a learned projection R and sinusoids s 
     chunked cross-attention      d = i - i' + M - 1  (Borgeaud et al. 2022, appendix B.1.2)
     encoder cross-attention      d = i' - i          (query: neighbor token i', key: chunk token i)
 
-R reads sinusoids as wide as the queries' stream, so it has width x (heads x head size) entries: with these entries,
-and only with them, the eight parameter counts of Table 2 come out.
+R reads sinusoids as wide as the queries' stream, so it has width x (heads x head size) entries. Only this size of R
+gives the eight parameter counts of Table 2.
 
 Shapes: Q query tokens, J key tokens, T distances, D width, H heads, A head size.
 """
@@ -25,7 +25,7 @@ def sinusoids(distances: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """Embed distances as sines and cosines of wavelengths from 2 pi to 10,000 x 2 pi (Vaswani et al. 2017).
 
     Args:
-        distances: integers [T], negative ones too.
+        distances: integers [T], which may be negative.
         width: D, even.
         dtype: type of the result.
 
@@ -42,18 +42,18 @@ def descending_distances(queries: int, keys: int, offset: int, device: torch.dev
     """All distances `query - key + offset` of 0-indexed queries and keys, largest first, and one filler.
 
     Returns:
-        [T] with T = Q + J, from Q - 1 + offset down to offset - J. The last is never used by a pair; it makes the
+        [T] with T = Q + J, from Q - 1 + offset down to offset - J. No pair has the last one, the filler; it makes the
         rows long enough for `align_distances`.
     """
     return torch.arange(queries - 1 + offset, offset - keys - 1, -1, device=device)
 
 
 def align_distances(logits: Tensor, keys: int) -> Tensor:
-    """Turn columns that stand for distances into columns that stand for keys ("relative shift" of Dai et al.).
+    """Turn columns for distances into columns for keys (the "relative shift" of Dai et al.).
 
-    Row a of `logits` holds the logits of query a for the descending distances; key j of query a stands in column
-    Q - 1 - a + j. Each row thus starts one column further left than the row above it. Read as one long row from
-    its entry Q - 1 on, that is a matrix whose rows are one entry shorter:
+    Row a of `logits` holds the logits of query a for the descending distances; key j of query a is in column
+    Q - 1 - a + j. Each row thus starts one column further left than the row above it. Flattened and read from entry
+    Q - 1 on, this is a matrix whose rows are one entry shorter:
 
         a=0   . . 0 1 2 .          0 1 2 . .
         a=1   . 0 1 2 . .    ->    0 1 2 . .      Q = 3, J = 3, T = 6; "." is not needed
@@ -64,7 +64,7 @@ def align_distances(logits: Tensor, keys: int) -> Tensor:
         keys: J.
 
     Returns:
-        [..., Q, J], a view. Entries whose distance lies beyond the last column are arbitrary.
+        [..., Q, J], a view. Entries whose distance is beyond the last column are arbitrary.
     """
     queries, distances = logits.shape[-2:]
     flat = logits.view(*logits.shape[:-2], queries * distances)[..., queries - 1 : queries * distances - 1]
@@ -78,7 +78,7 @@ class RelativePositions(nn.Module):
         """Create the parameters; `RetroModel.reset_parameters` fills them.
 
         Args:
-            width: D, width of the queries' stream, and of the sinusoids.
+            width: D, the width of the queries' stream and of the sinusoids.
             heads: H.
             head_size: A.
         """
@@ -88,7 +88,7 @@ class RelativePositions(nn.Module):
         self.position_bias = nn.Parameter(torch.empty(heads, head_size))  # v
 
     def forward(self, encodings: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Return u and v, `dtype`, and the projections of sinusoids [T, D], ready to be a right factor.
+        """Return u and v as `dtype`, and the projected sinusoids [T, D], laid out as a right factor.
 
         Returns:
             u [H, A], v [H, A], and R s(d), one vector for each head and distance, [H, A, T].

@@ -1,4 +1,4 @@
-"""RETRO, the whole model (Borgeaud et al. 2022, Algorithm 1), and the baseline transformer, which is RETRO without P.
+"""The whole RETRO model (Borgeaud et al. 2022, Algorithm 1), and the baseline transformer, which is RETRO without P.
 
     H = EMB(X)
     for p in 1 .. L:
@@ -8,8 +8,8 @@
         H = FFW(H)
     O = READ(H)
 
-Retrieval off (no neighbors given) leaves out the two `if` lines, and is the baseline with the same weights bit for bit.
-As blocks are pre-norm, a last norm comes before READ; the paper does not mention it.
+With retrieval off (no neighbors given) the two `if` lines are skipped, and the result equals, bit for bit, that of a
+baseline with the same weights. As blocks are pre-norm, a last norm precedes READ; the paper does not mention it.
 
 Shapes: B batch, N sequence length, L = floor(N / M) complete chunks, M chunk length, K neighbors, R neighbor tokens,
 D width of the decoder, E width of the encoder, V vocabulary.
@@ -34,7 +34,7 @@ from retro_lab.model.validation import check_model
 
 
 class RetroModel(nn.Module):
-    """RETRO of any size; the baseline transformer where `size.cca_layers` is empty."""
+    """RETRO of any size; the baseline transformer if `size.cca_layers` is empty."""
 
     def __init__(self, size: SizeConfig, model: ModelConfig, vocabulary_size: int) -> None:
         """Create and initialize the model.
@@ -55,7 +55,7 @@ class RetroModel(nn.Module):
         self.init_std, self.document_masks = model.init_std, model.document_masks
         retrieval_layers = set(size.cca_layers)
         device = torch.empty(0).device  # the default, or that of an enclosing `with torch.device(...)`
-        with torch.device("meta"):  # so that weights are drawn once, below, and not by each module before
+        with torch.device("meta"):  # so that weights are drawn once, below, and not first by each module
             self.embedding = nn.Embedding(vocabulary_size, size.width)
             self.layers = nn.ModuleList(
                 DecoderLayer(size, model, retrieval=number in retrieval_layers) for number in range(1, size.layers + 1)
@@ -68,11 +68,11 @@ class RetroModel(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw all weights anew; also the way to fill a model built on the meta device, after `to_empty`.
+        """Draw all weights anew; this also fills a model built on the meta device, after `to_empty`.
 
-        The paper states no initialization. Here weights are normal with standard deviation `init_std`, divided by
-        sqrt(2 x layers) where they end a residual block (as in GPT-2). Retrieval parameters are drawn last: with one
-        seed, a RETRO and a baseline of the same size start from the same decoder.
+        The paper does not state an initialization. Here weights are normal with standard deviation `init_std`, divided
+        by sqrt(2 x layers) at the end of a residual block (as in GPT-2). Retrieval parameters are drawn last, so with
+        the same seed a RETRO and a baseline of the same size start from the same decoder.
         """
         retrieval = dict(self.retrieval_parameters())
         others = {name: parameter for name, parameter in self.named_parameters() if name not in retrieval}
@@ -86,7 +86,7 @@ class RetroModel(nn.Module):
                 nn.init.normal_(parameter, std=self.init_std)
 
     def checkpoint_activations(self, checkpointed: bool = True) -> None:
-        """Keep only the input of each block for the backward pass, or all it needs: less memory, or less time."""
+        """Keep only each block's input for the backward pass (less memory), or, if False, everything (less time)."""
         for module in self.modules():
             if isinstance(module, Residual):
                 module.checkpointed = checkpointed
@@ -102,20 +102,19 @@ class RetroModel(nn.Module):
 
         Args:
             tokens: int64 [B, N], any N >= 1.
-            neighbors: integers [B, L', K, R] with L' >= L; what is given beyond the complete chunks is not used.
-                R = 2M for [N, F], less for N or F alone; positions i' count from the first token given. None turns
-                retrieval off.
-            neighbor_lengths: integers [B, L', K], real tokens of each neighbor, 0 if the neighbor is missing. What
-                follows them is padding, which nothing attends to. None if all neighbors are full.
-            documents: integers [B, N], the document of each token, each document contiguous: for a model with
-                `document_masks`, and only for such a model.
+            neighbors: integers [B, L', K, R] with L' >= L; only those of the L complete chunks are used. R = 2M for
+                [N, F], less for N or F alone; positions i' count from the first token given. None turns retrieval off.
+            neighbor_lengths: integers [B, L', K], the real tokens of each neighbor, 0 if the neighbor is missing. The
+                rest is padding, which nothing attends to. None if all neighbors are full.
+            documents: integers [B, N], the document of each token, each document contiguous; required by a model with
+                `document_masks`, and refused by any other.
 
         Returns:
             [B, N, D], normalized.
 
         Raises:
-            ValueError: neighbors for a baseline, documents that are missing or not asked for, or shapes that do not
-                belong together.
+            ValueError: a baseline is given neighbors, documents are missing or given to a model without masks, or
+                shapes do not fit together.
         """
         self._check_documents(tokens, documents)
         neighbors, present = self._cut_to_complete_chunks(tokens, neighbors, neighbor_lengths)
@@ -140,7 +139,7 @@ class RetroModel(nn.Module):
                 f"{'the document of each token' if self.document_masks else 'no documents'}."
             )
         if documents is not None and documents.shape != tokens.shape:
-            raise ValueError(f"documents must be {list(tokens.shape)}, as the tokens are, not {list(documents.shape)}.")
+            raise ValueError(f"documents must be {list(tokens.shape)}, like the tokens, not {list(documents.shape)}.")
 
     def _cut_to_complete_chunks(
         self, tokens: Tensor, neighbors: Tensor | None, neighbor_lengths: Tensor | None
@@ -148,8 +147,8 @@ class RetroModel(nn.Module):
         """Check the neighbors and cut them to the complete chunks.
 
         Returns:
-            Neighbors [B, L, K, R] or None if there is nothing to attend to, and which of their tokens are real, bool
-            [B, L, K, R], or None if all are.
+            Neighbors [B, L, K, R], or None if there is nothing to attend to; and bool [B, L, K, R], True where their
+            tokens are real, or None if all are.
         """
         if neighbors is None:
             return None, None
@@ -183,13 +182,13 @@ class RetroModel(nn.Module):
         chunk_states = hidden[:, : chunks * self.chunk_length].view(len(hidden), chunks, self.chunk_length, self.width)
         neighbors = neighbors.long()
         if present is not None:
-            neighbors = neighbors.masked_fill(~present, 0)  # padding may be any number, -1 too
+            neighbors = neighbors.masked_fill(~present, 0)  # padding may be any number, including -1
         embedding = self.embedding if self.encoder.embedding is None else self.encoder.embedding
         return cast("Tensor", self.encoder(embedding(neighbors), chunk_states, present))
 
     @property
     def readout_weight(self) -> Tensor:
-        """Weight [V, D] of READ: the embedding table where it is tied."""
+        """Weight [V, D] of READ: the embedding table if it is tied."""
         return self.embedding.weight if self.readout is None else self.readout.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -208,7 +207,7 @@ class RetroModel(nn.Module):
 
         Args:
             tokens: as in `forward`.
-            targets: int64 [B, N], the token that follows each token.
+            targets: int64 [B, N], the token after each token.
             neighbors: as in `forward`.
             neighbor_lengths: as in `forward`.
             documents: as in `forward`.
@@ -228,7 +227,7 @@ class RetroModel(nn.Module):
         neighbor_lengths: Tensor | None = None,
         documents: Tensor | None = None,
     ) -> Tensor:
-        """Sum of the cross-entropy over the targets that count; the caller normalizes.
+        """Cross-entropy summed over the targets that count; the caller normalizes.
 
         Args:
             tokens: as in `forward`.
@@ -245,7 +244,7 @@ class RetroModel(nn.Module):
         return summed_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten(), mask.flatten().bool())
 
     def retrieval_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameters a baseline of the same size does not have: CCA and encoder. RETROfit trains these alone."""
+        """Yield the parameters that a baseline lacks: CCA and encoder. RETROfit trains only these."""
         for name, parameter in self.named_parameters():
             if name.startswith("encoder.") or ".cca." in name:
                 yield name, parameter
@@ -254,8 +253,8 @@ class RetroModel(nn.Module):
         """Count parameters by part; works on the meta device.
 
         Returns:
-            `decoder`, `chunked_cross_attention`, `encoder` and `embeddings` (all tables of V rows, an untied read-out
-            too), which add up to `total`; and `non_embedding`, the count of Table 2.
+            `decoder`, `chunked_cross_attention`, `encoder` and `embeddings` (all tables of V rows, including an untied
+            read-out), which add up to `total`; and `non_embedding`, the count of Table 2.
         """
         counts = dict.fromkeys(("decoder", "chunked_cross_attention", "encoder", "embeddings"), 0)
         for name, parameter in self.named_parameters():

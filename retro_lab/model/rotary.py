@@ -1,13 +1,12 @@
 """Rotary positions (Su et al. 2021), `model.positions=rotary`: an option beyond the paper.
 
-Pairs of entries of a query at position p are rotated by the angles p w, those of a key at position p' by p' w, for
-frequencies w from 1 to almost 1 / base. Their product then depends on the distance p - p' alone. Positions are chosen
-so that the distances are those of `positions.py`; in chunked cross-attention the query of attending token i stands at
-i + M - 1 and the key of neighbor token i' at i', whichever neighbor it is of.
+Pairs of entries of a query at position p are rotated by the angles p w, and those of a key at position p' by p' w, for
+frequencies w from 1 to almost 1 / base. Their product then depends only on the distance p - p'. Positions are chosen so
+that the distances are those of `positions.py`: in chunked cross-attention, attending token i has query position
+i + M - 1, and token i' of any neighbor has key position i'.
 
-There are no parameters, and logits are plain products, so torch's fused attention kernels apply; a decoder that was
-trained with rotary positions can become a RETRO (RETROfit). Entry a is paired with entry a + A/2, as in GPT-NeoX and
-Llama.
+There are no parameters, and logits are plain products, so torch's fused attention kernels apply. A decoder trained with
+rotary positions can become a RETRO (RETROfit). Entry a is paired with entry a + A/2, as in GPT-NeoX and Llama.
 
 Shapes: H heads, G groups (sequences or chunks), P query blocks of Q tokens each, S key blocks of J tokens each,
 T positions, A head size.
@@ -69,10 +68,10 @@ def rotary_attention(
         key: [H, G, S, J, A].
         value: [H, G, S, J, A].
         rotation: of the Q queries and the J keys of a block.
-        present: bool [G, S, J], False where a key is padding; None where there is no padding.
-        causal: whether a query sees its own key and those before alone; the queries are those of the last Q of the J
-            tokens (P = S = 1, Q <= J).
-        documents: integers [G, J], the document of each token, if causal attention is to stay within it.
+        present: bool [G, S, J], False where a key is padding; None if there is no padding.
+        causal: whether a query sees only its own key and earlier ones; the queries belong to the last Q of the J tokens
+            (P = S = 1, Q <= J).
+        documents: integers [G, J], the document of each token, to keep causal attention within documents.
 
     Returns:
         [H, G, P, Q, A]. A query without any key gets an arbitrary finite vector, never NaN: the caller discards it.
@@ -80,11 +79,11 @@ def rotary_attention(
     mask, past = None, key.shape[3] - query.shape[3]
     if present is not None:
         keys = present.flatten(1)
-        keys = keys | ~keys.any(dim=1, keepdim=True)  # without any key, attend to padding: kernels differ on no key
+        keys = keys | ~keys.any(dim=1, keepdim=True)  # with no key at all, attend to padding: kernels disagree there
         mask = keys[None, :, None]  # [1, G, 1, SJ]
     if documents is not None:
         mask = (documents[:, past:, None] == documents[:, None]).tril(past)[None]  # [1, G, Q, J]
-    elif causal and past:  # what torch calls causal aligns the first query with the first key
+    elif causal and past:  # torch's is_causal aligns the first query with the first key
         mask = torch.ones(query.shape[3], key.shape[3], dtype=torch.bool, device=query.device).tril_(past)
     attended = F.scaled_dot_product_attention(
         rotate(query, rotation.query).flatten(2, 3),

@@ -1,4 +1,4 @@
-"""Refuse sizes and choices that no model can have, in one sentence that names key and value."""
+"""Refuse impossible sizes and choices, in one sentence that names the key and the value."""
 
 from collections.abc import Sequence
 

@@ -1,1 +1,1 @@
-"""Reports: what finished runs and sweeps measured, as tables, figures and pages made from their folders alone."""
+"""Reports on finished runs and sweeps: tables, figures and pages, made from their folders alone."""

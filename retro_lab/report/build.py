@@ -1,4 +1,4 @@
-"""Writes a report beside the results it is made from: page, figures and tables, from the folder alone.
+"""Writes a report beside the results it is made from: a page, figures and tables, from the folder alone.
 
 Layout, in the run's or the sweep's folder:
 
@@ -29,7 +29,7 @@ TABLE_NAME = "comparison"
 CURVE = Picture(
     "curve",
     "Lines of held-out bits per byte against training tokens, one for each model.",
-    "Measured while training, on a sample of the held-out text; the table uses all of it.",
+    "Measured during training on a sample of the held-out text; the table uses all of it.",
 )
 NEIGHBORS = Picture(
     "neighbors",
@@ -39,13 +39,13 @@ NEIGHBORS = Picture(
 AXIS = Picture(
     "sweep",
     "Held-out bits per byte against the value that the sweep varies.",
-    "Each point is a model of its own, scored on all held-out text; numbers at the right are those of the last points.",
+    "Each point is a separate model, scored on all held-out text; the numbers on the right belong to the last points.",
 )
 
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """Where a report is and what it says; `failures` are the errors of a sweep's failed cells by cell name."""
+    """A report's location and content; `failures` are the errors of a sweep's failed cells by cell name."""
 
     page: Path
     paths: tuple[Path, ...]
@@ -57,7 +57,7 @@ def write_run_report(run_folder: Path) -> WrittenReport:
     """Write the report of the run in `run_folder`.
 
     Raises:
-        ArtifactError: Nothing is finished there, a result is damaged, or the report cannot be written.
+        ArtifactError: No model there is finished, a result is damaged, or the report cannot be written.
     """
     run = load_run(run_folder)
     if not run.models:
@@ -66,10 +66,10 @@ def write_run_report(run_folder: Path) -> WrittenReport:
 
 
 def write_sweep_report(sweep_folder: Path) -> WrittenReport:
-    """Write the report of the sweep in `sweep_folder`, and of each of its cells that has results.
+    """Write the report of the sweep in `sweep_folder`, and one for each of its cells that has results.
 
     Raises:
-        ArtifactError: There is no sweep, or the report cannot be written.
+        ArtifactError: The folder holds no sweep, or the report cannot be written.
     """
     sweep = load_sweep(sweep_folder)
     links: list[str | None] = []
@@ -106,7 +106,7 @@ def _write(
     for picture, figure in figures.items():
         contents[f"figures/{picture.name}.svg"] = save(figure, "svg")
         contents[f"figures/{picture.name}.png"] = save(figure, "png")
-    # The page comes last: what it shows is there before it says so.
+    # The page comes last, so that everything it shows exists by then.
     contents["index.html"] = _encode(page)
     paths = tuple(write_file(folder / name, content) for name, content in contents.items())
     _remove_stale(folder, paths)
@@ -114,12 +114,12 @@ def _write(
 
 
 def _encode(text: str) -> bytes:
-    # Command lines and file names can hold bytes that are no text; Python keeps them as lone surrogates.
+    # Command lines and file names can hold bytes that are not valid text; Python keeps them as lone surrogates.
     return text.encode("utf-8", errors="backslashreplace")
 
 
 def _remove_stale(folder: Path, paths: tuple[Path, ...]) -> None:
-    """Delete figures of an earlier report that this one no longer has."""
+    """Delete figures of an earlier report that this one does not have."""
     for name in ("figures/*.svg", "figures/*.png"):
         for path in folder.glob(name):
             if path not in paths:

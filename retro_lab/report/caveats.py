@@ -1,4 +1,4 @@
-"""What a report does not show, said on its page: which comparisons are unequal, and what was not measured."""
+"""Caveats on a report's page: which comparisons are unequal, and what was not measured."""
 
 from collections.abc import Iterable
 
@@ -8,15 +8,15 @@ from retro_lab.runs.records import ModelRecord, RunRecord
 from retro_lab.runs.sweeps import SweepRecord
 
 OVERLAP = (
-    "Text that the held-out documents share with the training documents and the database was not removed: part of "
-    "RETRO[On]'s gain can be copied text (Borgeaud et al. 2022, Sec. 2.6)."
+    "Text that held-out documents share with training documents and the database was not removed: part of RETRO[On]'s "
+    "gain may come from copied text (Borgeaud et al. 2022, Sec. 2.6)."
 )
 
 
 def run_caveats(run: RunRecord) -> tuple[str, ...]:
-    """Return what a reader of this run's numbers should know, most specific first."""
+    """Return the caveats on this run's numbers, the most specific first."""
     caveats = [
-        f"The {name} has no result yet: it is being trained, or its training stopped." for name in run.unfinished
+        f"The {name} has no result yet: it is still training, or its training stopped." for name in run.unfinished
     ]
     caveats += [f"The training of the {model.model} was {model.stop}." for model in run.models if model.stop]
     if run.baseline and run.retro:
@@ -34,14 +34,14 @@ def run_caveats(run: RunRecord) -> tuple[str, ...]:
 
 
 def sweep_caveats(sweep: SweepRecord) -> tuple[str, ...]:
-    """Return what a reader of this sweep's numbers should know."""
+    """Return the caveats on this sweep's numbers."""
     caveats = []
     undone = len(sweep.cells) - len(sweep.with_status("done"))
     if undone:
         caveats.append(f"{undone} of {len(sweep.cells)} cells have no complete result.")
     retros = [cell for cell in sweep.cells if cell.run and cell.run.retro]
     if any(cell_baseline(sweep, cell) is None for cell in retros):
-        caveats.append("Cells without a gain have no baseline of the same size and corpus to be compared with.")
+        caveats.append("Cells without a gain lack a baseline of the same size and corpus to compare with.")
     caveats += _lossy_tokenizers([model for cell in sweep.cells if cell.run for model in cell.run.models])
     if retros:
         caveats.append(OVERLAP)
@@ -51,20 +51,20 @@ def sweep_caveats(sweep: SweepRecord) -> tuple[str, ...]:
 
 
 def _lossy_tokenizers(models: Iterable[ModelRecord]) -> list[str]:
-    """Say what bits per byte are worth where the tokenizer loses text; the worst case stands for all."""
+    """Warn about bits per byte if the tokenizer loses text; only the worst case is shown."""
     lossy = [entry for model in models for entry in model.evaluations if entry.text.altered_documents]
     if not lossy:
         return []
     worst = max(lossy, key=lambda entry: entry.text.altered_documents / entry.documents)
     return [
-        f"The tokenizer does not give back the text of {worst.text.altered_documents:,} of {worst.documents:,} "
-        f"documents ({worst.text.description}): bits per byte are too low, and not comparable with those of other "
+        f"The tokenizer does not reproduce the text of {worst.text.altered_documents:,} of {worst.documents:,} "
+        f"documents ({worst.text.description}): bits per byte are too low, and cannot be compared with those of other "
         "tokenizers."
     ]
 
 
 def _inequalities(baseline: ModelRecord, retro: ModelRecord) -> list[str]:
-    """Say in what the two models differ besides retrieval."""
+    """Describe how the two models differ besides retrieval."""
     found = []
     extra = retro.parameters.total - baseline.parameters.total
     if extra > 0:

@@ -13,12 +13,12 @@ from retro_lab.runs.sweeps import Cell, SweepRecord
 BASELINE, OFF, ON = "Baseline", "RETRO[Off]", "RETRO[On]"
 STATUS_COLORS = {"done": "green", "failed": "bold red", "missing": "yellow"}
 
-GAIN_NOTE = "Gain: bits per byte below the baseline, and as a share of the baseline's. Above zero is better."
+GAIN_NOTE = "Gain: bits per byte below the baseline, also as a share of the baseline's. Above zero is better."
 RUN_NOTE = (
-    "Tokens: seen in training, with padding. k: neighbors that each chunk retrieves while it is scored. Perplexity is "
+    "Tokens: seen in training, including padding. k: neighbors that each chunk retrieves during scoring. Perplexity is "
     "per token."
 )
-SWEEP_NOTE = "Baseline: the score that the gain of the row is measured from."
+SWEEP_NOTE = "Baseline: the score that the row's gain is measured against."
 
 PARAMETERS = Column("parameters", "Para\u00admeters", formats.count)
 NON_EMBEDDING = Column("non_embedding_parameters", "Without embed\u00addings", formats.count)
@@ -29,14 +29,14 @@ GAIN_PERCENT = Column("gain_percent", "Gain %", formats.signed_percent)
 
 @dataclass(frozen=True)
 class Gain:
-    """How far a score lies below the baseline's, in bits per byte and in percent of the baseline's."""
+    """How far a score is below the baseline's, in bits per byte and in percent of the baseline's."""
 
     bits_per_byte: float
     percent: float
 
 
 def gain(evaluation: Evaluation | None, baseline: Evaluation | None) -> Gain | None:
-    """Compare two scores; None where one is missing or they were not measured on the same text in the same way."""
+    """Compare two scores; None if one is missing or they were not measured on the same text in the same way."""
     if evaluation is None or baseline is None or not baseline.bits_per_byte > 0:
         return None
     texts = ((entry.bytes, entry.documents, entry.text) for entry in (evaluation, baseline))
@@ -49,8 +49,8 @@ def gain(evaluation: Evaluation | None, baseline: Evaluation | None) -> Gain | N
 def run_table(run: RunRecord) -> Table:
     """Compare the baseline, RETRO[Off] and RETRO[On] of one run on each text that they were scored on.
 
-    RETRO[On] has a row for each database and each k that it was scored with. Which texts and databases those are, and
-    in which windows, the notes say.
+    RETRO[On] has a row for each database and each k that it was scored with. The notes describe the texts, windows and
+    databases.
     """
     texts = tuple(dict.fromkeys(text for model in run.models for text in model.texts))
     names = _distinct({text: text.name for text in texts})
@@ -85,7 +85,7 @@ def run_table(run: RunRecord) -> Table:
 def _text_rows(
     run: RunRecord, text: ScoredText | None, labels: Mapping[tuple[str, str], str]
 ) -> list[tuple[Value, ...]]:
-    """Return the rows of one text: retrieval off, as trained, and with other k; what was not measured is a dash."""
+    """Return the rows of one text: retrieval off, as trained, and with other k; missing scores become dashes."""
     rows = []
     reference = run.baseline.evaluation(0, text) if run.baseline else None
     if run.baseline:
@@ -114,7 +114,7 @@ def _distinct(names: Mapping[Any, str]) -> dict[Any, str]:
 
 
 def sweep_table(sweep: SweepRecord) -> Table:
-    """Put every cell of a sweep in a row: what it varies, how far it is, and what it measured."""
+    """Give every cell of a sweep a row: its overrides, its status, and its scores."""
     axes = [Column(axis, axis, numeric=False) for axis in sweep.axes] or [Column("cell", "Cell", numeric=False)]
     columns = (
         *axes,
@@ -134,8 +134,8 @@ def sweep_table(sweep: SweepRecord) -> Table:
 def cell_baseline(sweep: SweepRecord, cell: Cell) -> ModelRecord | None:
     """Return the baseline that a cell's RETRO is compared with.
 
-    It is the cell's own where it has one; else that of a cell which differs in one axis alone (such as
-    `retrieval.k=0`) and trained a model of the same size on the same corpus; else None.
+    It is the cell's own if there is one; else that of a cell which differs in only one axis (such as `retrieval.k=0`)
+    and trained a model of the same size on the same corpus; else None.
     """
     if cell.run is None or cell.run.baseline or cell.run.retro is None:
         return cell.run.baseline if cell.run else None

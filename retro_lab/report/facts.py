@@ -1,4 +1,4 @@
-"""Tables of facts about the models of a run: what they were trained on, their parts, and where they come from."""
+"""Tables of facts about the models of a run: their training data, their parts, and their provenance."""
 
 from collections.abc import Callable
 
@@ -45,8 +45,8 @@ PROVENANCE: dict[str, Fact] = {
 
 
 def training_table(run: RunRecord) -> Table:
-    """Say what was trained on what."""
-    return _facts("What was trained on what", run, TRAINING, numeric=False)
+    """List each model's training data, database and scored text."""
+    return _facts("Training and data", run, TRAINING, numeric=False)
 
 
 def parameter_table(run: RunRecord) -> Table:
@@ -55,7 +55,7 @@ def parameter_table(run: RunRecord) -> Table:
 
 
 def provenance_table(run: RunRecord) -> Table:
-    """Say how the results came about."""
+    """List how the results came about."""
     return _facts("Provenance", run, PROVENANCE, numeric=False)
 
 
@@ -73,7 +73,7 @@ def _text(tokens: int, documents: int) -> str:
 
 def _trained(model: ModelRecord) -> Value:
     stopped = f" ({model.stop})" if model.stop else ""
-    return f"{formats.count(model.tokens)} tokens, padding of last chunks included, in {model.steps:,} steps{stopped}"
+    return f"{formats.count(model.tokens)} tokens, including padding of last chunks, in {model.steps:,} steps{stopped}"
 
 
 def _passes(model: ModelRecord) -> Value:

@@ -1,4 +1,4 @@
-"""The figures of a report: learning curves, and bits per byte against what a sweep varies."""
+"""The figures of a report: learning curves, and bits per byte against the axis of a sweep."""
 
 from matplotlib.figure import Figure
 
@@ -8,7 +8,7 @@ from retro_lab.runs.records import Evaluation, ModelRecord, RunRecord
 from retro_lab.runs.sweeps import Cell, SweepRecord, number
 
 FEWEST_NEIGHBOR_COUNTS = 2
-"""Values of k above zero that a RETRO must be evaluated with to be worth a figure."""
+"""Number of values of k above zero that a RETRO needs scores for to be worth a figure."""
 
 
 def curve_figure(run: RunRecord) -> Figure | None:
@@ -26,7 +26,7 @@ def curve_figure(run: RunRecord) -> Figure | None:
 
 
 def neighbors_figure(run: RunRecord) -> Figure | None:
-    """Draw bits per byte of one RETRO against the k it is evaluated with; None if fewer than two were."""
+    """Draw bits per byte of one RETRO against the k of its evaluation; None for fewer than two values of k."""
     if run.retro is None:
         return None
     text = run.retro.main_text
@@ -38,14 +38,14 @@ def neighbors_figure(run: RunRecord) -> Figure | None:
     for label, model, look in ((OFF, run.retro, OFF_LOOK), (BASELINE, run.baseline, BASELINE_LOOK)):
         level = model.evaluation(0) if model else None
         if level:
-            # Neither retrieves anything, so one measurement at k = 0 is a level that all k are compared with.
+            # Neither retrieves anything, so one measurement at k = 0 is the level for every k.
             lines.append(Line(label, tuple((x, level.bits_per_byte) for x in xs), look, measured=(0,)))
     title = f"One RETRO, trained with k={run.retro.k}, evaluated with others"
     return draw(title, "Neighbors retrieved for each chunk", lines, swept=True)
 
 
 def sweep_figure(sweep: SweepRecord) -> Figure | None:
-    """Draw bits per byte against the one axis of a sweep; None if it has several, or its values are no numbers.
+    """Draw bits per byte against the only axis of a sweep; None if it has several, or its values are not numbers.
 
     An axis `size` is drawn as the non-embedding parameters of each model.
     """
@@ -74,7 +74,7 @@ def sweep_figure(sweep: SweepRecord) -> Figure | None:
 
 
 def _with_first_database(retro: ModelRecord) -> list[Evaluation]:
-    """Return the scores with neighbors from the database that was asked for first."""
+    """Return the scores with neighbors from the first database."""
     retrieving = [entry for entry in retro.evaluations if entry.retrieved is not None]
     return [entry for entry in retrieving if entry.retrieved == retrieving[0].retrieved]
 

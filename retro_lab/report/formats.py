@@ -1,4 +1,4 @@
-"""Numbers as people read them, one way in every table, figure and page."""
+"""Number formats for people, the same in every table, figure and page."""
 
 NO_VALUE = "\N{EN DASH}"
 
@@ -23,17 +23,17 @@ def perplexity(value: float) -> str:
 
 
 def signed_score(value: float) -> str:
-    """Show a difference in bits per byte, its sign always."""
+    """Show a difference in bits per byte, always with its sign."""
     return f"{value:+.3f}"
 
 
 def signed_percent(value: float) -> str:
-    """Show a difference in percent, its sign always."""
+    """Show a difference in percent, always with its sign."""
     return f"{value:+.1f}%"
 
 
 def share(value: float) -> str:
-    """Show a share of one as percent; what is not quite everything never rounds up to 100%."""
+    """Show a share of one in percent; a share below one never rounds up to 100%."""
     return f"{value:.0%}" if value in (0, 1) else f"{min(value, 0.999):.1%}"
 
 

@@ -1,4 +1,4 @@
-"""HTML pages of a report: static, without scripts or anything from elsewhere, everything from outside escaped."""
+"""HTML pages of a report: static, without scripts or external resources, and with all values escaped."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure on a page: file name without its ending, text for those who cannot see it, and caption."""
+    """A figure on a page: file name without its extension, alternative text, and caption."""
 
     name: str
     alternative: str
@@ -41,7 +41,7 @@ def run_page(run: RunRecord, table: Table, pictures: list[Picture]) -> str:
 
 
 def sweep_page(sweep: SweepRecord, table: Table, pictures: list[Picture], links: list[str | None]) -> str:
-    """Return the page of a sweep; `links` are the addresses of the cells' own pages, None where there is none."""
+    """Return the page of a sweep; `links` are the addresses of the cells' own pages, None for a cell without one."""
     finished = next((cell.run for cell in sweep.cells if cell.run and cell.run.models), None)
     return _render(
         "sweep.html.j2",
@@ -57,14 +57,14 @@ def sweep_page(sweep: SweepRecord, table: Table, pictures: list[Picture], links:
 
 
 def cell_link(cell: Cell) -> str:
-    """Return the address of a cell's page, seen from the sweep's; folder names hold quotes, spaces and commas."""
+    """Return the address of a cell's page relative to the sweep's; folder names can hold quotes, spaces and commas."""
     return f"../{quote(cell.name, errors='surrogateescape')}/report/index.html"
 
 
 def _render(template: str, **values: object) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
-        # Always: the endings that jinja2 escapes for by itself do not include .html.j2.
+        # Always on, because jinja2's own selection by extension does not include .html.j2.
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -75,7 +75,7 @@ def _render(template: str, **values: object) -> str:
 
 
 def _settings(path: Path) -> str | None:
-    """Return the configuration that the run noted down; None if it is not there."""
+    """Return the configuration that the run recorded; None if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""How every figure looks. Colors are Okabe and Ito's, told apart by color-blind readers; dashes and markers help."""
+"""The look of every figure. Colors are Okabe and Ito's, which color-blind readers can tell apart, as are the dashes."""
 
 import io
 import math
@@ -27,20 +27,20 @@ SETTINGS: Any = {
     "grid.color": "#e4e4e4",
     "lines.linewidth": 2,
     "lines.markersize": 5,
-    # Names of configuration keys and values are no formulas, whatever dollar signs they hold.
+    # Do not parse dollar signs in configuration keys and values as math.
     "text.parse_math": False,
     "svg.hashsalt": "retro_lab",
 }
-# Dates and versions would make two reports of the same results differ.
+# Dates and versions would make two reports on the same results differ.
 METADATA: Mapping[Format, Mapping[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 Y_TITLE = "Bits per byte (lower is better)"
 SIZE_INCHES = (8.0, 4.4)
 PIXELS_PER_INCH = 160
 LABEL_GAP_POINTS = 17.0
 WIDE_RANGE = 30
-"""Largest over smallest value from which an axis is logarithmic."""
+"""Ratio of the largest to the smallest value from which an axis is logarithmic."""
 MANY_TICKS = 10
-"""Measured values up to which each gets its own tick."""
+"""Largest number of measured values that get a tick each."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a figure; only points whose x is in `measured` get a marker, all of them if it is None."""
+    """One line of a figure; only points whose x is in `measured` get a marker, or all points if it is None."""
 
     label: str
     points: tuple[Point, ...]
@@ -68,7 +68,7 @@ ON_LOOK = Look("#0072b2", "-", "D")
 
 
 def draw(title: str, x_title: str, lines: Sequence[Line], *, swept: bool) -> Figure:
-    """Draw lines that carry their names and last values at their right ends.
+    """Draw lines labeled with their names and last values at their right ends.
 
     Points that are not finite, such as those of a diverged model, are left out.
 
@@ -76,13 +76,13 @@ def draw(title: str, x_title: str, lines: Sequence[Line], *, swept: bool) -> Fig
         title: Title of the figure.
         x_title: What the x axis shows.
         lines: The lines; their y values are bits per byte.
-        swept: The x values are few and chosen by someone: tick each, and use a logarithmic axis for a wide range.
+        swept: The x values are few and chosen by hand: tick each, and use a logarithmic axis for a wide range.
     """
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(SETTINGS)
         figure = Figure(figsize=SIZE_INCHES)
-        # On the left, room for tick labels of three decimals; on the right, for the names of the lines.
+        # Leave room for tick labels with three decimals on the left, and for the names of the lines on the right.
         axes = figure.add_axes((0.11, 0.14, 0.58, 0.76))
         for line in lines:
             _draw_line(axes, line)
@@ -96,7 +96,7 @@ def draw(title: str, x_title: str, lines: Sequence[Line], *, swept: bool) -> Fig
 
 
 def save(figure: Figure, kind: Format) -> bytes:
-    """Return the figure as a file's bytes, the same each time."""
+    """Return the figure as a file's bytes, which are the same each time."""
     buffer = io.BytesIO()
     with mpl.rc_context():
         mpl.rcdefaults()
@@ -124,7 +124,7 @@ def _draw_line(axes: Axes, line: Line) -> None:
 
 
 def _fit_scale(axes: Axes, values: Sequence[float]) -> None:
-    """Choose the scale and the ticks of the x axis for the values that were measured, which are sorted."""
+    """Choose the scale and the ticks of the x axis for the measured values, which are sorted."""
     formatter = axes.xaxis.get_major_formatter()
     positive = [value for value in values if value > 0]
     if values[0] >= 0 and positive and positive[-1] / positive[0] >= WIDE_RANGE:
@@ -139,7 +139,7 @@ def _fit_scale(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _label_ends(figure: Figure, axes: Axes, lines: Sequence[Line]) -> None:
-    """Write each line's name and last value to the right of the axes, at its height but never over another."""
+    """Write each line's name and last value to the right of the axes, at its height but never overlapping another."""
     axes.autoscale_view()
     points_per_pixel = 72 / figure.dpi
     ends = [(_finite(line)[-1][1], line) for line in lines]
@@ -159,7 +159,7 @@ def _label_ends(figure: Figure, axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Move heights apart until neighbors are `gap` apart, the group staying centered where it was."""
+    """Move heights until neighbors are `gap` apart, keeping the center of the group."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     placed = [0.0] * len(heights)
     for below, i in zip([None, *order], order, strict=False):

@@ -1,4 +1,4 @@
-"""One table, four readers: the terminal, Markdown, CSV and (through `texts`) the HTML page."""
+"""One table for four outputs: the terminal, Markdown, CSV and (through `texts`) the HTML page."""
 
 import csv
 import html
@@ -26,7 +26,7 @@ class Column:
 
     key: str
     heading: str
-    """Title, with soft hyphens where it may be broken."""
+    """Title, with soft hyphens where it may be hyphenated."""
     show: Callable[[Any], str] = str
     numeric: bool = True
     colors: Mapping[str, str] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Column:
         return self.heading.replace(SOFT_HYPHEN, "")
 
     def stacked(self, narrow: bool) -> str:
-        """Return the heading one word to a line; where it has to be narrow, parts of words too."""
+        """Return the heading with one word per line; if it has to be narrow, words are broken too."""
         words = re.sub(r" |(?=\[)", "\n", self.heading)
         return words.replace(SOFT_HYPHEN, "-\n" if narrow else "")
 
@@ -53,19 +53,19 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse rows that are not as long as the header."""
+        """Check that every row is as long as the header."""
         assert all(len(row) == len(self.columns) for row in self.rows)
 
     def texts(self) -> list[list[str]]:
-        """Return the rows as they are shown."""
+        """Return the rows as displayed text."""
         return [
             [NO_VALUE if value is None else column.show(value) for column, value in zip(self.columns, row, strict=True)]
             for row in self.rows
         ]
 
     def to_rich(self) -> RichTable:
-        """Return the table for a Rich console, with characters that command a terminal made visible."""
-        # Text and escape, because Rich would take the [On] of "RETRO[On]" for a style.
+        """Return the table for a Rich console, with control characters made visible."""
+        # Text and escape, because Rich would read the [On] of "RETRO[On]" as a style.
         table = RichTable(
             title=escape(visible(self.title)),
             caption=escape(visible("\n".join(self.notes))) or None,
@@ -78,7 +78,7 @@ class Table:
         )
         narrow = sum(not column.numeric for column in self.columns) > 1
         for column in self.columns:
-            # Numbers stay whole and their titles stand in narrow stacks, so that names have room on 80 characters.
+            # Numbers are not wrapped and their titles are stacked, so that names have room in 80 characters.
             title = column.stacked(narrow) if column.numeric else column.title
             align: Literal["left", "right"] = "right" if column.numeric else "left"
             whole = column.numeric or bool(column.colors)
@@ -93,7 +93,7 @@ class Table:
         return table
 
     def to_markdown(self) -> str:
-        """Return the table in GitHub's Markdown, notes below."""
+        """Return the table in GitHub's Markdown, with the notes below it."""
         rules = ["---:" if column.numeric else ":---" for column in self.columns]
         lines = [[_markdown_cell(column.title) for column in self.columns], rules]
         lines += [[_markdown_cell(text) for text in row] for row in self.texts()]
@@ -101,7 +101,7 @@ class Table:
         return "\n\n".join([table, *(_markdown_cell(note) for note in self.notes)]) + "\n"
 
     def to_csv(self) -> str:
-        """Return the values in full precision, one header line; a missing value is an empty field."""
+        """Return the values in full precision below one header line; a missing value is an empty field."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(column.key for column in self.columns)

@@ -1,1 +1,1 @@
-"""A run: what training leaves in its folder, and all that reads it again."""
+"""A run: the files that training leaves in its folder, and the code that reads them."""

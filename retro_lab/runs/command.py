@@ -1,20 +1,20 @@
-"""The command as its user typed it, which neither the cells of a sweep nor the jobs of a cluster see in `sys.argv`."""
+"""The command as the user typed it, which `sys.argv` does not show in the cells of a sweep or the jobs of a cluster."""
 
 import os
 import shlex
 import sys
 
 VARIABLE = "RETRO_LAB_COMMAND"
-"""Environment variable that hands the command on to processes that a launcher starts."""
+"""Environment variable that passes the command on to the processes of a launcher."""
 
 
 def remember_command() -> None:
-    """Keep `sys.argv` as it is now."""
+    """Remember the current `sys.argv`."""
     os.environ[VARIABLE] = _in_words()
 
 
 def typed_command() -> str:
-    """Return the command that was kept, or else that of this process."""
+    """Return the remembered command, or else that of this process."""
     return os.environ.get(VARIABLE) or _in_words()
 
 

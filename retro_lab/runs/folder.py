@@ -1,8 +1,8 @@
-"""The folder of a run: what lies where, and how commands keep out of each other's way.
+"""The folder of a run: its layout, and the lock that keeps commands out of each other's way.
 
-config.yaml              the overrides of the command and the settings they come to
+config.yaml              the overrides of the command and the settings they produce
 baseline/, retro/        one folder for each model (`retro_lab.runs.trained_model`)
-failed.json              {"error": ...}, there if the last attempt failed
+failed.json              {"error": ...}, present if the last attempt failed
 report/                  tables, figures, a page
 """
 
@@ -28,23 +28,23 @@ CONFIG_NAME = "config.yaml"
 FAILURE_NAME = "failed.json"
 LOCK_NAME = ".lock"
 UNUSED = (CONFIG_NAME, LOCK_NAME)
-"""What lies in a folder that no run has written anything to yet."""
+"""Files in a folder that no run has written anything to yet."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def model_name(k: int) -> str:
-    """Return the name of a model by what it retrieves: the baseline is the RETRO that retrieves nothing."""
+    """Return the name of a model with k neighbors: the baseline is the RETRO that retrieves nothing."""
     return "retro" if k else "baseline"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder that a run writes to and resumes from, and what the command that does was given."""
+    """A folder that a run writes to and resumes from, with the overrides and settings of the command."""
 
     path: Path
     overrides: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What the overrides come to, interpolations as written: what they stand for can be a secret."""
+    """The composed settings. Interpolations are kept unresolved, because their values can be secrets."""
 
     def model(self, k: int) -> Path:
         """Return the folder of the model with k neighbors."""
@@ -52,15 +52,16 @@ class RunFolder:
 
     @property
     def command(self) -> str:
-        """The command of this run without its task, which is the experiment's when none is named."""
+        """The command of this run without its task, so that the experiment's own task runs."""
         return shlex.join(
             ["python", "-m", "retro_lab", *(text for text in self.overrides if not text.startswith("task="))]
         )
 
     def note(self) -> None:
-        """Note down what the run is configured by, once it is known to begin.
+        """Write down the run's configuration; call this only once the run is sure to begin.
 
-        A command that is refused, because its settings are not those of the run in its folder, leaves that run's note.
+        A command that is refused because its settings differ from those of the run in its folder must not overwrite
+        that run's configuration.
         """
         if console.is_main_process():
             content = {"overrides": list(self.overrides), "settings": dict(self.settings)}
@@ -68,18 +69,18 @@ class RunFolder:
             write_file(self.path / CONFIG_NAME, text.encode("utf-8"))
 
     def note_failure(self, error: str) -> None:
-        """Note down why the run failed, for the table of its sweep, which knows the cell by its overrides."""
+        """Write down why the run failed, for the table of its sweep, which identifies the cell by its overrides."""
         if not (self.path / CONFIG_NAME).is_file():
             self.note()
         write_json(self.path / FAILURE_NAME, {"error": error})
 
     def forget_failure(self) -> None:
-        """Remove the note of an earlier attempt."""
+        """Remove the failure of an earlier attempt."""
         (self.path / FAILURE_NAME).unlink(missing_ok=True)
 
     def remove_unused(self) -> None:
-        """Remove the folder of a run that was refused if there is nothing in it but a note on that run."""
-        with suppress(OSError):  # that of the refusal itself is the one to tell
+        """Remove the folder of a refused run if it holds nothing but that run's configuration and lock."""
+        with suppress(OSError):  # the refusal itself is the error to report
             if self.path.resolve() == Path.cwd() or any(path.name not in UNUSED for path in self.path.iterdir()):
                 return
             shutil.rmtree(self.path)
@@ -89,7 +90,7 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other commands from writing into the folder meanwhile; a killed process leaves nothing that blocks.
+        """Lock the folder against other commands; a killed process releases its lock.
 
         Rank 0 holds the lock for all ranks of its command.
 
@@ -105,13 +106,13 @@ class RunFolder:
             lock.acquire(blocking=False)
         except Timeout as error:
             raise RunInUseError(
-                f"Another command is training or evaluating in {self.path} right now; wait until it has ended, or give "
-                "this run a name of its own with name=NAME."
+                f"Another command is training or evaluating in {self.path} right now; wait until it ends, or give this "
+                "run its own name with name=NAME."
             ) from error
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-            console.status("lock", f"{self.path} has no file locks: make sure that no other command uses it meanwhile")
+            console.status("lock", f"{self.path} does not support file locks: make sure that no other command uses it")
         try:
             yield
         finally:
@@ -119,10 +120,10 @@ class RunFolder:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read the note of a run's configuration: its `overrides` and its `settings`.
+    """Read a run's configuration: its `overrides` and its `settings`.
 
     Raises:
-        ValueError: It cannot be read, or is not such a note.
+        ValueError: The file cannot be read, or is not a run's configuration.
     """
     path = folder / CONFIG_NAME
     try:
@@ -130,5 +131,5 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("overrides"), list):
-        raise ValueError(f"{path} is not a note of a run's configuration")
+        raise ValueError(f"{path} is not the configuration of a run")
     return content

@@ -1,7 +1,7 @@
-"""What decides a trained model: its record, whether a folder is resumed, and the folder's name all follow from this.
+"""A model's identity: everything that decides what is trained, and thus a folder's name and whether it is resumed.
 
-Devices, strategies, compilation, workers, loggers and callbacks are not part of it: whoever runs the same command on
-other hardware goes on in the same folder.
+Devices, strategies, compilation, workers, loggers and callbacks are not part of it: the same command on other hardware
+resumes in the same folder.
 """
 
 import json
@@ -19,22 +19,22 @@ UNDECIDING = (
     "task", "evaluation", "paths", "logger", "callbacks", "compute", "trainer", "corpora", "corpus_name", "hydra",
     "name", "data.workers",
 )  # fmt: skip
-"""Settings that change nothing of what is trained, but for `PRECISION`."""
+"""Settings that do not affect what is trained, except for `PRECISION`."""
 BUILT = ("corpus", "decontamination", "tokenizer", "database", "embedder", "index")
-"""Groups that a model knows by what is built from them alone: by the fingerprints of its inputs."""
+"""Groups that affect a model only through the artifacts built from them, so their fingerprints identify them."""
 USED = ("k", "value")
-"""Settings of `retrieval` that the model itself uses; what the others decide is in the neighbors' fingerprint."""
+"""Settings of `retrieval` that the model itself uses; the neighbors' fingerprint covers the others."""
 
 
 OWN_NAME = "give this run a name of its own with name=NAME, or delete that folder"
 DECIDE_SCORES = ("size", "model", "retrieval", "trainer", "corpus")
-"""Sections of an identity that a model's scores depend on, and not its training alone."""
+"""Sections of an identity that a model's scores depend on, rather than only its training."""
 
 
 def decides(key: str) -> bool:
-    """Tell whether a setting or a group, such as `trainer.precision` or `size`, decides what is trained.
+    """Return whether a setting or a group, such as `trainer.precision` or `size`, decides what is trained.
 
-    A group that is put elsewhere, as in `corpus@corpora.mine`, is known by where it is put.
+    A group that is mounted elsewhere, as in `corpus@corpora.mine`, counts as the setting it is mounted at.
     """
     key = key.rpartition("@")[2]
     return key == PRECISION or not any(key == name or key.startswith((f"{name}.", f"{name}/")) for name in UNDECIDING)
@@ -43,13 +43,13 @@ def decides(key: str) -> bool:
 def identity(
     settings: Mapping[str, Any], precision: str, inputs: Mapping[str, str], start: str | None = None
 ) -> dict[str, Any]:
-    """Return all that decides a trained model, as JSON-able values.
+    """Return everything that decides a trained model, as values that JSON can hold.
 
     Args:
         settings: The whole configuration as dictionaries; `retrieval.k` is 0 for a baseline.
-        precision: That of the training, by its full name.
+        precision: Full name of the training precision.
         inputs: Fingerprints of the artifacts that the model is trained on, by role: `corpus` and `database`.
-        start: Checksum of the weights that it starts from, unless they are random.
+        start: Checksum of the initial weights, unless they are random.
     """
     decided = _decided(settings, "")
     for group in BUILT:
@@ -58,7 +58,7 @@ def identity(
     if retrieval["k"]:
         decided["retrieval"] = {name: retrieval[name] for name in USED}
     if start is not None:
-        decided["init"] = decided["init"] | {"checkpoint": start}  # its path may stay while its weights change
+        decided["init"] = decided["init"] | {"checkpoint": start}  # the same path may hold other weights later
     content = decided | {"trainer": {"precision": precision}, **inputs}
     plain: dict[str, Any] = json.loads(json.dumps(content))
     return plain
@@ -69,12 +69,12 @@ def check_identity(folder: Path, wanted: Mapping[str, Any], advice: str = OWN_NA
 
     Args:
         folder: Of one model.
-        wanted: The identity, or those of its sections that matter.
+        wanted: The wanted identity, or the sections of it that matter.
         advice: What to do if they differ.
 
     Raises:
         ConfigurationError: They differ.
-        ArtifactError: What says how the folder was made cannot be read.
+        ArtifactError: The folder's `identity.json` cannot be read.
     """
     path = folder / IDENTITY_NAME
     if not path.is_file():
@@ -85,7 +85,7 @@ def check_identity(folder: Path, wanted: Mapping[str, Any], advice: str = OWN_NA
             raise ValueError("it is not a table of settings")
     except (OSError, ValueError) as error:
         raise ArtifactError(
-            f"{path} cannot be read ({error}), so nothing says with which settings {folder} was trained; delete that "
+            f"{path} cannot be read ({error}), so the settings that {folder} was trained with are unknown; delete that "
             "folder to train it again, or give this run a name of its own with name=NAME."
         ) from error
     if changed := differences({name: found.get(name) for name in wanted}, wanted):
@@ -95,20 +95,20 @@ def check_identity(folder: Path, wanted: Mapping[str, Any], advice: str = OWN_NA
 
 
 def check_scored(folder: Path, wanted: Mapping[str, Any]) -> None:
-    """Compare the model in a folder with the settings and the corpus that it is to be scored with.
+    """Compare the model in a folder with the settings and the corpus that it would be scored with.
 
-    The neighbors may be others: a model can be scored with any database.
+    The neighbors may differ: a model can be scored with any database.
 
     Raises:
-        ConfigurationError: It was trained on other data, such as documents that are now held out, or in other ways.
-        ArtifactError: What says how the folder was made cannot be read.
+        ConfigurationError: It was trained with other settings, or on other data, such as documents now held out.
+        ArtifactError: The folder's `identity.json` cannot be read.
     """
     sections = {name: wanted[name] for name in DECIDE_SCORES if name in wanted}
     check_identity(folder, sections, "score it with the overrides it was trained with")
 
 
 def write_identity(folder: Path, content: Mapping[str, Any]) -> None:
-    """Say in a model's folder what decided it; from now on `check_identity` holds others off."""
+    """Write a model's identity into its folder; from now on `check_identity` refuses other models there."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / IDENTITY_NAME, content)
 

@@ -1,4 +1,4 @@
-"""Names of run folders: what was run, not when or where, so that the same command comes back to the same folder."""
+"""Names of run folders: they say what was run, not when or where, so the same command returns to the same folder."""
 
 import hashlib
 import re
@@ -9,18 +9,18 @@ from retro_lab.runs.identity import decides
 LONGEST = 100
 FOLDER_NAME = r"[A-Za-z0-9_~][A-Za-z0-9_.,=+~-]*"
 RESERVED = ("sweeps",)
-"""Names of folders beside those of the runs."""
+"""Names that other folders beside the runs use."""
 
 
 def slug(overrides: Iterable[str], names: Callable[[str], bool] = decides) -> str:
-    """Return a folder name for a set of overrides, or keys: the experiment or sweep, then the rest in sorted order.
+    """Return a folder name for a set of overrides or keys: the experiment or sweep, then the rest in sorted order.
 
-    Characters that file systems dislike become `-`; a name that lost something that way, or that is too long, ends in
+    Characters that file systems dislike become `-`. A name that lost something that way, or that is too long, ends in
     a hash of the whole, so that two sets of overrides never share a folder.
 
     Args:
         overrides: As on the command line; the last one of a key wins, as in Hydra.
-        names: Tells which keys are part of the name.
+        names: Returns whether a key is part of the name.
     """
     parts: dict[str, str] = {}
     for override in overrides:
@@ -39,5 +39,5 @@ def slug(overrides: Iterable[str], names: Callable[[str], bool] = decides) -> st
 
 
 def override_key(override: str) -> str:
-    """Return the key of an override such as `+experiment=quickstart`, without the signs before it."""
+    """Return the key of an override such as `+experiment=quickstart`, without the leading signs."""
     return override.partition("=")[0].lstrip("+~")

@@ -26,7 +26,7 @@ def provenance() -> Provenance:
 
 
 def hardware() -> str:
-    """Name GPUs, or else the processor, with their number, and the memory of the machine."""
+    """Name the GPUs, or else the CPU, with their number, and the machine's memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     if torch.cuda.is_available():
         device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
@@ -51,7 +51,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that the package is run from, marked where files were changed since."""
+    """Commit of the checkout that the package runs from, marked as dirty if files have changed since."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)

@@ -1,4 +1,4 @@
-"""The record of a trained model: what it is, what it was trained on, and how it scored; and all records of a run."""
+"""The record of a trained model (what it is, what it was trained on, how it scored) and all records of a run."""
 
 import json
 import re
@@ -16,7 +16,7 @@ RESULT_NAME = "result.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """Trained and frozen parameters by part; `non_embedding` is the count of the paper's Table 2."""
+    """Parameters by part, trained or frozen; `non_embedding` is the count of the paper's Table 2."""
 
     decoder: int
     chunked_cross_attention: int
@@ -28,7 +28,7 @@ class Parameters:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSummary:
-    """The corpus a model was trained and evaluated on."""
+    """The corpus that a model was trained and evaluated on."""
 
     source: str
     train_tokens: int
@@ -41,8 +41,8 @@ class CorpusSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class DatabaseSummary:
-    """The retrieval database; `fraction` is its share of the training split of `corpus`, `index` the FAISS factory
-    string, or what else finds neighbors.
+    """The retrieval database; `fraction` is its share of the training split of `corpus`, and `index` is the FAISS
+    factory string, or the name of another search method.
     """
 
     corpus: str
@@ -56,14 +56,14 @@ class DatabaseSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredText:
-    """A text and the windows it is scored in: scores of two models can be compared where these are the same."""
+    """A text and its scoring windows: two models' scores can be compared if these are the same."""
 
     name: str
     """As in `evaluation.datasets`."""
     description: str
     """What the text is, in words."""
     altered_documents: int
-    """Documents that the tokenizer does not give back: their bits per byte are too low."""
+    """Documents that the tokenizer does not reproduce; their bits per byte are too low."""
     tokens: str
     """Fingerprint of its tokens."""
     sequence_length: int
@@ -74,21 +74,21 @@ class ScoredText:
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieved:
-    """What a text was scored with: its neighbors in a database."""
+    """The neighbors that a text was scored with."""
 
     database: str
     """What the database is, in words."""
     source: str
-    """Fingerprint of the tokens that the database is made of."""
+    """Fingerprint of the tokens in the database."""
     neighbors: str
-    """Fingerprint of the neighbors, which database, index and search decide."""
+    """Fingerprint of the neighbors, which depend on database, index and search."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Scores on a text with k neighbors for each chunk; 0 is RETRO[Off], or the baseline.
 
-    What was measured is its `text`, `k` and what it `retrieved`; there is one evaluation of a model for each.
+    `text`, `k` and `retrieved` say what was measured; a model has one evaluation for each combination.
     """
 
     text: ScoredText
@@ -97,14 +97,14 @@ class Evaluation:
     """None without neighbors."""
     bits_per_byte: float
     perplexity: float
-    """Per token, so comparable between models of one tokenizer only."""
+    """Per token, so only models with the same tokenizer can be compared."""
     tokens: int
     bytes: int
     documents: int
 
     @property
     def measured(self) -> tuple[ScoredText, int, Retrieved | None]:
-        """What was measured: evaluations of which this differs never take each other's place."""
+        """What was measured; evaluations that differ in this never replace each other."""
         return self.text, self.k, self.retrieved
 
 
@@ -119,7 +119,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """How a result came about, enough to make it again; `date` is ISO 8601, `versions` maps library to version."""
+    """How a result came about, enough to reproduce it; `date` is ISO 8601, `versions` maps library to version."""
 
     command: str
     date: str
@@ -136,18 +136,18 @@ class ModelRecord:
     """`retro` or `baseline`."""
     size: str
     k: int
-    """Neighbors per chunk while training; 0 for the baseline."""
+    """Neighbors per chunk in training; 0 for the baseline."""
     parameters: Parameters
     tokens: int
-    """Places of the training sequences seen, each a token or what fills a document's last chunk."""
+    """Tokens seen in training, including the padding of documents' last chunks."""
     steps: int
-    """Steps really taken."""
+    """Steps actually taken."""
     planned_steps: int | None = None
-    """Steps of the whole training, where it was stopped before its end."""
+    """Planned steps of a training run that was stopped early; else None."""
     stopped: str | None = None
     """What stopped it, such as the name of a callback."""
     seconds: float
-    """Wall time of the training, over all attempts."""
+    """Wall time of the training over all attempts."""
     seed: int
     corpus: CorpusSummary
     database: DatabaseSummary | None = None
@@ -157,19 +157,19 @@ class ModelRecord:
 
     @property
     def stop(self) -> str | None:
-        """Say that the training was stopped early, by what and when; None for a whole one."""
+        """Say what stopped the training early, and when; None if it was not stopped."""
         if self.planned_steps is None:
             return None
         return f"stopped by {self.stopped} after {self.steps:,} of {self.planned_steps:,} steps"
 
     @property
     def texts(self) -> tuple[ScoredText, ...]:
-        """The texts that the model was scored on, in the order in which that was asked for."""
+        """The texts that the model was scored on, in the order requested."""
         return tuple(dict.fromkeys(entry.text for entry in self.evaluations))
 
     @property
     def main_text(self) -> ScoredText | None:
-        """The text whose scores stand for the model: the first."""
+        """The first text; its scores are the model's main scores."""
         return next(iter(self.texts), None)
 
     def evaluation(self, k: int, text: ScoredText | None = None) -> Evaluation | None:
@@ -181,16 +181,16 @@ class ModelRecord:
         """Return the record as JSON text.
 
         Raises:
-            ValueError: A number is not finite, which JSON cannot say.
+            ValueError: A number is not finite, which JSON cannot express.
         """
         text = json.dumps(asdict(self), indent=1, allow_nan=False, ensure_ascii=False)
-        # Command lines and file names can hold bytes that are not text; Python keeps them as lone surrogates, which are
-        # not text for others.
+        # Command lines and file names can hold bytes that are not valid text; Python keeps them as lone surrogates,
+        # which UTF-8 cannot encode.
         return re.sub("[\ud800-\udfff]", lambda lone: f"\\\\u{ord(lone[0]):04x}", text)
 
     @classmethod
     def from_json(cls, text: str) -> "ModelRecord":
-        """Read a record back from JSON text; fields that this release does not know are ignored.
+        """Read a record from JSON text; fields that this release does not know are ignored.
 
         Raises:
             ValueError: The text is not JSON, or a field is missing or of another type.
@@ -202,21 +202,21 @@ class ModelRecord:
             raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'the record'}: {first['msg']}") from error
 
 
-# JSON has no NaN and no infinity; some of its writers write them all the same.
+# JSON has no NaN or infinity, but some writers write them anyway.
 ModelRecord.__pydantic_config__ = ConfigDict(allow_inf_nan=False)  # type: ignore[attr-defined]
 RECORD = TypeAdapter(ModelRecord)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """Everything a run folder says."""
+    """Everything recorded in a run folder."""
 
     name: str
     folder: Path
     baseline: ModelRecord | None = None
     retro: ModelRecord | None = None
     unfinished: tuple[str, ...] = ()
-    """Models whose folder is there but not their result: being trained, or killed."""
+    """Models that have a folder but no result: in training, or killed."""
     error: str | None = None
     """Why the run failed, from `failed.json`."""
 
@@ -227,7 +227,7 @@ class RunRecord:
 
 
 def write_result(path: Path, record: ModelRecord) -> None:
-    """Write `record` to `path` so that it is there whole or not at all.
+    """Write `record` to `path` atomically.
 
     Raises:
         ArtifactError: The file cannot be written.
@@ -250,7 +250,7 @@ def load_result(path: Path) -> ModelRecord:
 
 
 def load_run(folder: Path) -> RunRecord:
-    """Read the run in `folder`; models that are not finished are left out.
+    """Read the run in `folder`; unfinished models are only named.
 
     Raises:
         ArtifactError: A result is damaged.

@@ -1,6 +1,6 @@
-"""A sweep: its cells, planned once and written down as it starts, what varies between them, and how far each is.
+"""A sweep: its cells, which are written down as it starts, the axes that vary between them, and each cell's status.
 
-sweep.json    the cells: the folder of each and the overrides that make it
+sweep.json    the cells: the folder and the overrides of each
 CELL/         a run folder
 report/       of all cells
 """
@@ -23,12 +23,12 @@ Overrides = Mapping[str, str]
 
 PLAN_NAME = "sweep.json"
 SEARCH_DEPTH = 3
-"""Folder levels below the sweep to look for cells in: an override of a nested group has slashes in its folder name."""
+"""Folder levels below the sweep to search for cells: an override of a nested group has slashes in its folder name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One run of a sweep; `run` is None where no folder is there yet or it cannot be read."""
+    """One run of a sweep; `run` is None if its folder does not exist yet or cannot be read."""
 
     name: str
     overrides: Overrides
@@ -37,7 +37,7 @@ class Cell:
 
     @property
     def status(self) -> Status:
-        """Tell how far the cell is; `missing` is not started, still running, or killed."""
+        """The cell's status; `missing` means not started, still running, or killed."""
         if self.error is not None:
             return "failed"
         return "done" if self.run and self.run.models and not self.run.unfinished else "missing"
@@ -45,7 +45,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRecord:
-    """Everything a sweep folder says; `axes` are the keys of the overrides that differ between cells."""
+    """Everything recorded in a sweep folder; `axes` are the keys of the overrides that differ between cells."""
 
     name: str
     folder: Path
@@ -54,27 +54,27 @@ class SweepRecord:
 
     @property
     def has_outcome(self) -> bool:
-        """Tell whether any cell has a result or a failure to report."""
+        """Whether any cell has a result or a failure to report."""
         return any(cell.error is not None or (cell.run and cell.run.models) for cell in self.cells)
 
     def with_status(self, status: Status) -> tuple[Cell, ...]:
-        """Return the cells that are in `status`."""
+        """Return the cells with this status."""
         return tuple(cell for cell in self.cells if cell.status == status)
 
 
 def by_key(overrides: Iterable[str]) -> dict[str, str]:
-    """Return the values of overrides such as `+experiment=quickstart` by their keys.
+    """Return the values of overrides such as `+experiment=quickstart` by key.
 
-    The task is left out: it says what is done to a cell, such as reporting on it, and not what the cell is.
+    The task is left out, because it says what to do with a cell, such as report on it, and not what the cell is.
     """
     split = {override_key(text): text.partition("=")[2] for text in overrides}
     return {key: value for key, value in split.items() if key != "task"}
 
 
 def write_plan(folder: Path, cells: Mapping[str, Overrides]) -> None:
-    """Write the cells of a sweep that starts into its folder, by the names of their folders.
+    """Write the plan of a starting sweep into its folder: its cells by the names of their folders.
 
-    Cells of an earlier sweep in the same folder stay in the plan if they were begun.
+    Cells of an earlier sweep in the same folder stay in the plan if they have been started.
     """
     folder.mkdir(parents=True, exist_ok=True)
     earlier = {name: cell for name, cell in _read_plan(folder).items() if (folder / name).is_dir()}
@@ -86,17 +86,17 @@ def write_plan(folder: Path, cells: Mapping[str, Overrides]) -> None:
 
 
 def is_sweep(folder: Path) -> bool:
-    """Tell a sweep folder from a run folder."""
+    """Return whether a folder belongs to a sweep rather than to a run."""
     return (folder / PLAN_NAME).is_file()
 
 
 def load_sweep(folder: Path) -> SweepRecord:
-    """Read all cells of a sweep: those planned, and those that a sweeper made up as it went.
+    """Read all cells of a sweep: those planned, and those that a sweeper added along the way.
 
-    A cell that cannot be read counts as failed: one damaged file does not hide the rest of the sweep.
+    A cell that cannot be read counts as failed, so that one damaged file does not hide the rest of the sweep.
 
     Raises:
-        ArtifactError: `folder` holds no cell and no sweep.
+        ArtifactError: `folder` holds neither a plan nor cells.
     """
     planned = _read_plan(folder)
     found = {path.relative_to(folder).as_posix(): path for path in _cell_folders(folder, SEARCH_DEPTH)}
@@ -104,7 +104,7 @@ def load_sweep(folder: Path) -> SweepRecord:
     if not names:
         raise ArtifactError(f"{folder} holds no sweep: neither cells nor {PLAN_NAME}. Check the folder's name.")
     cells = [_load_cell(name, folder / name, planned.get(name)) for name in names]
-    # Planned cells come first, so axes and their values are in the order in which the sweep was written.
+    # Planned cells come first, so axes and their values keep the order in which the sweep was written.
     axes = _axes([cell.overrides for cell in cells])
     ranks = {axis: _ranks([cell.overrides for cell in cells], axis) for axis in axes}
     cells.sort(key=lambda cell: [*(ranks[axis][cell.overrides.get(axis)] for axis in axes), cell.name])
@@ -112,7 +112,7 @@ def load_sweep(folder: Path) -> SweepRecord:
 
 
 def number(value: str | None) -> float | None:
-    """Return the number that an override's value spells, or None if it is no finite number."""
+    """Return an override's value as a number, or None if it is not a finite number."""
     try:
         parsed = float(value or "")
     except ValueError:
@@ -124,7 +124,7 @@ def _read_plan(folder: Path) -> dict[str, dict[str, str]]:
     """Return the overrides of the planned cells by name.
 
     Raises:
-        ArtifactError: The plan is there and cannot be read.
+        ArtifactError: The plan exists but cannot be read.
     """
     path = folder / PLAN_NAME
     if not path.is_file():
@@ -169,7 +169,7 @@ def _axes(cells: Sequence[Overrides]) -> tuple[str, ...]:
 
 
 def _ranks(cells: Sequence[Overrides], axis: str) -> dict[str | None, int]:
-    """Order an axis: numbers by size, other values as they were written, cells without one last."""
+    """Order the values of an axis: numbers by size, then other values as written, then cells without a value."""
     values = list(dict.fromkeys(cell.get(axis) for cell in cells))
 
     def rank(value: str | None) -> tuple[bool, bool, float]:

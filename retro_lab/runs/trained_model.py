@@ -1,11 +1,11 @@
-"""A trained model that opens from its folder alone: no overrides, no artifact store.
+"""A trained model, which opens from its folder alone, without overrides or an artifact store.
 
-model.json           what the model is (`ModelSettings`), with the checksum of its weights; written last
+model.json           what the model is (`ModelSettings`), with checksums of weights and tokenizer; written last
 model.safetensors    weights
 tokenizer.json       with document_marker.json, as `DocumentTokenizer` writes them
-identity.json        what decided it            (`retro_lab.runs.identity`)
-result.json          how it was trained and scored    (`retro_lab.runs.records`)
-checkpoints/         what training resumes from    (`retro_lab.training.checkpoints`)
+identity.json        everything that decided it (`retro_lab.runs.identity`)
+result.json          how it was trained and scored (`retro_lab.runs.records`)
+checkpoints/         the training state to resume from (`retro_lab.training.checkpoints`)
 """
 
 import json
@@ -34,16 +34,16 @@ WEIGHTS_NAME = "model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """All that a model is made from, and what its inputs look like."""
+    """Everything needed to build a model, and the form of its inputs."""
 
     size: SizeConfig
     """Without layers in P for a baseline."""
     model: ModelConfig
     vocabulary_size: int
     k: int
-    """Neighbors of each chunk while training; 0 for a baseline."""
+    """Neighbors of each chunk in training; 0 for a baseline."""
     value: Value
-    """What a neighbor brings."""
+    """The parts of a neighbor that the model reads."""
     sequence_length: int
     """Tokens of a training sequence."""
 
@@ -54,7 +54,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """A model with its weights, in evaluation mode, and the tokenizer that its tokens come from."""
+    """A model with its weights, in evaluation mode, and its tokenizer."""
 
     folder: Path
     settings: ModelSettings
@@ -63,7 +63,7 @@ class TrainedModel:
 
 
 def save_model(folder: Path, model: RetroModel, settings: ModelSettings, tokenizer: DocumentTokenizer) -> None:
-    """Write into a model's folder all that `open_run` reads.
+    """Write everything that `open_run` reads into a model's folder.
 
     Raises:
         OSError: The disk is full or the folder cannot be written.
@@ -87,10 +87,10 @@ def open_run(folder: Path | str, model: str | None = None) -> TrainedModel:
 
     Args:
         folder: Of a run or of one of its models, wherever it was copied to.
-        model: `retro` or `baseline`; None takes the RETRO of a run, or the baseline where there is no RETRO.
+        model: `retro` or `baseline`; None takes the RETRO of a run, or the baseline if there is no RETRO.
 
     Raises:
-        ArtifactError: There is no such model, or a file of it is damaged.
+        ArtifactError: There is no such model, or one of its files is damaged.
     """
     folder = Path(folder)
     if model is None:
@@ -103,7 +103,7 @@ def open_run(folder: Path | str, model: str | None = None) -> TrainedModel:
 
 
 def has_model(folder: Path) -> bool:
-    """Tell whether a model's folder holds a trained model."""
+    """Return whether a model's folder holds a trained model."""
     return (folder / SETTINGS_NAME).is_file()
 
 
@@ -111,7 +111,7 @@ def read_weights(folder: Path) -> Mapping[str, Tensor]:
     """Read the weights in a model's folder, by the names of `RetroModel`.
 
     Raises:
-        ArtifactError: They are not there, or are not those that were written.
+        ArtifactError: They are missing, or differ from those that were written.
     """
     _, checksums = _read_settings(folder)
     return _read_weights(folder, checksums["weights"])
@@ -121,7 +121,7 @@ def _open(folder: Path) -> TrainedModel:
     settings, checksums = _read_settings(folder)
     try:
         tokenizer = DocumentTokenizer.load(folder)
-    except Exception as error:  # the tokenizers library raises nothing more special
+    except Exception as error:  # the tokenizers library raises nothing more specific
         raise _damaged(folder / "tokenizer.json", str(error)) from error
     if tokenizer.checksum != checksums["tokenizer"]:
         raise _damaged(folder / "tokenizer.json", "it is not the one that was written")
@@ -159,5 +159,5 @@ def _read_weights(folder: Path, checksum: str) -> dict[str, Tensor]:
 def _damaged(path: Path, reason: str) -> ArtifactError:
     return ArtifactError(
         f"{path} is damaged ({reason}); copy the run's folder again, or delete result.json beside it and run the "
-        "command that trained the model again, which writes the model anew from its last checkpoint."
+        "command that trained the model again, which rewrites the model from its last checkpoint."
     )

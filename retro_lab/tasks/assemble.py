@@ -1,4 +1,4 @@
-"""From configuration to the objects of a training or evaluation run."""
+"""Builds the objects of a training or evaluation run from its configuration."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
@@ -29,7 +29,7 @@ from retro_lab.training.precision import checked_precision
 
 
 def without_retrieval(config: RunConfig) -> RunConfig:
-    """Return the configuration of the baseline twin: the same, but for the neighbors and the layers for them."""
+    """Return the configuration of the baseline twin: the same, but without neighbors and the layers for them."""
     return replace(config, retrieval=replace(config.retrieval, k=0), size=replace(config.size, cca_layers=[]))
 
 
@@ -37,16 +37,16 @@ def model_size(config: RunConfig) -> SizeConfig:
     """Return the size of the model; without neighbors it has no layers for them.
 
     Raises:
-        ConfigurationError: No model can be made from size and model.
+        ConfigurationError: No model can have this size and these settings.
     """
     size = config.size if config.retrieval.k else without_retrieval(config).size
-    # Not every tokenizer knows its vocabulary yet.
+    # Some tokenizers do not know their vocabulary size yet.
     check_model(size, config.model, getattr(config.tokenizer, "vocabulary_size", 1))
     return size
 
 
 def model_settings(config: RunConfig, vocabulary_size: int) -> ModelSettings:
-    """Return what the model of a run is made from."""
+    """Return the settings that the model of a run is built from."""
     return ModelSettings(
         size=model_size(config),
         model=config.model,
@@ -58,7 +58,7 @@ def model_settings(config: RunConfig, vocabulary_size: int) -> ModelSettings:
 
 
 def model_identity(config: RunConfig, folder: RunFolder, inputs: Inputs) -> dict[str, Any]:
-    """Return all that decides the model of a run: its folder is resumed or reused only where this is the same."""
+    """Return everything that decides a run's model; its folder is resumed or reused only if this is the same."""
     config = config if config.retrieval.k else without_retrieval(config)
     train = inputs.corpus.stores["train"]
     roles = {"corpus": train.artifact.fingerprint}
@@ -75,7 +75,7 @@ def model_identity(config: RunConfig, folder: RunFolder, inputs: Inputs) -> dict
 
 
 def start_weights(config: RunConfig, folder: RunFolder) -> Path | None:
-    """Return the baseline that the RETRO of a run starts from, a model's folder or a checkpoint; None for neither."""
+    """Return the baseline that a run's RETRO starts from, a model's folder or a checkpoint; None if from scratch."""
     if config.init.name is not Init.retrofit:
         return None
     return Path(config.init.checkpoint) if config.init.checkpoint else folder.model(0)
@@ -84,9 +84,9 @@ def start_weights(config: RunConfig, folder: RunFolder) -> Path | None:
 def build_trainer(
     config: RunConfig, folder: Path, steps: int, callbacks: list[pl.Callback], logging: bool = True
 ) -> pl.Trainer:
-    """Instantiate trainer, callbacks and loggers; a null `dirpath` or `save_dir` becomes the model's folder."""
-    console.quiet_loggers()  # Lightning has set its own up anew when it was imported
-    # Validation is counted in batches, of which an optimizer step takes several where gradients are accumulated.
+    """Instantiate trainer, callbacks and loggers; a null `dirpath` or `save_dir` is filled with the model's folder."""
+    console.quiet_loggers()  # Lightning set up its own logger when it was imported
+    # The validation interval counts batches; with gradient accumulation an optimizer step takes several of them.
     batches_per_step = config.trainer.get("accumulate_grad_batches") or 1
     interval = max(1, round(steps / max(1, config.evaluation.curve_points)))
     configured = [instantiate(node) for node in _in_folder(config.callbacks, folder)]
@@ -104,13 +104,13 @@ def build_trainer(
         callbacks=[*configured, *callbacks],
         logger=loggers or False,
     )
-    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and no plugin of the user's own
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin of the user's own
         trainer.strategy.checkpoint_io = DurableCheckpoints()
     return trainer
 
 
 def _in_folder(nodes: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
-    """Return the entries of a group by name that are not null, with `folder` where they leave theirs open."""
+    """Return the non-null entries of a group, with null folders filled from `folder`."""
     filled = {"dirpath": str(folder / "checkpoints"), "save_dir": str(folder)}
     return [
         node | {key: value for key, value in filled.items() if key in node and node[key] is None}
@@ -120,7 +120,7 @@ def _in_folder(nodes: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
 
 
 def sequences(config: RunConfig, store: TokenStore, database: Database | None) -> Sequences:
-    """Read sequences of a text, with what they retrieve if there is a database."""
+    """Return the sequences of a text, with their neighbors if there is a database."""
     retrieved = None
     if database is not None:
         ids = database.neighbors_of(store).ids

@@ -1,4 +1,4 @@
-"""`task=build`: documents, tokenizer, tokens, embeddings, index and neighbors; each is reused where it is there."""
+"""`task=build`: documents, tokenizer, tokens, embeddings, index and neighbors; existing artifacts are reused."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from retro_lab.tasks.config import RunConfig
 
 @dataclass(frozen=True)
 class HeldOutText:
-    """A text that models are scored on: its name in `evaluation.datasets`, what it is in words, and its tokens."""
+    """A text that models are scored on: its name in `evaluation.datasets`, a description, and its tokens."""
 
     name: str
     description: str
@@ -28,7 +28,7 @@ class HeldOutText:
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
-    """Build everything that training needs and say what there is."""
+    """Build everything that training needs, and print a summary."""
     inputs = Inputs(config)
     database = inputs.database
     stores = dict[str, TokenStore](inputs.corpus.stores.items())
@@ -50,25 +50,25 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 
 
 class Inputs:
-    """What a run reads, each built once it is asked for: the corpus, the database, and the texts to score."""
+    """The inputs of a run, each built on first use: the corpus, the database, and the texts to score."""
 
     def __init__(self, config: RunConfig) -> None:
-        """Build nothing yet."""
+        """Keep the configuration; nothing is built yet."""
         self._config = config
         self._artifacts = ArtifactStore(Path(config.paths.artifacts))
 
     def build(self) -> None:
-        """Build all of it now, so that nothing that can fail is left for after hours of training."""
+        """Build everything now, so that no build can fail after hours of training."""
         for text in self.texts:
             if self._config.retrieval.k:
                 self.database.neighbors_of(text.store)
 
     @cached_property
     def corpus(self) -> Corpus:
-        """What models are trained on.
+        """The corpus that models are trained on.
 
         Raises:
-            ConfigurationError: The tokenizer does not give the text of held-out documents back.
+            ConfigurationError: The tokenizer does not reproduce the text of held-out documents.
             CorpusError: The corpus cannot be read, or a split has no documents.
         """
         return build_corpus(
@@ -81,10 +81,10 @@ class Inputs:
 
     @cached_property
     def database(self) -> Database:
-        """What they retrieve from.
+        """The database that models retrieve from.
 
         Raises:
-            ConfigurationError: More neighbors are asked for than the database has chunks.
+            ConfigurationError: More neighbors are wanted than the database has chunks.
         """
         config, other = self._config, self._config.database.corpus
         corpus = self.corpus if other is None else self._build_other(other, "train")
@@ -102,7 +102,7 @@ class Inputs:
 
     @cached_property
     def texts(self) -> tuple[HeldOutText, ...]:
-        """What they are scored on, in the order of `evaluation.datasets`."""
+        """The texts that models are scored on, in the order of `evaluation.datasets`."""
         return tuple(self._text(name) for name in dict.fromkeys(self._config.evaluation.datasets))
 
     def _text(self, name: str) -> HeldOutText:
@@ -124,7 +124,7 @@ class Inputs:
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """How documents become tokens, in every corpus."""
+        """The settings that turn documents into tokens, the same for every corpus."""
         return {
             "similarity": self._config.decontamination.similarity,
             "chunk_length": self._config.model.chunk_length,
@@ -133,5 +133,5 @@ class Inputs:
 
 
 def _name(name: str, corpus: CorpusConfig) -> str:
-    """Return what tables call a corpus: files of the user's own by their name."""
+    """Return a corpus's name in tables, with the file's name for a user's own files."""
     return f"{name} ({Path(corpus.path).name})" if isinstance(corpus, LocalConfig) else name

@@ -1,7 +1,7 @@
-"""What can be known to be wrong before anything is built: values that do not fit together, or not this machine.
+"""Checks before anything is built: do the values fit together, and do they fit this machine?
 
-A corpus and a database may take hours, so every task that builds them calls these first. Single values are checked
-where their group is defined, as soon as a configuration is composed.
+A corpus and a database can take hours to build, so every task that builds them runs these checks first. Single values
+are checked where their group is defined, as soon as a configuration is composed.
 """
 
 from collections.abc import Mapping
@@ -22,17 +22,17 @@ from retro_lab.training.precision import checked_precision, on_processor
 
 
 def check_training(config: RunConfig) -> None:
-    """Check everything that the model of a run is trained and scored with.
+    """Check everything that a run's model is trained and scored with.
 
     Raises:
-        ConfigurationError: Values do not fit together, no model can be made from its settings, the machine's memory
-            cannot hold a step, or the model is to be compiled and there is no compiler.
+        ConfigurationError: Values do not fit together, no model can have these settings, the machine's memory cannot
+            hold a step, or the model is to be compiled and there is no compiler.
     """
     size, k = model_size(config), config.retrieval.k
     if k and not size.cca_layers:
         raise ConfigurationError(
-            f"retrieval.k={k} neighbors reach no layer, because size.cca_layers is empty; name layers, or set "
-            "retrieval.k=0 for the baseline."
+            f"retrieval.k={k} neighbors are not used by any layer, because size.cca_layers is empty; name layers, or "
+            "set retrieval.k=0 for the baseline."
         )
     check_trainer(config.trainer)
     devices = device_count(config.trainer) or _devices_here(config.trainer)
@@ -51,14 +51,14 @@ def check_evaluation(config: RunConfig) -> None:
 
 
 def check_trainer(trainer: Mapping[str, Any], accelerator: str | None = None) -> None:
-    """Check what Lightning would refuse or change only once everything is built.
+    """Check what Lightning would refuse, or silently change, only after everything is built.
 
     Args:
         trainer: The group.
-        accelerator: What it would be trained on; None for the trainer's own on this machine.
+        accelerator: The accelerator to train on; None for the trainer's own on this machine.
 
     Raises:
-        ConfigurationError: `trainer` asks for devices, a precision or an accumulation that cannot be.
+        ConfigurationError: The devices, the precision or the accumulation of `trainer` are impossible.
     """
     check_trainer_settings(trainer)
     checked_precision(trainer.get("precision"), accelerator or str(trainer.get("accelerator", "auto")))
@@ -69,7 +69,7 @@ def check_trainer(trainer: Mapping[str, Any], accelerator: str | None = None) ->
 
 
 def check_batch(config: RunConfig, devices: int) -> int:
-    """Return how many sequences of a global batch one of `devices` has at a time.
+    """Return how many sequences of a global batch one of `devices` devices holds at a time.
 
     Raises:
         ConfigurationError: The batch cannot be divided.
@@ -78,12 +78,12 @@ def check_batch(config: RunConfig, devices: int) -> int:
 
 
 def check_start(config: RunConfig, folder: RunFolder, trains_baseline: bool = False) -> None:
-    """Check that the baseline that RETROfit starts from is there.
+    """Check that the baseline that RETROfit starts from exists.
 
     Args:
         config: Of the command.
         folder: Of the run.
-        trains_baseline: Whether the command trains the run's own baseline, which need not be there yet.
+        trains_baseline: Whether the command trains the run's own baseline, which need not exist yet.
 
     Raises:
         ConfigurationError: There is no such baseline.
@@ -101,10 +101,10 @@ def check_start(config: RunConfig, folder: RunFolder, trains_baseline: bool = Fa
 
 
 def device_count(trainer: Mapping[str, Any]) -> int | None:
-    """Return the devices of all nodes; None where each machine gives all that it has.
+    """Return the number of devices of all nodes; None if each machine uses all that it has.
 
     Raises:
-        ConfigurationError: `trainer.num_nodes` or `trainer.devices` cannot be.
+        ConfigurationError: `trainer.num_nodes` or `trainer.devices` is invalid.
     """
     devices, nodes = trainer.get("devices", "auto"), trainer.get("num_nodes", 1)
     if not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1:
@@ -120,17 +120,17 @@ def device_count(trainer: Mapping[str, Any]) -> int | None:
         devices = int(devices or 0)
     if devices in (0, []):
         raise ConfigurationError(
-            f"trainer.devices={devices} leaves nothing to train on; give a number, or -1 for all there are."
+            f"trainer.devices={devices} leaves nothing to train on; give a number, or -1 for all devices."
         )
     if not isinstance(devices, int) or isinstance(devices, bool) or devices < 0:
         raise ConfigurationError(
-            f"trainer.devices={devices} is not a number of devices; give a number, a list, or -1 for all there are."
+            f"trainer.devices={devices} is not a number of devices; give a number, a list, or -1 for all devices."
         )
     return devices * nodes
 
 
 def _devices_here(trainer: Mapping[str, Any]) -> int:
-    """Return what Lightning makes of `devices: auto` on machines like this one."""
+    """Return the number of devices that Lightning uses for `devices: auto` on machines like this one."""
     accelerator = str(trainer.get("accelerator", "auto"))
     count = 1 if on_processor(accelerator) else max(1, torch.cuda.device_count())
     return count * int(trainer.get("num_nodes", 1))

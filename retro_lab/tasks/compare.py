@@ -1,4 +1,4 @@
-"""`task=compare`: RETRO against its baseline twin, trained on the same tokens; the laboratory's main experiment."""
+"""`task=compare`: RETRO against its baseline twin, trained on the same tokens; the lab's main experiment."""
 
 from retro_lab.errors import ConfigurationError
 from retro_lab.runs.folder import RunFolder
@@ -14,7 +14,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     The baseline comes first, so that `init=retrofit` can start from it.
 
     Raises:
-        ConfigurationError: `retrieval.k` is 0, which leaves nothing to compare, or the checks refuse something.
+        ConfigurationError: `retrieval.k` is 0, which leaves nothing to compare, or a check fails.
     """
     if not config.retrieval.k:
         raise ConfigurationError("retrieval.k=0 is the baseline itself; use task=train, or a k of at least 1.")

@@ -1,6 +1,6 @@
-"""The whole configuration, typed, and what a command does: the `task` group.
+"""The whole configuration, typed, and the `task` group, which says what a command does.
 
-The command line composes it (`retro_lab.config`) and hands it to the `run(config, folder)` of a task.
+The command line composes it (`retro_lab.config`) and passes it to the `run(config, folder)` of a task.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from retro_lab.training.config import ComputeConfig, DataConfig, InitConfig, Opt
 
 
 class Task(StrEnum):
-    """What a command does: the module of this name in `retro_lab.tasks`."""
+    """What a command does. Each task is the module of the same name in `retro_lab.tasks`."""
 
     build = "build"
     compare = "compare"
@@ -35,17 +35,17 @@ class Task(StrEnum):
 
     @property
     def has_run_folder(self) -> bool:
-        """Whether it works on a run folder, and not on the artifact store or the screen alone."""
+        """Whether it works on a run folder, rather than only on the artifact store or the screen."""
         return self not in (Task.build, Task.inspect, Task.plan, Task.verify)
 
     @property
     def once_per_sweep(self) -> bool:
-        """Whether it is done once for a sweep, in its folder, and not for every cell."""
+        """Whether it runs once for a sweep, in its folder, rather than for every cell."""
         return self is Task.report
 
 
 class InspectedSplit(StrEnum):
-    """Where chunks that are shown are taken from."""
+    """The splits that `task=inspect` can show chunks of."""
 
     train = "train"
     validation = "validation"
@@ -66,7 +66,7 @@ class InspectConfig(TaskConfig):
 
     name: Task = Task.inspect
     split: InspectedSplit = InspectedSplit.validation
-    """Split that the chunks are taken from."""
+    """Split to take the chunks from."""
     chunk: int | None = None
     """Id of the chunk to show; null shows `count` chunks, evenly spaced."""
     count: int = 3
@@ -79,7 +79,7 @@ class InspectConfig(TaskConfig):
 
 @dataclass(kw_only=True)
 class PlanConfig(TaskConfig):
-    """What a build and a training run would take, from arithmetic alone."""
+    """Estimate the cost of a build and a training run by arithmetic alone."""
 
     name: Task = Task.plan
     embedding_chunks_per_second: float = 1728
@@ -87,7 +87,7 @@ class PlanConfig(TaskConfig):
     peak_tflops: float = 989
     """Peak rate of one training device in the training precision. Default: H100, bfloat16, dense."""
     utilization: float = 0.4
-    """Share of the peak rate that training reaches."""
+    """Share of the peak rate that training reaches, from 0 to 1."""
     embedding_width: int = 768
     """Width of a chunk's embedding. Default: BERT-base."""
     queries_per_second: float = 250
@@ -95,7 +95,7 @@ class PlanConfig(TaskConfig):
     tokens_per_document: float = 983
     """Mean length of a document. Default: the paper's evaluation database (Table 8, books at 4%)."""
     index_memory: float = 1e12
-    """Bytes of memory for one index: the database is cut into shards whose indexes fit."""
+    """Bytes of memory for one index. The database is divided into shards whose indexes fit."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -117,14 +117,15 @@ class PathsConfig:
     """Folders."""
 
     artifacts: str
-    """Folder of what the data pipeline builds, shared by all runs; RETRO_LAB_ARTIFACTS in the environment sets it."""
+    """Folder for everything that the data pipeline builds, shared by all runs; the environment variable
+    RETRO_LAB_ARTIFACTS sets it."""
     outputs: str
-    """Folder that holds a folder for each run; RETRO_LAB_OUTPUTS in the environment sets it."""
+    """Folder that holds a folder for each run; the environment variable RETRO_LAB_OUTPUTS sets it."""
 
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """Everything a run is configured by."""
+    """The whole configuration of a run."""
 
     task: TaskConfig
     size: SizeConfig
@@ -134,10 +135,10 @@ class RunConfig:
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     corpus: CorpusConfig
     corpus_name: str
-    """Name of the corpus in tables; by default that of its option."""
+    """Name of the corpus in tables; the default is the name of its option."""
     corpora: dict[str, CorpusConfig] = field(default_factory=dict)
     """Other corpora by name, to retrieve from (`database.corpus`) or to score (`evaluation.datasets`). Options of
-    `corpus` need no entry here; add files of your own as `+corpus@corpora.NAME=local corpora.NAME.path=FILE`."""
+    `corpus` need no entry here. Add your own files with `+corpus@corpora.NAME=local corpora.NAME.path=FILE`."""
     decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
     tokenizer: TokenizerConfig
     embedder: EmbedderConfig
@@ -148,21 +149,21 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     paths: PathsConfig
-    # No schema for these three: Lightning checks them itself, and users add entries of their own by name.
+    # These three have no schema: Lightning checks them itself, and users add their own entries by name.
     trainer: dict[str, Any]
     """Arguments of Lightning's Trainer."""
     callbacks: dict[str, Any] = field(default_factory=dict)
-    """Lightning's callbacks: each has a name and the class to make."""
+    """Lightning's callbacks, each with a name and the class to instantiate."""
     logger: dict[str, Any] = field(default_factory=dict)
-    """Lightning's loggers: each has a name and the class to make."""
+    """Lightning's loggers, each with a name and the class to instantiate."""
     seed: int = 0
     """Seed of weights, dropout and batch order. `database.seed` orders documents, so that models of all seeds share
     them."""
     name: str | None = None
-    """Name of the run folder, or of the sweep's; null makes it from the experiment and the overrides."""
+    """Name of the run's or the sweep's folder; null derives it from the experiment and the overrides."""
 
     def __post_init__(self) -> None:
-        """Check the seed, and the lengths that have to fit together.
+        """Check the seed, and that the lengths fit together.
 
         Raises:
             ConfigurationError: The seed is out of range, or lengths are not whole chunks or leave gaps.

@@ -1,7 +1,7 @@
 """`task=evaluate`: score the trained models of a run folder on whole held-out documents.
 
-A score is known by what it was measured on and with (`retro_lab.runs.records.Evaluation`): other texts, windows, k or
-neighbors add scores beside those that are there.
+A score is identified by what was measured (`retro_lab.runs.records.Evaluation`): other texts, windows, k or neighbors
+add scores to the existing ones.
 """
 
 from dataclasses import replace
@@ -32,11 +32,11 @@ from retro_lab.tasks.config import RunConfig
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
-    """Score each model of the run folder on every text and with every k asked for, then report.
+    """Score each model of the run folder on every requested text with every requested k, then report.
 
     Raises:
         ArtifactError: The run folder holds no trained model.
-        ConfigurationError: A model was trained on other data than it would be scored with.
+        ConfigurationError: A model was trained with other settings or data than it would be scored with.
     """
     check_evaluation(config)
     with folder.held():
@@ -60,13 +60,13 @@ def wanted_neighbors(config: RunConfig) -> list[int]:
 
 
 def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Inputs) -> ModelRecord:
-    """Score a trained model on what it was not scored on yet, and write the scores into its record.
+    """Measure a trained model's missing scores, and write them into its record.
 
     Args:
         config: Of the run; `retrieval.k` is the model's.
         folder: Of the model.
-        record: What is known of it.
-        inputs: What it is scored on, and what it retrieves from.
+        record: Of the model so far.
+        inputs: The texts to score, and the database to retrieve from.
 
     Raises:
         ArtifactError: The model cannot be opened.
@@ -103,7 +103,7 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
                     bytes=int(score.bytes),
                     documents=int(score.documents),
                 )
-    # What is asked for now comes first: the first text stands for the model.
+    # Scores requested now come first, because the first text is the main one.
     order = dict.fromkeys([*(key for keys in wanted.values() for key in keys), *known])
     scored_record = replace(record, evaluations=tuple(known[key] for key in order))
     if scored_record != record and console.is_main_process():

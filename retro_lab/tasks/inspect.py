@@ -15,7 +15,7 @@ from retro_lab.tasks.config import InspectConfig, RunConfig
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
-    """Show chunks, what follows them, and their neighbors with distance, document and continuation.
+    """Show chunks and their continuations beside their neighbors, with distance, document and continuation.
 
     Raises:
         ConfigurationError: There is no such chunk.
@@ -40,7 +40,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 
 
 def _show(store: TokenStore, chunk: int, title: str, style: str) -> None:
-    """Print one chunk and, dimmed, what follows it in its document."""
+    """Print one chunk and, dimmed, its continuation in its document."""
     where = np.array([chunk])
     document = pq.read_table(store.documents_table, columns=["id"])["id"][int(store.document_of(where)[0])].as_py()
     text, whole = store.texts(where)[0], store.texts(where, 2)[0]

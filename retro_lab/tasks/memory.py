@@ -1,7 +1,7 @@
-"""Refuse a training step that this machine's memory cannot hold, before the kernel ends the process for it.
+"""Refuse a training step that does not fit into this machine's memory, before the kernel kills the process.
 
-What is compared is less than a step takes: weights, the moments of AdamW, and either gradients or the activations that
-`retro_lab.cost.memory` counts. So what is refused would surely fail; what is not refused may still be too much.
+The check uses a lower bound: weights, the moments of AdamW, and either gradients or the activations that
+`retro_lab.cost.memory` counts. A refused step would surely fail; an accepted one may still need too much.
 """
 
 import os
@@ -22,22 +22,22 @@ MEMORY_TABLE = Path("/proc/meminfo")
 
 
 def check_memory(config: RunConfig, size: SizeConfig, model: ModelConfig, sequences: int, devices: int) -> None:
-    """Compare what one step takes with what there is.
+    """Compare the memory that one step needs with the memory of this machine.
 
     Args:
         config: The whole configuration, checked.
         size: Of the model; without `cca_layers` for a baseline.
         model: Choices that do not depend on the size.
-        sequences: Sequences that one device has at a time.
+        sequences: Sequences that one device holds at a time.
         devices: Devices of all nodes.
 
     Raises:
-        ConfigurationError: It takes more.
+        ConfigurationError: The step needs more than there is.
     """
     accelerator = str(config.trainer.get("accelerator", "auto"))
     available = memory(accelerator)
     k = config.retrieval.k if size.cca_layers else 0
-    # Strategies other than these may cut the state up between devices.
+    # Strategies other than these may shard the state between devices.
     copied = str(config.trainer.get("strategy", "auto")).startswith(("auto", "ddp"))
     state, activations = least_bytes(
         size,
@@ -48,13 +48,13 @@ def check_memory(config: RunConfig, size: SizeConfig, model: ModelConfig, sequen
         sequence_length=config.data.sequence_length,
         k=k,
         neighbor_length=config.retrieval.value.length(model.chunk_length),
-        # A compiler may compute again what it likes, so no more is certain than with checkpoints.
+        # A compiler may recompute anything, so the lower bound is the one with checkpointing.
         checkpointing=config.compute.checkpoint_activations or config.compute.compile,
         retrofit=config.init.name is Init.retrofit and bool(size.cca_layers),
         moments=config.optimizer._target_ == "torch.optim.AdamW",
         shards=1 if copied else max(1, devices),
     )
-    here = max(1, devices // config.trainer.get("num_nodes", 1)) if on_processor(accelerator) else 1  # share a memory
+    here = max(1, devices // config.trainer.get("num_nodes", 1)) if on_processor(accelerator) else 1  # share memory
     if available is None or here * (state + activations) <= available:
         return
     where = f"{scaled(available, BYTES)} of {'this machine' if on_processor(accelerator) else 'a GPU'}"
@@ -65,14 +65,14 @@ def check_memory(config: RunConfig, size: SizeConfig, model: ModelConfig, sequen
         )
     raise ConfigurationError(
         f"data.batch_size={config.data.batch_size} makes {sequences:,} sequences of data.sequence_length="
-        f"{config.data.sequence_length} tokens at a time, with retrieval.k={k} neighbors, for which a step takes at "
-        f"least {scaled(here * (state + activations), BYTES)}, more than the {where}; lower one of them, or raise "
-        "trainer.accumulate_grad_batches, which cuts it into smaller pieces."
+        f"{config.data.sequence_length} tokens at a time, with retrieval.k={k} neighbors; a step then takes at least "
+        f"{scaled(here * (state + activations), BYTES)}, more than the {where}; lower one of the three, or raise "
+        "trainer.accumulate_grad_batches, which divides the batch into smaller pieces."
     )
 
 
 def memory(accelerator: str) -> int | None:
-    """Return the bytes of the machine's memory and swap space, or of its largest GPU; None where it is not known."""
+    """Return the bytes of the machine's memory and swap space, or of its largest GPU; None if unknown."""
     if torch.cuda.is_available() and not on_processor(accelerator):
         return max(torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count()))
     if not on_processor(accelerator):

@@ -1,6 +1,6 @@
-"""`task=plan`: what a model, a training run and a database would take, before anything is spent.
+"""`task=plan`: the cost of a model, a training run and a database, before anything is spent.
 
-Nothing is read, downloaded or built: the model is made on the meta device, everything else is arithmetic.
+Nothing is read, downloaded or built: the model is built on the meta device, and everything else is arithmetic.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ from retro_lab.training.config import Init
 from retro_lab.training.precision import PRECISIONS, checked_precision
 
 PAPER_VOCABULARY = 128_000
-"""Vocabulary counted with where the tokenizer's is not known before it is made (Borgeaud et al. 2022, Sec. 2.1)."""
+"""Vocabulary to count with if the tokenizer's is unknown before it is built (Borgeaud et al. 2022, Sec. 2.1)."""
 GUESSED_DEVICES = 8
-"""GPUs of a node where `trainer.devices` is not a number."""
+"""GPUs of a node if `trainer.devices` is not a number."""
 LABELS = {
     "self_attention": "self-attention",
     "feed_forward": "feed-forward",
@@ -34,11 +34,11 @@ LABELS = {
     "readout": "read-out",
     "non_embedding": "without embeddings, as in Table 2",
 }
-"""What parts of a model are called where their names are not words."""
+"""Display names of the parts of a model whose keys are not words."""
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
-    """Print parameters, FLOPs, memory and GPU hours of training, and what the database takes if there is one.
+    """Print parameters, FLOPs, memory and GPU hours of training, and the cost of the database if there is one.
 
     Raises:
         ConfigurationError: a value, or a combination of values, that cannot work.
@@ -54,14 +54,14 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """The model and the shape of what it is trained on."""
+    """The model and the shape of its training data."""
 
     size: SizeConfig
     """Without layers in P if there is no retrieval, as in training."""
     model: ModelConfig
     vocabulary: int
     vocabulary_source: str
-    """Where the vocabulary's size is known from."""
+    """Where the vocabulary size comes from."""
     k: int
     neighbor_length: int
     sequence_length: int
@@ -80,7 +80,7 @@ class Plan:
         k, n = config.retrieval.k, config.data.sequence_length
         vocabulary, source = getattr(config.tokenizer, "vocabulary_size", None), "tokenizer.vocabulary_size"
         if vocabulary is None:
-            vocabulary, source = PAPER_VOCABULARY, "the paper's; the tokenizer's is known once it is made"
+            vocabulary, source = PAPER_VOCABULARY, "the paper's; the tokenizer's is known once it is built"
         check_trainer(config.trainer, accelerator="gpu")  # planned here, trained elsewhere
         if not k:
             size = replace(size, cca_layers=[])
@@ -110,7 +110,7 @@ class Plan:
 
     @property
     def models(self) -> dict[str, int]:
-        """Columns of what is compared: name and number of neighbors."""
+        """The models to compare, one column each: name and number of neighbors."""
         return {f"RETRO k={self.k}": self.k, "baseline": 0} if self.k else {"baseline": 0}
 
 
@@ -124,7 +124,7 @@ def _parameters(plan: Plan) -> Group:
 
 
 def _flops(plan: Plan) -> Group:
-    """Show each model's mean token of a sequence, forward and training, by part."""
+    """Show the forward and training FLOPs of each model's mean token, by part."""
     counts = [plan.flops_per_token(k) for k in plan.models.values()]
     by_part = [flops.parts() | {"total": flops.total} for flops in counts]
     rows = {
@@ -165,7 +165,7 @@ def _training(plan: Plan, config: RunConfig, task: PlanConfig) -> Group:
 
 
 def _memory(plan: Plan, config: RunConfig) -> Group:
-    """Show each GPU's share under DDP, which copies the state of training, and FSDP, which cuts it up."""
+    """Show the memory of each GPU under DDP, which copies the training state, and FSDP, which shards it."""
     gpus, guess = _gpus(config.trainer)
     sequences = _sequences(config, gpus, guessed=bool(guess))
     name = checked_precision(config.trainer.get("precision"), accelerator="gpu")
@@ -207,7 +207,7 @@ def _memory(plan: Plan, config: RunConfig) -> Group:
 
 
 def _gpus(trainer: Mapping[str, Any]) -> tuple[int, str]:
-    """Return the number of GPUs of all nodes, and what to say where it is a guess."""
+    """Return the number of GPUs of all nodes, and a note if it is a guess."""
     count = device_count(trainer)
     if count is None:
         guess = f" (trainer.devices={trainer.get('devices', 'auto')}, taken as {GUESSED_DEVICES})"
@@ -216,7 +216,7 @@ def _gpus(trainer: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def _sequences(config: RunConfig, gpus: int, *, guessed: bool) -> int:
-    """Return how many sequences a GPU has at a time, rounded up where the number of GPUs is a guess."""
+    """Return how many sequences a GPU holds at a time, rounded up if the number of GPUs is a guess."""
     if guessed:
         pieces = gpus * (config.trainer.get("accumulate_grad_batches") or 1)
         return -(-int(config.data.batch_size) // pieces)

@@ -1,4 +1,4 @@
-"""What a retrieval database takes: the part of `task=plan` about building, whose arithmetic is `cost.database`."""
+"""The cost of a retrieval database: the part of `task=plan` about builds. `cost.database` does the arithmetic."""
 
 from rich.console import Group
 
@@ -9,7 +9,7 @@ from retro_lab.tasks.plan_tables import BYTES, scaled, section
 
 
 def database_sizes(config: RunConfig, task: PlanConfig, vocabulary: int) -> DatabaseSizes:
-    """Work out the sizes of a database of as much text as is trained on, unless its size is given."""
+    """Compute the sizes of a database with as much text as is trained on, unless its size is given."""
     return DatabaseSizes(
         database_tokens=config.database.tokens or config.database.fraction * config.schedule.tokens,
         searched_tokens=config.schedule.tokens,
@@ -27,7 +27,7 @@ def database_sizes(config: RunConfig, task: PlanConfig, vocabulary: int) -> Data
 
 
 def database_sections(config: RunConfig, task: PlanConfig, vocabulary: int, gpus: int) -> list[Group]:
-    """Show what the database takes, and how its build is cut up for `gpus` ranks with a GPU each."""
+    """Show the cost of the database, and how to divide its build between `gpus` ranks with a GPU each."""
     sizes = database_sizes(config, task, vocabulary)
     return [_database(sizes, task), _layout(sizes, task, gpus)]
 
@@ -49,16 +49,16 @@ def _database(sizes: DatabaseSizes, task: PlanConfig) -> Group:
     }
     return section(
         f"Database of {sizes.database_tokens:,.0f} tokens",
-        f"{task.tokens_per_document:,.0f} tokens in a document; {sizes.corpus_chunks:,} chunks embedded, "
-        f"{task.embedding_chunks_per_second:,.0f} a second, {sizes.width} wide; {sizes.stored} neighbors stored for "
-        f"{sizes.searched_chunks:,} chunks that are trained on, {task.queries_per_second:,.0f} searched a second in "
-        "each index; documents, as Parquet, are not counted",
+        f"{task.tokens_per_document:,.0f} tokens per document; {sizes.corpus_chunks:,} chunks embedded, "
+        f"{task.embedding_chunks_per_second:,.0f} per second, width {sizes.width}; {sizes.stored} neighbors stored for "
+        f"{sizes.searched_chunks:,} training chunks, {task.queries_per_second:,.0f} searched per second in each index; "
+        "the documents themselves (Parquet) are not counted",
         {part: [value] for part, value in rows.items()},
     )
 
 
 def _layout(sizes: DatabaseSizes, task: PlanConfig, gpus: int) -> Group:
-    """Suggest how to cut the build."""
+    """Suggest how to divide the build."""
     layout = BuildLayout(sizes, gpus, task.embedding_chunks_per_second, SHARD_QUERIES)
     rows = {
         "embedder.shard_size": f"{layout.embedding_shard_size:,}",
@@ -70,7 +70,7 @@ def _layout(sizes: DatabaseSizes, task: PlanConfig, gpus: int) -> Group:
     }
     return section(
         "Layout of the build",
-        "suggested: the same command on each rank, which share the shards; index shards as many as task.index_memory = "
-        f"{scaled(task.index_memory, BYTES)} asks for (database.fractions cuts them)",
+        "suggested: run the same command on each rank, and the ranks share the shards; index shards are cut to fit "
+        f"task.index_memory = {scaled(task.index_memory, BYTES)} (set them with database.fractions)",
         {part: [value] for part, value in rows.items()},
     )

@@ -11,7 +11,7 @@ BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def scaled(count: float, units: Sequence[str]) -> str:
-    """Write a count with the largest unit that leaves at least 1, each a thousand times the one before."""
+    """Write a count with the largest unit that leaves at least 1; each unit is a thousand times the one before."""
     power = 0
     while count >= 1000 and power + 1 < len(units):
         count, power = count / 1000, power + 1
@@ -19,7 +19,7 @@ def scaled(count: float, units: Sequence[str]) -> str:
 
 
 def section(title: str, note: str, rows: Mapping[str, Sequence[str]], columns: Sequence[str] = ("",)) -> Group:
-    """Lay out rows by name under a title and a note; columns without names are aligned to the left."""
+    """Lay out rows by name under a title and a note; columns without names are left-aligned."""
     table = Table(box=None, padding=(0, 2), show_header=any(columns))
     for number, column in enumerate(("", *columns)):
         table.add_column(column, justify="right" if any(columns) and number else "left", no_wrap=True)

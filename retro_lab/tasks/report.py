@@ -1,4 +1,4 @@
-"""`task=report`: tables, figures and a page of a finished run or sweep, made again from its folder alone."""
+"""`task=report`: tables, figures and a page for a finished run or sweep, rebuilt from its folder alone."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from retro_lab.tasks.config import RunConfig
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
-    """Write the report into the run's folder, print its table and where the page is; rank 0 does.
+    """Write the report into the run's folder, and print its table and the page's path; only rank 0 does so.
 
     Raises:
-        RetroLabError: Nothing is finished there; the message has the command that makes it.
+        RetroLabError: Nothing there is finished; the message has the command to run.
         ArtifactError: A result is damaged, or the report cannot be written.
     """
-    from retro_lab.report.build import write_run_report  # draws, and other tasks need not wait for what draws
+    from retro_lab.report.build import write_run_report  # imported here, so that other tasks do not wait for matplotlib
 
     if not console.is_main_process():
         return
@@ -33,7 +33,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         return
     found = load_run(path)
     if not found.models:
-        reason = f"training failed ({found.error})" if found.error else "no model is finished there"
+        reason = f"training failed ({found.error})" if found.error else "no model there is finished"
         raise RetroLabError(f"Nothing to report in {path}: {reason}. To train one: {folder.command}")
     report = write_run_report(path)
     console.output.print(report.table.to_rich())
@@ -41,16 +41,16 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     console.status("figures", str(report.page.parent / "figures"))
     models = [path / record.model for record in found.models]
     console.status("models", ", ".join(map(str, models)))
-    # Whichever loggers there were, each has left a folder.
+    # Each logger that was in use has left a folder.
     logs = (str(model / name) for model in models for name in ("metrics", "wandb") if (model / name).is_dir())
     console.status("logs", ", ".join(logs) or "none")
 
 
 def print_sweep_report(folder: Path) -> int:
-    """Write the report of the sweep in `folder`, print its table and where the page is, and count the failed cells.
+    """Write the report of the sweep in `folder`, print its table and the page's path, and count the failed cells.
 
     Raises:
-        ArtifactError: There is no sweep in `folder`, or the report cannot be written.
+        ArtifactError: `folder` holds no sweep, or the report cannot be written.
     """
     from retro_lab.report.build import write_sweep_report
 

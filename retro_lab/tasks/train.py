@@ -54,14 +54,14 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 
 
 def train_models(configs: Sequence[RunConfig], folder: RunFolder) -> None:
-    """Train and evaluate models of one run that differ in what they retrieve alone, the last as configured; report.
+    """Train and evaluate the models of one run, which differ only in retrieval, then report; the last is as configured.
 
     Raises:
         ConfigurationError: The folder holds a model that was trained with other settings or on other data.
     """
     with folder.held():
         inputs = Inputs(configs[-1])
-        for config in configs:  # all of them, before any is trained
+        for config in configs:  # check all before training any
             check_identity(folder.model(config.retrieval.k), model_identity(config, folder, inputs))
         inputs.build()
         folder.note()
@@ -71,9 +71,9 @@ def train_models(configs: Sequence[RunConfig], folder: RunFolder) -> None:
 
 
 def train_model(config: RunConfig, folder: RunFolder, inputs: Inputs) -> ModelRecord:
-    """Train and evaluate a model in its folder; do only what is not done yet.
+    """Train and evaluate a model in its folder, skipping whatever is already done.
 
-    What is there already is taken for the model wanted: `check_identity` has compared it.
+    A model that exists there is taken to be the right one, because `check_identity` has compared it.
     """
     name, path = model_name(config.retrieval.k), folder.model(config.retrieval.k)
     result = path / RESULT_NAME
@@ -110,8 +110,8 @@ def _train(config: RunConfig, folder: RunFolder, inputs: Inputs) -> ModelRecord:
     )
     curve, clock = ValidationCurve(tokens_per_step), TrainingClock()
     guard = DivergenceGuard(
-        f"Try an optimizer.lr below {config.optimizer.lr}, or more schedule.warmup_steps, under a name of its own "
-        f"(name=NAME). Checkpoints from before are kept in {path / CHECKPOINT.parent}."
+        f"Try an optimizer.lr below {config.optimizer.lr}, or more schedule.warmup_steps, under a new name "
+        f"(name=NAME). Earlier checkpoints are kept in {path / CHECKPOINT.parent}."
     )
     notice = LongTrainingNotice(tokens_per_step)
     trainer = build_trainer(config, path, steps, [curve, clock, guard, notice])
@@ -185,7 +185,7 @@ def _announce(
     if schedule.warmup < schedule.warmup_steps:
         console.status(
             "schedule",
-            f"warm-up cut to {schedule.warmup:,} steps, a tenth of the training, from "
+            f"warm-up shortened to {schedule.warmup:,} steps, a tenth of the training, from "
             f"schedule.warmup_steps={schedule.warmup_steps}",
         )
     if checkpoint := resumable(folder):

@@ -1,4 +1,4 @@
-"""`task=verify`: read every artifact and compare its bytes with what was written when it was built."""
+"""`task=verify`: read every artifact and compare its bytes with those that were written when it was built."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     """Check all artifacts under `paths.artifacts`.
 
     Raises:
-        ArtifactError: A file is missing or its bytes are not those that were written; all such files are counted.
+        ArtifactError: A file is missing or its bytes have changed; the message counts all such files.
     """
     root = Path(config.paths.artifacts)
     finished, unfinished, damaged = 0, 0, []
@@ -31,8 +31,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         raise ArtifactError(f"{root} holds no artifacts; build some with task=build.")
     if damaged:
         raise ArtifactError(
-            f"{len(damaged)} files differ from what this release wrote: {', '.join(damaged[:5])}; delete the "
-            "folders they are in and build them again."
+            f"{len(damaged)} files differ from what this release wrote: {', '.join(damaged[:5])}; delete their folders "
+            "and build them again."
         )
-    rest = f", {unfinished} unfinished (the command that began them goes on with them)" if unfinished else ""
+    rest = f", {unfinished} unfinished (the command that started them resumes them)" if unfinished else ""
     console.output.print(f"{finished} artifacts under {root} are whole{rest}.", soft_wrap=True)

@@ -1,8 +1,8 @@
-"""The endless stream of training batches, a function of seed and step alone.
+"""The endless stream of training batches, a function of only the seed and the step.
 
-Each batch of an epoch takes the next places of a seeded permutation of all sequences, which is computed and never held
-(`retro_lab.training.permutation`). Nothing is remembered between batches: a run that resumes at any step, with any
-number of workers and ranks, gets exactly the batches it would have.
+Each batch of an epoch takes the next positions of a seeded permutation of all sequences, which is computed on demand
+and never stored (`retro_lab.training.permutation`). There is no state between batches: a run that resumes at any step,
+with any number of workers and ranks, gets exactly the batches of an uninterrupted run.
 """
 
 from collections.abc import Iterator
@@ -18,19 +18,19 @@ from retro_lab.retrieval.sequences import Batch, Sequences
 from retro_lab.training.permutation import permute
 
 ORDERED_AT_ONCE = 64
-"""Global batches whose places in the permutation are computed together."""
+"""Number of global batches whose positions in the permutation are computed together."""
 
 
 class TrainingBatch(TypedDict):
-    """One rank's piece of a global batch: all of it, or one of the batches whose gradients are accumulated."""
+    """One rank's piece of a global batch: all of its share, or one of the batches whose gradients are accumulated."""
 
     batch: Batch
     text_tokens: Tensor
-    """int64 []: text tokens of the whole global batch, which the loss is the mean over."""
+    """int64 []: text tokens of the whole global batch; the loss is the mean over them."""
 
 
 def piece_size(batch_size: int, world: int, accumulated: int) -> int:
-    """Return how many of `batch_size` sequences one of `world` devices has at a time.
+    """Return how many of the `batch_size` sequences one of `world` devices holds at a time.
 
     Raises:
         ConfigurationError: The global batch cannot be divided over devices and accumulated batches.
@@ -47,8 +47,8 @@ def piece_size(batch_size: int, world: int, accumulated: int) -> int:
 class TrainingBatches(IterableDataset[TrainingBatch]):
     """The pieces of the global batches `start_step`, `start_step` + 1, ... that one rank trains on.
 
-    A global batch is cut into `accumulated` x `world` pieces, first by accumulated batches, then by ranks: which
-    sequences an optimizer step sees does not depend on how it is cut.
+    A global batch is cut into `accumulated` x `world` pieces, first by accumulated batch, then by rank. The sequences
+    of an optimizer step do not depend on how it is cut.
     """
 
     def __init__(
@@ -64,7 +64,9 @@ class TrainingBatches(IterableDataset[TrainingBatch]):
         world: int = 1,
         repeated: int | None = None,
     ) -> None:
-        """Give rank `rank` of `world` pieces of `piece_size` sequences; the first `repeated` batches again and again.
+        """Yield the pieces of rank `rank` of `world`, `piece_size` sequences each.
+
+        With `repeated`, only the first `repeated` global batches are used, again and again.
 
         Raises:
             CorpusError: The corpus is shorter than one sequence.
@@ -80,7 +82,7 @@ class TrainingBatches(IterableDataset[TrainingBatch]):
             )
 
     def global_batches(self, steps: np.ndarray) -> np.ndarray:
-        """Return the first chunks of all sequences of steps, [steps, accumulated, world, piece_size]."""
+        """Return the first chunk of every sequence of `steps`, [steps, accumulated, world, piece_size]."""
         if self.repeated is not None:
             steps = steps % self.repeated
         shape = (self.accumulated, self.world, self.piece_size)
@@ -93,7 +95,7 @@ class TrainingBatches(IterableDataset[TrainingBatch]):
         return (order * self.sequences.chunks_per_sequence).reshape(len(steps), *shape)
 
     def __iter__(self) -> Iterator[TrainingBatch]:
-        """Yield pieces for ever; with several workers each takes every so-manieth, which the loader puts in order."""
+        """Yield pieces forever; with n workers, each yields every n-th piece, and the loader restores the order."""
         worker = get_worker_info()
         offset, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         number = 0
@@ -102,7 +104,7 @@ class TrainingBatches(IterableDataset[TrainingBatch]):
             for global_batch in self.global_batches(steps):
                 mine = [pieces[self.rank] for pieces in global_batch[(offset - number) % workers :: workers]]
                 number += self.accumulated
-                if mine:  # the tokens of a whole global batch are counted by those who need the number
+                if mine:  # count the tokens of the global batch only where the number is needed
                     text_tokens = torch.tensor(int(self.sequences.is_text(global_batch.ravel()).sum()))
                 for first_chunks in mine:
                     yield TrainingBatch(batch=self.sequences.read(first_chunks, self.k), text_tokens=text_tokens)

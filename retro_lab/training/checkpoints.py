@@ -1,9 +1,9 @@
-"""Checkpoints that are there whole or not at all, the last two of them, each known as damaged if it is.
+"""Durable checkpoints: written atomically, the last two kept, and damage detected on reading.
 
-A checkpoint is written beside its place, forced to the disk and renamed. The one that stood there becomes
-`previous.ckpt`, so at every moment one of the two is whole. What torch writes is a zip archive with a CRC-32 of each
-entry, which torch itself does not look at when it reads: here all are compared first, so there is no second file with
-a checksum that a crash could leave behind with another checkpoint's.
+A checkpoint is written under a temporary name, synced to disk and renamed. The old one becomes `previous.ckpt`, so one
+of the two is whole at every moment. torch writes a zip archive with a CRC-32 of each entry but does not check it on
+reading. Here every entry is checked first. A separate checksum file is not needed, which a crash could leave beside the
+wrong checkpoint.
 """
 
 import os
@@ -27,16 +27,16 @@ TRAINING_STATE = {"global_step", "optimizer_states", "lr_schedulers", "loops", "
 
 
 class DurableCheckpoints(TorchCheckpointIO):
-    """Lightning's reader and writer of checkpoints, in place of one that overwrites the only good one.
+    """Lightning's checkpoint reader and writer, without overwriting the only good checkpoint.
 
-    Addresses of object stores, which a user's own callback may have, are left to Lightning.
+    Object-store URLs, which a user's own callback may pass, are left to Lightning.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write a checkpoint; one named `last.ckpt` keeps the one before it as `previous.ckpt`.
+        """Write a checkpoint; writing `last.ckpt` keeps its predecessor as `previous.ckpt`.
 
         Raises:
-            ArtifactError: The disk is full or the folder cannot be written; what stood there still stands.
+            ArtifactError: The disk is full or the folder cannot be written; the old checkpoint is untouched.
         """
         if _is_remote(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -46,7 +46,7 @@ class DurableCheckpoints(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint, or the previous one where it is damaged; nothing but tensors is ever unpickled.
+        """Read a checkpoint, or the previous one if it is damaged; only tensors are unpickled.
 
         Raises:
             ArtifactError: Neither can be read.
@@ -57,16 +57,16 @@ class DurableCheckpoints(TorchCheckpointIO):
 
 
 def resumable(folder: Path) -> Path | None:
-    """Return the checkpoint that training in `folder` goes on from; if it is not there, the previous one is."""
+    """Return the checkpoint that training in `folder` resumes from; if it is missing, its `previous.ckpt` exists."""
     last = folder / CHECKPOINT
     return last if last.is_file() or last.with_name(PREVIOUS_NAME).is_file() else None
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint of which every byte that counts is the one that was written; unpickles tensors alone.
+    """Read a checkpoint after checking that its entries are unchanged; unpickles only tensors.
 
     Raises:
-        ArtifactError: It is not there, is damaged, or is something else.
+        ArtifactError: The file is missing, damaged, or not a checkpoint.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -79,19 +79,19 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise ArtifactError(f"There is no checkpoint {path}.") from error
     except MemoryError:
         raise
-    except Exception as error:  # whatever zip archive and tensors make of bytes that may be anything
+    except Exception as error:  # the zip and tensor readers can raise anything on arbitrary bytes
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ArtifactError(f"{path} is not a whole checkpoint ({reason}).") from error
     return state
 
 
 def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Put a checkpoint at `path` in one step; see the module.
+    """Write a checkpoint to `path` atomically; see the module docstring.
 
     Raises:
-        ArtifactError: The disk is full or the folder cannot be written; what stood there still stands.
+        ArtifactError: The disk is full or the folder cannot be written; the old checkpoint is untouched.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # one name, so that a killed process's is overwritten
+    temporary = path.with_name(f".{path.name}.tmp")  # a fixed name, so that a killed process's file is overwritten
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, temporary) as file:
@@ -122,7 +122,7 @@ def _is_remote(path: Any) -> bool:
 
 
 class _Sink:
-    """A file that torch can write to, and that keeps the system's error, which torch would make another of."""
+    """A file that torch can write to; it keeps the original OSError, which torch would replace with its own error."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -138,7 +138,7 @@ class _Sink:
         return memoryview(data).nbytes
 
     def flush(self) -> None:
-        """Do nothing: the writer flushes when all is written."""
+        """Do nothing: `write_checkpoint` flushes once everything is written."""
 
 
 def _read_or_fall_back(path: Path, map_location: Any) -> dict[str, Any]:
@@ -153,18 +153,18 @@ def _read_or_fall_back(path: Path, map_location: Any) -> dict[str, Any]:
         state = _read_training_state(previous, map_location)
     except ArtifactError as error:
         raise ArtifactError(
-            f"{trouble} The one before it is none either: {error} Delete {path.parent} to train from the start."
+            f"{trouble} The previous one cannot be read either: {error} Delete {path.parent} to train from the start."
         ) from error
     console.status("resuming", f"from {previous}, of step {state['global_step']}: {trouble}")
     if console.is_main_process():
-        with suppress(OSError):  # or the next checkpoint would make the damaged one the previous one
+        with suppress(OSError):  # otherwise the next checkpoint would turn the damaged one into the previous one
             path.replace(path.with_name(DAMAGED_NAME))
     return state
 
 
 def _read_training_state(path: Path, map_location: Any) -> dict[str, Any]:
-    """Read a checkpoint that training can go on from: one with more than weights."""
+    """Read a checkpoint that training can resume from, that is, one with more than weights."""
     state = read_checkpoint(path, map_location)
     if missing := TRAINING_STATE - state.keys():
-        raise ArtifactError(f"{path} is not a checkpoint of a training ({', '.join(sorted(missing))} missing).")
+        raise ArtifactError(f"{path} is not a training checkpoint ({', '.join(sorted(missing))} missing).")
     return state

@@ -1,9 +1,9 @@
-"""torch.compile for the loss that is trained on, and errors of one sentence where a machine cannot compile.
+"""torch.compile for the training loss, with a one-sentence error where a machine cannot compile.
 
-The whole of forward pass and loss is one graph, and so is its backward pass. Two operations in it are not compiled but
-called, each a loop over matrix products: attention with Transformer-XL positions and the cross-entropy. Everything
-else is: norms, projections, residuals, non-linearities, embeddings, rotations; rotary attention calls torch's fused
-kernel. This holds on processors (Inductor writes C++) and on GPUs (it writes Triton).
+The forward pass and the loss form one graph, and so does their backward pass. Two operations are called rather than
+compiled, because each is a loop over matrix products: attention with Transformer-XL positions, and the cross-entropy.
+Everything else is compiled: norms, projections, residuals, non-linearities, embeddings, rotations. Rotary attention
+calls torch's fused kernel. This holds on CPUs (Inductor writes C++) and on GPUs (it writes Triton).
 """
 
 import functools
@@ -23,30 +23,30 @@ ADVICE = "install g++ (and Python's headers), or set compute.compile=false"
 
 
 def check_compiler() -> None:
-    """Refuse to compile where there is nothing to compile with, before a corpus is built for it.
+    """Refuse to compile on a machine without a compiler, before a corpus is built.
 
     Raises:
-        ConfigurationError: No C++ compiler is found. On GPUs any C compiler will do.
+        ConfigurationError: There is no C++ compiler. With a GPU any C compiler will do.
     """
     names = [os.environ.get("CXX", ""), "g++", "clang++"]
     if torch.cuda.is_available():
         names += [os.environ.get("CC", ""), "gcc", "clang", "cc"]
     if not any(shutil.which(name) for name in names if name):
-        raise ConfigurationError(f"compute.compile=true finds no C++ compiler; {ADVICE}.")
+        raise ConfigurationError(f"compute.compile=true needs a C++ compiler, and none was found; {ADVICE}.")
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile a function of tensors whose shapes stay the same, as one graph, at its first call.
+    """Compile a function of tensors with fixed shapes, as one graph, at its first call.
 
-    A method of a module stays one: parameters and their names are those of the module.
+    A module's method remains a method of that module: its parameters and their names do not change.
 
     Raises:
         ConfigurationError: At the first call, if the machine cannot compile it.
     """
-    from torch._dynamo.exc import BackendCompilerFailed  # a second of imports, for those who compile
+    from torch._dynamo.exc import BackendCompilerFailed  # takes a second to import, so only when compiling
 
-    # What was compiled for models of this process before (a sweep may train many) is of no use, and torch, which counts
-    # it by code and not by model, stops at eight.
+    # Drop the graphs of earlier models in this process (a sweep may train many). They are of no further use, and torch
+    # counts them by code rather than by model and stops compiling after eight.
     torch.compiler.reset()
     graph = torch.compile(function, fullgraph=True, dynamic=False)
 

@@ -1,4 +1,4 @@
-"""Batches, computation, optimizer, schedule and starting weights: the groups of the same names."""
+"""Configuration of batches, computation, optimizer, schedule and initial weights: the groups of the same names."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -8,18 +8,18 @@ from retro_lab.ranges import DECAY, NOT_NEGATIVE, POSITIVE, RATIO, check_ranges
 
 
 class Init(StrEnum):
-    """Where the weights start."""
+    """Where the initial weights come from."""
 
     scratch = "scratch"
     retrofit = "retrofit"
 
 
 SHORT_PRECISIONS = {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed", "64": "64-true"}
-"""Other ways in which Lightning lets some precisions be written."""
+"""Short names that Lightning accepts for some precisions."""
 
 
 def full_precision(given: Any) -> str:
-    """Return Lightning's full name of a `trainer.precision`."""
+    """Return Lightning's full name for a value of `trainer.precision`."""
     return SHORT_PRECISIONS.get(str(given), str(given))
 
 
@@ -32,7 +32,7 @@ class DataConfig:
     batch_size: int = 256
     """Sequences in one optimizer step, over all devices and accumulated batches."""
     overfit_batches: int | None = None
-    """Train on the first N batches again and again, as `debug=overfit` does with one; null trains on all the text."""
+    """Train only on the first N batches, again and again (`debug=overfit` sets 1); null trains on all the text."""
     workers: int = 0
     """Processes that assemble batches; 0 assembles them in the training process."""
 
@@ -49,19 +49,19 @@ class DataConfig:
 
     @property
     def tokens_per_step(self) -> int:
-        """Places of the sequences in one optimizer step."""
+        """Token positions, padding included, in one optimizer step."""
         return self.sequence_length * self.batch_size
 
 
 @dataclass(kw_only=True)
 class ComputeConfig:
-    """How the training step is computed: what it computes, and what checkpoints hold, is the same."""
+    """How the training step is computed. These settings change neither the result nor the checkpoints."""
 
     compile: bool = False
-    """Fuse forward and backward pass with torch.compile: faster steps after minutes of compilation. Needs g++."""
+    """Fuse the forward and backward pass with torch.compile: faster steps after minutes of compilation. Needs g++."""
     checkpoint_activations: bool = False
-    """Keep only the input of each block for the backward pass, and compute the block again there: a fraction of the
-    memory for about a third more time."""
+    """Keep only the input of each block for the backward pass, and recompute the block there: a fraction of the memory
+    for about a third more time."""
 
 
 @dataclass(kw_only=True)
@@ -71,13 +71,13 @@ class OptimizerConfig:
     _target_: str = "torch.optim.AdamW"
     """Class of the optimizer."""
     _partial_: bool = True
-    """The model's parameters are handed over when training begins."""
+    """The model's parameters are passed in when training begins."""
     lr: float = 2e-4
-    """Largest learning rate: 2e-4, and 1e-4 for the 7.5B model (Table 10)."""
+    """Peak learning rate: 2e-4, and 1e-4 for the 7.5B model (Table 10)."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    """Decay rates of the moments; stated by the paper for WikiText-103 only (Table 11)."""
+    """Decay rates of the moments. The paper states them for WikiText-103 only (Table 11)."""
     eps: float = 1e-8
-    """Term that keeps the denominator from zero; stated by the paper for WikiText-103 only (Table 11)."""
+    """Term that keeps the denominator from zero. The paper states it for WikiText-103 only (Table 11)."""
     weight_decay: float = 0.1
     """Weight decay of matrices; norm gains and position biases have none. Not stated in the paper."""
     fused: bool = True
@@ -95,13 +95,13 @@ class ScheduleConfig:
     tokens: float = 419_430_400_000
     """Tokens to train on."""
     warmup_steps: int = 750
-    """Optimizer steps from `warmup_start` to the largest learning rate."""
+    """Optimizer steps from `warmup_start` to the peak learning rate."""
     warmup_start: float = 1e-7
     """Learning rate of the first step."""
     final_ratio: float = 0.1
-    """Final learning rate as a share of the largest."""
+    """Final learning rate as a share of the peak."""
     gradient_clip: float = 1.0
-    """Largest norm of the gradient. Not stated in the paper."""
+    """Largest allowed norm of the gradient. Not stated in the paper."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -118,10 +118,10 @@ class ScheduleConfig:
 
 @dataclass(kw_only=True)
 class InitConfig:
-    """Where the weights start."""
+    """Where the initial weights come from."""
 
     name: Init
-    """`scratch`, or `retrofit`: a trained baseline is frozen and only the retrieval weights are trained (Sec. 4.2)."""
+    """`scratch`, or `retrofit`: freeze a trained baseline and train only the retrieval weights (Sec. 4.2)."""
     checkpoint: str | None = None
     """Baseline that `retrofit` starts from: the folder of a trained model, or a checkpoint of its training; null takes
     the baseline of the same run."""

@@ -26,7 +26,7 @@ class RetroDataModule(ScoredData):
     ) -> None:
         """Train on global batches of `batch_size` sequences of `train` with k neighbors; validate on `validation`.
 
-        With `overfit_batches`, training comes back to the first after so many.
+        With `overfit_batches`, training uses only that many batches, again and again.
         """
         super().__init__(validation)
         self.train = train
@@ -34,7 +34,7 @@ class RetroDataModule(ScoredData):
         self.overfit_batches = overfit_batches
 
     def train_dataloader(self) -> DataLoader[TrainingBatch]:
-        """Start at the batch that the trainer, which may have resumed, comes to next.
+        """Load batches from the trainer's current step on, which is not 0 after resuming.
 
         Raises:
             ConfigurationError: The global batch cannot be divided over devices and accumulated batches.
@@ -63,5 +63,5 @@ class RetroDataModule(ScoredData):
 
 
 def _whole(batch: Any) -> Any:
-    """Pass on a batch that is read whole, with nothing left to collate or convert."""
+    """Return the batch as it is: it was read whole, so there is nothing to collate or convert."""
     return batch

@@ -1,4 +1,4 @@
-"""Training that has diverged is stopped, before its weights take the place of good ones."""
+"""Stops a diverged training run before its weights replace good ones."""
 
 from typing import Any
 
@@ -11,24 +11,24 @@ from retro_lab.training.progress import LOSS_INTERVAL
 
 
 class DivergenceGuard(pl.Callback):
-    """Stops at a loss or weights that are not finite; a loss that only jumps is no divergence.
+    """Stops at a non-finite loss or non-finite weights; a loss that merely jumps does not count as divergence.
 
-    The first such step is noted on the device, and looked at where the loss is looked at anyway. Weights are looked
-    at before each checkpoint: a gradient that is not finite reaches them at the same step.
+    The first such step is recorded on the device, and read when the loss is read anyway. Weights are checked before
+    each checkpoint: a non-finite gradient reaches them in the same step.
     """
 
     def __init__(self, advice: str) -> None:
-        """Put `advice`, on what to do, at the end of the sentence."""
+        """End the error message with `advice`, on what to do."""
         self.advice = advice
         self._first: Tensor | None = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note down whether the loss is finite, and look every few steps.
+        """Record whether the loss is finite, and check the record every few steps.
 
         Raises:
-            DivergenceError: It was not.
+            DivergenceError: A loss was not finite.
         """
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         step = torch.full((), trainer.global_step, device=loss.device)
@@ -40,10 +40,10 @@ class DivergenceGuard(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Look at losses and weights.
+        """Check losses and weights.
 
         Raises:
-            DivergenceError: Some are not finite.
+            DivergenceError: One of them is not finite.
         """
         self._look(trainer)
         finite = [parameter.isfinite().all() for parameter in pl_module.parameters()]
@@ -61,5 +61,5 @@ class DivergenceGuard(pl.Callback):
 
 
 def _on_any_rank(trainer: pl.Trainer, bad: bool) -> bool:
-    """Tell all ranks what one has found, or the others would wait for it for ever."""
+    """Tell all ranks what one of them found; otherwise the others would wait for it forever."""
     return bool(trainer.strategy.reduce_boolean_decision(bad, all=False)) if trainer.world_size > 1 else bad

@@ -1,36 +1,36 @@
-"""Settings of Lightning's Trainer that would contradict those of the laboratory, each with the one to use."""
+"""Settings of Lightning's Trainer that would contradict retro_lab's own, each with the setting to use instead."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from retro_lab.errors import ConfigurationError
 
-TOKENS = "schedule.tokens says how long to train"
-CURVE = "evaluation.curve_points and evaluation.curve_tokens say when and on how much to score while training"
+TOKENS = "schedule.tokens sets how long to train"
+CURVE = "evaluation.curve_points and evaluation.curve_tokens set when to score during training, and on how much text"
 INSTEAD = {
-    "fast_dev_run": "debug=fast tries everything on a few steps",
+    "fast_dev_run": "debug=fast tries everything in a few steps",
     "max_steps": TOKENS,
     "max_epochs": TOKENS,
     "min_steps": TOKENS,
     "min_epochs": TOKENS,
     "limit_train_batches": TOKENS,
-    "overfit_batches": "data.overfit_batches trains on the first so many batches again and again",
+    "overfit_batches": "data.overfit_batches trains on the first few batches again and again",
     "limit_val_batches": CURVE,
     "val_check_interval": CURVE,
     "check_val_every_n_epoch": CURVE,
     "num_sanity_val_steps": CURVE,
-    "gradient_clip_val": "schedule.gradient_clip is the largest norm",
+    "gradient_clip_val": "schedule.gradient_clip sets the largest norm",
     "callbacks": "+callbacks.NAME._target_=... adds one",
     "logger": "logger=... chooses them",
-    "default_root_dir": "name and paths.outputs say where a run writes",
+    "default_root_dir": "name and paths.outputs set where a run writes",
     "use_distributed_sampler": "batches are divided over ranks as they are read",
-    "enable_checkpointing": "callbacks.checkpoint.every_n_train_steps says how often",
-    "barebones": "callbacks, loggers and checkpoints are groups of their own",
+    "enable_checkpointing": "callbacks.checkpoint.every_n_train_steps sets how often",
+    "barebones": "callbacks and loggers have configuration groups of their own",
 }
 
 
 def check_trainer_settings(trainer: Mapping[str, Any]) -> None:
-    """Refuse what would be ignored, or would end training without a record that says so.
+    """Refuse settings that would be ignored, or would end training without a trace in the record.
 
     Raises:
         ConfigurationError: One of `INSTEAD` is set.
@@ -38,4 +38,4 @@ def check_trainer_settings(trainer: Mapping[str, Any]) -> None:
     for key, instead in INSTEAD.items():
         value = trainer.get(key)
         if value is not None and value is not False:
-            raise ConfigurationError(f"trainer.{key}={value} is not for the trainer to say: {instead}.")
+            raise ConfigurationError(f"trainer.{key}={value} cannot be set on the trainer: {instead}.")

@@ -1,4 +1,4 @@
-"""Where a training run writes its curves: Lightning's loggers, made from the `logger` group."""
+"""Lightning's loggers, which record the curves of a training run, built from the `logger` group."""
 
 import secrets
 from collections.abc import Iterable, Mapping
@@ -15,19 +15,19 @@ WANDB_ID_NAME = "wandb_id.txt"
 
 
 def build_loggers(nodes: Iterable[Mapping[str, Any]], folder: Path) -> list[Logger]:
-    """Make the loggers that `nodes` configure, of the model that is trained in `folder`.
+    """Build the loggers that `nodes` configure, for the model that is trained in `folder`.
 
-    A W&B that cannot be reached or that refuses the upload costs no training: a line says so, and the curves are kept
+    If W&B cannot be reached or refuses the upload, training continues: a status line says so, and the curves are kept
     offline, for `wandb sync` to upload later. W&B never asks for a key.
 
     Raises:
-        ConfigurationError: W&B cannot log even offline, with a project's name that it does not allow, say.
+        ConfigurationError: W&B cannot log even offline, for example because it does not allow the project's name.
     """
     nodes = list(nodes)
     if any(_is_wandb(node) for node in nodes):
         import wandb
 
-        if wandb.run is not None:  # that of a job of this multirun that failed, and this one would go on in it
+        if wandb.run is not None:  # left open by a failed job of this multirun; this job would continue it
             wandb.finish(exit_code=1)
     return [_build_wandb(node, folder) if _is_wandb(node) else instantiate(node) for node in nodes]
 
@@ -37,7 +37,7 @@ def _is_wandb(node: Mapping[str, Any]) -> bool:
 
 
 def _build_wandb(node: Mapping[str, Any], folder: Path) -> Logger:
-    """Make W&B's logger, offline if that is wanted or nothing else works."""
+    """Build W&B's logger, offline if asked to or if nothing else works."""
     import wandb
 
     if not node.get("offline"):
@@ -45,26 +45,26 @@ def _build_wandb(node: Mapping[str, Any], folder: Path) -> Logger:
             return _start_wandb(node, folder, offline=False)
         except wandb.errors.Error as error:
             reason = " ".join(str(error).split()).rstrip(".")
-            console.status("W&B", f"cannot upload ({reason}); going on offline, `wandb sync` uploads later")
+            console.status("W&B", f"cannot upload ({reason}); continuing offline, `wandb sync` uploads later")
     try:
         return _start_wandb(node, folder, offline=True)
     except wandb.errors.Error as error:
         raise ConfigurationError(
-            f"W&B cannot log ({error}); mend logger.wandb, or leave it out with logger=csv."
+            f"W&B cannot log ({error}); fix logger.wandb, or leave it out with logger=csv."
         ) from error
 
 
 def _start_wandb(node: Mapping[str, Any], folder: Path, offline: bool) -> Logger:
-    """Make W&B's logger and, on rank 0, its W&B run now: later, an error would end the training in its middle.
+    """Build W&B's logger and, on rank 0, start its W&B run now: an error later would interrupt the training.
 
-    The models of one run have names of their own, and a resumed one goes on in its W&B run.
+    Each model of a run has a W&B run of its own, and a resumed model continues its W&B run.
 
     Raises:
         wandb.errors.Error: W&B has no key, cannot be reached, or refuses.
     """
     import wandb
 
-    # Lightning hands W&B a setting that W&B warns of, before W&B has read that it should be silent.
+    # Otherwise Lightning passes W&B a setting that W&B warns about, before W&B has read that it should be silent.
     wandb.setup(settings=wandb.Settings(silent=True, mode="offline" if offline else "online"))
     changes = {"offline": True, "log_model": False} if offline else {}  # Lightning refuses to keep models offline
     name = "/".join(filter(None, [node.get("name"), folder.name]))
@@ -77,7 +77,7 @@ def _start_wandb(node: Mapping[str, Any], folder: Path, offline: bool) -> Logger
 
 
 def _wandb_id(folder: Path) -> str | None:
-    """Return the id of the folder's W&B run, made and noted down by rank 0 at the first attempt."""
+    """Return the id of the folder's W&B run, which rank 0 generates and writes down at the first attempt."""
     path = folder / WANDB_ID_NAME
     if not path.is_file() and console.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def _wandb_id(folder: Path) -> str | None:
 
 
 def finish_loggers(loggers: Iterable[Any]) -> None:
-    """Close W&B's run: without it the next job of a multirun would go on in this one's."""
+    """Close W&B's run; otherwise the next job of a multirun would continue it."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             import wandb

@@ -1,4 +1,4 @@
-"""The LightningModule: how a RETRO, or its baseline, is trained; scoring is its base class's."""
+"""The LightningModule that trains a RETRO or its baseline; its base class does the scoring."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -37,7 +37,8 @@ class RetroModule(ScoringModule):
     ) -> None:
         """Keep the parts; `optimizer` is called with parameter groups once training starts.
 
-        Only the training step is compiled: its batches all have one shape, evaluation has others and is a small part.
+        Only the training step is compiled: its batches all have one shape. Evaluation has other shapes and takes little
+        of the time.
         """
         super().__init__(model, scored_k)
         self.training_loss = compiled(model.loss) if compile else model.loss
@@ -48,7 +49,7 @@ class RetroModule(ScoringModule):
         self.step_loss = torch.zeros((), dtype=torch.float32)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Decay matrices only, and move the learning rate once each step."""
+        """Apply weight decay to matrices only, and update the learning rate after each step."""
         trained = [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         decayed = [parameter for name, parameter in trained if _is_decayed(name, parameter)]
         others = [parameter for name, parameter in trained if not _is_decayed(name, parameter)]
@@ -61,12 +62,13 @@ class RetroModule(ScoringModule):
         torch.manual_seed(hash((self.seed, batch_idx, self.global_rank)) % 2**63)
 
     def training_step(self, batch: TrainingBatch, batch_idx: int) -> Tensor:
-        """Share of this piece in the mean cross-entropy of the global batch's text tokens, in nats, times the pieces.
+        """Return this piece's share of the global batch's mean cross-entropy, in nats, times the number of pieces.
 
-        The pieces of a global batch, one of each device and accumulated batch, hold different numbers of text tokens.
-        Lightning averages over accumulated batches and devices, so each piece is divided by the mean number: then the
-        average is the mean over all tokens, as if the global batch were one piece. Dividing here, and not the summed
-        gradients before the step, keeps gradients in the range of a mean while half precision holds them.
+        The pieces of a global batch, one for each device and accumulated batch, hold different numbers of text tokens.
+        Lightning averages over accumulated batches and devices. Each piece's sum is therefore divided by the mean
+        number of tokens per piece, and the average becomes the mean over all text tokens, as if the global batch were
+        one piece. Dividing the loss here, rather than the summed gradients before the step, keeps half-precision
+        gradients in the range of a mean.
         """
         inputs = to_int64(batch["batch"])
         nats = self.training_loss(
@@ -93,10 +95,10 @@ class RetroModule(ScoringModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient, which Lightning does not do under autocast with a fused optimizer.
+        """Clip the gradient, which Lightning refuses to do under autocast with a fused optimizer.
 
-        Such an optimizer can undo the scaling of a loss within its step, so Lightning takes its gradients for scaled,
-        even in bfloat16, which needs no scaling. Where there is a scaler, it undoes the scaling here.
+        Such an optimizer can unscale gradients within its step, so Lightning assumes that they are still scaled, even
+        in bfloat16, which needs no loss scaling. If there is a scaler, it unscales them here.
         """
         if not gradient_clip_val:
             return
@@ -117,7 +119,7 @@ def _is_decayed(name: str, parameter: nn.Parameter) -> bool:
 
 
 def freeze_all_but_retrieval(model: RetroModel) -> None:
-    """Leave only encoder and chunked cross-attention trainable: RETROfit (Borgeaud et al. 2022, Sec. 4.2)."""
+    """Leave only the encoder and chunked cross-attention trainable: RETROfit (Borgeaud et al. 2022, Sec. 4.2)."""
     retrieval = {name for name, _ in model.retrieval_parameters()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in retrieval)

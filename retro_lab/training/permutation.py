@@ -1,8 +1,8 @@
-"""A seeded permutation that is computed place by place: shuffling any number of sequences takes no memory.
+"""A seeded permutation that is computed entry by entry: shuffling any number of sequences takes no memory.
 
 A generalized Feistel network permutes the pairs (i, j) of a rectangle just large enough for the range (Black and
-Rogaway 2002): in turns, one number of the pair moves around its side by what a hash makes of the other. The few pairs
-beyond the range are sent through again until they come back, which leaves a permutation of the range itself.
+Rogaway 2002): in each round, one number of the pair is shifted, modulo its side, by a hash of the other. The few
+results beyond the range are permuted again until they fall into it, which gives a permutation of the range itself.
 """
 
 import math
@@ -13,7 +13,7 @@ ROUNDS = 6
 
 
 def permute(places: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
-    """Return what stands at `places` of the permutation of 0, 1, ..., `count` - 1 that belongs to seed and epoch.
+    """Return the entries at `places` of the permutation of 0, 1, ..., `count` - 1 that `seed` and `epoch` determine.
 
     Args:
         places: int64 of any shape, each at least 0 and below `count`.

@@ -1,4 +1,4 @@
-"""Precisions to train in: Lightning's, without those that would not train a model or would not be the one asked for."""
+"""Training precisions: Lightning's, except those that cannot train a model or would silently become another."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ PRECISIONS = {
     "bf16-true": Precision(2, 2),
     "64-true": Precision(8, 8),
 }
-"""Lightning's `trainer.precision`."""
+"""Bytes of numbers for each `trainer.precision` of Lightning."""
 REFUSED = {
     "16-true": "would not train: float16 weights have no loss scaling, and AdamW's epsilon is 0 in float16",
     "transformer-engine": "is not supported: the model has no layers of Transformer Engine",
@@ -25,26 +25,26 @@ REFUSED = {
 
 
 def checked_precision(given: Any, accelerator: str) -> str:
-    """Return Lightning's full name of `trainer.precision`.
+    """Return Lightning's full name for `trainer.precision`.
 
     Args:
-        given: The setting: a name, long or short, or a number; None is Lightning's default.
+        given: The setting: a long or short name, or a number; None is Lightning's default.
         accelerator: `trainer.accelerator`.
 
     Raises:
-        ConfigurationError: It is not a precision that a model can be trained in on this accelerator.
+        ConfigurationError: A model cannot be trained in this precision on this accelerator.
     """
     name = full_precision(given)
     if name in REFUSED:
         raise ConfigurationError(f"trainer.precision={given} {REFUSED[name]}; use bf16-mixed or bf16-true.")
     if name not in PRECISIONS:
         raise ConfigurationError(f"trainer.precision={given} is not one of {', '.join(PRECISIONS)}.")
-    if name == HALF_WITH_SCALER and on_processor(accelerator):  # Lightning would train in bf16-mixed and go on
-        raise ConfigurationError(f"trainer.precision={given} needs a GPU; on a processor use bf16-mixed or 32-true.")
+    if name == HALF_WITH_SCALER and on_processor(accelerator):  # Lightning would quietly train in bf16-mixed
+        raise ConfigurationError(f"trainer.precision={given} needs a GPU; on a CPU use bf16-mixed or 32-true.")
     return name
 
 
 def on_processor(accelerator: str) -> bool:
-    """Tell whether Lightning takes the processor for this `trainer.accelerator`."""
+    """Return whether Lightning runs on the CPU for this `trainer.accelerator`."""
     found = torch.cuda.is_available() or torch.backends.mps.is_available()
     return accelerator == "cpu" or (accelerator == "auto" and not found)

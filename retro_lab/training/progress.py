@@ -1,4 +1,4 @@
-"""What a user sees of training and evaluation: bars with rate and time left, and a notice of long trainings."""
+"""Progress bars for training and evaluation, with rate and time left, and a notice before long training runs."""
 
 import time
 from contextlib import ExitStack
@@ -12,13 +12,13 @@ from retro_lab import console
 
 SECONDS_PER_DAY = 86_400
 MEASURED_STEPS = 10
-"""Steps over which the rate of a training is measured."""
+"""Steps over which the training rate is measured."""
 LOSS_INTERVAL = 10
-"""Steps between looks at the loss, each of which waits for the device."""
+"""Steps between reads of the loss, each of which waits for the device."""
 
 
 class TokenProgress(ProgressBar):
-    """One bar for a whole training run, and one for an evaluation of its own."""
+    """One bar for a whole training run, and one for an evaluation outside training."""
 
     def __init__(self, tokens_per_step: int) -> None:
         """Count `tokens_per_step` tokens for each optimizer step."""
@@ -29,7 +29,7 @@ class TokenProgress(ProgressBar):
         self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin where the run begins, or goes on."""
+        """Open a bar at the step where the run starts or resumes."""
         self._step = trainer.global_step
         done, total = (steps * self.tokens_per_step for steps in (self._step, trainer.max_steps))
         self._advance = self._open.enter_context(console.progress("training", "tokens", total, done))
@@ -47,7 +47,7 @@ class TokenProgress(ProgressBar):
             )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin a bar for an evaluation that is not part of training."""
+        """Open a bar for an evaluation that is not part of training."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             total = sum(int(count) for count in trainer.num_val_batches)
             self._advance = self._open.enter_context(console.progress("evaluating", "batches", total))
@@ -66,11 +66,11 @@ class TokenProgress(ProgressBar):
             self._advance(1, None)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """End the bar."""
+        """Close the bar."""
         self._open.close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """End the bar, so that the error stands below it."""
+        """Close the bar, so that the error appears below it."""
         self._open.close()
 
     def disable(self) -> None:
@@ -81,7 +81,7 @@ class TokenProgress(ProgressBar):
 
 
 class LongTrainingNotice(pl.Callback):
-    """Says how many days a training will take, once its rate has been measured, if it will take more than one."""
+    """Says how many days a training run will take, once its rate is measured, if that is more than one."""
 
     def __init__(self, tokens_per_step: int) -> None:
         """Count `tokens_per_step` tokens for each optimizer step."""
@@ -92,7 +92,7 @@ class LongTrainingNotice(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Start to measure after the first step, which may compile, and say what `MEASURED_STEPS` come to."""
+        """Start measuring after the first step, which may compile; print the estimate after `MEASURED_STEPS`."""
         if self._said:
             return
         if self._first is None:

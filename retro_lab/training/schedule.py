@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class WarmupCosine:
-    """Learning rate at a step, as a share of the largest.
+    """Learning rate at a step, as a share of the peak.
 
     Attributes:
         steps: Optimizer steps of the whole cycle.
-        warmup_steps: Steps from `start_ratio` to 1 that are asked for.
+        warmup_steps: Requested steps from `start_ratio` to 1.
         start_ratio: Share at step 0.
         final_ratio: Share at the last step.
     """
@@ -22,7 +22,7 @@ class WarmupCosine:
 
     @property
     def warmup(self) -> int:
-        """Steps from `start_ratio` to 1: those asked for, cut to a tenth of a run that is too short for them."""
+        """Steps from `start_ratio` to 1: as many as requested, but at most a tenth of the run."""
         return min(self.warmup_steps, self.steps // 10)
 
     def __call__(self, step: int) -> float:

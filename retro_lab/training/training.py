@@ -1,4 +1,4 @@
-"""One training run: assemble Lightning's parts, resume where the last attempt stopped, keep the curve."""
+"""One training run: fit with Lightning, resume where the last attempt stopped, and record the curve."""
 
 import time
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from retro_lab.training.module import RetroModule
 
 
 class ValidationCurve(pl.Callback):
-    """Keeps bits per byte against training tokens; saved in checkpoints, so that a resumed run has the whole curve."""
+    """Records bits per byte against training tokens; checkpoints hold it, so a resumed run has the whole curve."""
 
     def __init__(self, tokens_per_step: int) -> None:
         """Count `tokens_per_step` tokens for each optimizer step."""
@@ -28,7 +28,7 @@ class ValidationCurve(pl.Callback):
         self.points: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Score what a resumed run missed: the checkpoint of a step is written before that step is scored."""
+        """Score a step that the last attempt did not: a step's checkpoint is written before the step is scored."""
         batches = trainer.global_step * trainer.accumulate_grad_batches
         due = trainer.global_step > 0 and batches % trainer.val_check_interval == 0
         if due and not self.holds(trainer.global_step):
@@ -37,7 +37,7 @@ class ValidationCurve(pl.Callback):
             trainer.training = True
 
     def holds(self, step: int) -> bool:
-        """Tell whether there is a point for a step."""
+        """Return whether there is a point for a step."""
         return any(point["tokens"] == step * self.tokens_per_step for point in self.points)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -64,12 +64,12 @@ class ValidationCurve(pl.Callback):
         return {"points": self.points}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the points from a checkpoint."""
+        """Restore the points from a checkpoint."""
         self.points = list(state_dict["points"])
 
 
 class TrainingClock(pl.Callback):
-    """Counts the seconds of a training over all its attempts, as far as checkpoints of them are there."""
+    """Counts the seconds of a training run over all its attempts, as far as their checkpoints were kept."""
 
     def __init__(self) -> None:
         """Start at the first attempt."""
@@ -85,12 +85,12 @@ class TrainingClock(pl.Callback):
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the seconds of a checkpoint."""
+        """Continue from the seconds of a checkpoint."""
         self._before = state_dict["seconds"]
 
 
 def load_baseline_weights(model: RetroModel, start: Path) -> None:
-    """Give a RETRO the weights of a trained baseline; encoder and chunked cross-attention stay as initialized.
+    """Load a trained baseline's weights into a RETRO; the encoder and chunked cross-attention stay as initialized.
 
     Args:
         model: The RETRO.
@@ -98,7 +98,7 @@ def load_baseline_weights(model: RetroModel, start: Path) -> None:
 
     Raises:
         ArtifactError: There is no such baseline, or it is damaged.
-        ConfigurationError: It is of a model with other shapes.
+        ConfigurationError: The baseline has other shapes.
     """
     weights = _checkpoint_weights(start) if start.is_file() else read_weights(start)
     try:
@@ -110,13 +110,13 @@ def load_baseline_weights(model: RetroModel, start: Path) -> None:
     fresh = {name for name, _ in model.retrieval_parameters()}
     if unexpected or set(missing) != fresh:
         raise ConfigurationError(
-            f"init.checkpoint={start} is not a baseline of this size and model: RETROfit needs the decoder's "
-            "weights and no others."
+            f"init.checkpoint={start} is not a baseline of this size and model: RETROfit needs exactly the decoder's "
+            "weights."
         )
 
 
 def _checkpoint_weights(checkpoint: Path) -> Mapping[str, torch.Tensor]:
-    """Read the model's weights from a checkpoint of `RetroModule`, never those of the one before in its place."""
+    """Read the model's weights from a checkpoint of `RetroModule`, without falling back to the previous checkpoint."""
     state = read_checkpoint(checkpoint)["state_dict"]
     return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
 
@@ -125,7 +125,7 @@ def fit(trainer: pl.Trainer, module: RetroModule, data: pl.LightningDataModule, 
     """Train to the end, from the last checkpoint in `folder` if there is one.
 
     Raises:
-        KeyboardInterrupt: The user stopped it; Lightning itself would end the process.
+        KeyboardInterrupt: The user interrupted it; Lightning itself would exit the process.
     """
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resumable(folder), weights_only=True)
@@ -139,7 +139,7 @@ def fit(trainer: pl.Trainer, module: RetroModule, data: pl.LightningDataModule, 
 
 
 def stopped_by(trainer: pl.Trainer) -> str | None:
-    """Name the callback that stopped a training before its last step; None if it went to its end."""
+    """Name the callback that stopped a training run before its last step; None if it ran to the end."""
     if trainer.global_step >= trainer.max_steps:
         return None
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

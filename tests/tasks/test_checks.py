@@ -60,7 +60,10 @@ def test_no_setting_takes_what_is_no_number_of_its_kind(key: str, value: str) ->
         ("trainer.devices=two", r"trainer\.devices=two is not a number of devices"),
         ("trainer.devices=[]", r"trainer\.devices=\[\] leaves nothing to train on"),
         ("trainer.precision=16", r"trainer\.precision=16 needs a GPU"),
-        ("size.cca_layers=[]", r"retrieval\.k=2 neighbors reach no layer, because size\.cca_layers is empty"),
+        (
+            "size.cca_layers=[]",
+            r"retrieval\.k=2 neighbors are not used by any layer, because size\.cca_layers is empty",
+        ),
         ("model.chunk_length=0", r"model\.chunk_length must be a positive whole number, not 0"),
     ],
 )

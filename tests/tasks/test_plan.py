@@ -247,7 +247,7 @@ def test_the_vocabulary_and_where_it_is_known_from(planned) -> None:
         ("size.cca_layers=[]", r"2 neighbors .* size\.cca_layers is empty; .* retrieval\.k=0"),
         ("size.width=7", r"size\.width must be even"),
         ("task.utilization=40", r"task\.utilization is a share, above 0 and up to 1, not 40"),
-        ("task.index_memory=100", r"task\.index_memory=100 bytes do not hold an index of even one chunk"),
+        ("task.index_memory=100", r"task\.index_memory=100 bytes cannot hold an index of even one chunk"),
         ("task.tokens_per_document=0", r"task\.tokens_per_document must be positive, not 0"),
         ("index.factory=nonsense", r"index\.factory=nonsense is not a FAISS factory string for vectors"),
         ("task.peak_tflops=0", r"task\.peak_tflops must be positive"),

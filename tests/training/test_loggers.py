@@ -47,7 +47,7 @@ def test_without_a_key_wandb_goes_on_offline(node, tmp_path, capfd) -> None:
     assert logged_offline(node, tmp_path / "retro")
     said = capfd.readouterr().err
     assert [line.split()[0] for line in said.splitlines()] == ["W&B"], said
-    assert "cannot upload (there is no key; `wandb login` asks for one); going on offline" in said
+    assert "cannot upload (there is no key; `wandb login` asks for one); continuing offline" in said
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_wandb_that_refuses_the_run_goes_on_offline(node, tmp_path, capfd, mon
     assert logged_offline(node, tmp_path / "retro")
     said = capfd.readouterr().err
     assert len(said.splitlines()) == 1, said
-    assert f"({' '.join(str(error).split()).rstrip('.')}); going on offline" in said
+    assert f"({' '.join(str(error).split()).rstrip('.')}); continuing offline" in said
 
 
 def test_a_wandb_that_cannot_be_reached_goes_on_offline(node, tmp_path, capfd, monkeypatch) -> None:
@@ -75,7 +75,7 @@ def test_a_wandb_that_cannot_be_reached_goes_on_offline(node, tmp_path, capfd, m
 
     monkeypatch.setattr(wandb, "login", login)
     assert logged_offline(node, tmp_path / "retro")
-    assert "cannot upload (nobody answers); going on offline" in capfd.readouterr().err
+    assert "cannot upload (nobody answers); continuing offline" in capfd.readouterr().err
 
 
 def test_offline_wins_over_the_environment_and_asks_for_no_key(node, tmp_path, capfd, monkeypatch) -> None:
@@ -87,7 +87,7 @@ def test_offline_wins_over_the_environment_and_asks_for_no_key(node, tmp_path, c
 
 def test_a_project_that_wandb_refuses_is_told_before_the_training(node, tmp_path) -> None:
     node |= {"offline": True, "project": "a/b"}
-    with pytest.raises(ConfigurationError, match=r"W&B cannot log \(.*a/b.*\); mend logger\.wandb"):
+    with pytest.raises(ConfigurationError, match=r"W&B cannot log \(.*a/b.*\); fix logger\.wandb"):
         build_loggers([node], tmp_path / "retro")
 
 

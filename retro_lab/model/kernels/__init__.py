@@ -1,5 +1,4 @@
-"""Hand-written autograd: what the model computes, with less memory and in less time than torch would by itself.
+"""Hand-written autograd: the model's operations, with less memory and time than torch would take by itself.
 
-Each file says in its first lines the formula that it computes. To read the model beside the paper, the formulas are
-enough.
+Each file begins with the formula that it computes. The formulas are enough to read the model beside the paper.
 """

@@ -1,7 +1,7 @@
-"""Cross-entropy over a large vocabulary without the logits of all tokens in memory.
+"""Cross-entropy over a large vocabulary without holding the logits of all tokens in memory.
 
-128,000 logits for each of 8 x 2,048 tokens are 8.4 GB in float32, and their gradient as much again. Here a few tokens
-at a time form their logits, their loss *and* their gradients, and the logits are forgotten.
+128,000 logits for each of 8 x 2,048 tokens take 8.4 GB in float32, and their gradient as much again. Here a few tokens
+at a time get their logits, their loss *and* their gradients, and the logits are then discarded.
 
 Shapes: T tokens, D width, V vocabulary.
 """
@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BLOCK = 4096
-"""Rows of the read-out's gradient that are added to at a time, in half precision."""
+"""Rows of the read-out's gradient that a half-precision product is added to at a time."""
 
 
 def slice_limit(device: torch.device) -> int:
-    """Logits in memory at a time: 64 MiB of float32 on a processor; enough to keep an accelerator busy elsewhere."""
+    """Logits in memory at a time: 64 MiB of float32 on a CPU; enough to keep an accelerator busy elsewhere."""
     return 2**24 if device.type == "cpu" else 2**27
 
 
 def softmax_limit(device: torch.device) -> int:
-    """Logits that become probabilities at a time: what a processor's cache holds; all there are on an accelerator."""
+    """Logits turned into probabilities at a time: as many as a CPU's cache holds; a whole slice on an accelerator."""
     return 2**20 if device.type == "cpu" else slice_limit(device)
 
 
@@ -37,7 +37,7 @@ def token_slices(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
 def token_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each token.
 
-    Differentiable, but then it keeps all logits: to train, use `summed_cross_entropy`.
+    It is differentiable, but then keeps all logits; to train, use `summed_cross_entropy`.
 
     Args:
         hidden: [T, D].
@@ -55,7 +55,7 @@ def token_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tens
 
 
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Sum of the cross-entropy over the tokens that count.
+    """Cross-entropy summed over the tokens that count.
 
     Args:
         hidden: [T, D].
@@ -89,8 +89,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        # In place where that can be: the gradient of a large read-out is the largest tensor of a step. A second
-        # backward pass through the same graph is then refused by autograd.
+        # In place where possible, because the gradient of a large read-out is the largest tensor of a step. Autograd
+        # then refuses a second backward pass through the same graph.
         scale = torch.Tensor.mul if torch.compiler.is_compiling() else torch.Tensor.mul_
         hidden_gradient, weight_gradient = ctx.saved_tensors
         weight_gradient = scale(weight_gradient, grad_output) if ctx.weight_is_trained else None
@@ -100,13 +100,13 @@ class _SummedCrossEntropy(torch.autograd.Function):
 def _loss_and_gradients(
     hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, dtype: torch.dtype, weight_is_trained: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sum and the gradients of `hidden` and, empty if it is not trained, `weight`; products are `dtype`."""
+    """Return the sum and the gradients of `hidden` and `weight` (empty if not trained); products are in `dtype`."""
     exact = torch.promote_types(dtype, torch.float32)
     total, cast_weight = torch.zeros((), dtype=exact, device=hidden.device), weight.to(dtype)
     hidden_gradient = torch.empty_like(hidden)
     weight_gradient = torch.zeros_like(weight) if weight_is_trained else weight.new_empty(0)
     slices = list(token_slices(hidden, weight))
-    # Memory of this size is fetched from the system and cleared anew at each request: all slices share theirs.
+    # All slices share one buffer: the system would map and clear memory of this size anew at each request.
     all_logits = torch.empty(slices[0].stop, weight.shape[0], dtype=dtype, device=hidden.device)
     for tokens in slices:
         states, counts = hidden[tokens].to(dtype), mask[tokens, None]
@@ -120,7 +120,7 @@ def _loss_and_gradients(
 
 
 def _to_gradient(logits: Tensor, targets: Tensor, exact: torch.dtype) -> Tensor:
-    """Turn logits [T, V] into d loss / d logits, softmax - one-hot, where they are.
+    """Turn logits [T, V] into d loss / d logits, softmax - one-hot, in place.
 
     Returns:
         Log-probabilities of the targets [T, 1], `exact`.
@@ -146,7 +146,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total[start : start + BLOCK] += left[start : start + BLOCK] @ right
 
 
-# In a compiled graph it is one operation: unrolled into it, the slices would only make it larger.
+# A compiled graph calls it as one operation: unrolling the slices would only make the graph larger.
 _loss_and_gradients_in_graph = torch.library.custom_op(
     "retro_lab::summed_cross_entropy",
     _loss_and_gradients,

@@ -1,6 +1,6 @@
-"""Operations that keep less for the backward pass than torch's would, and compute the difference again.
+"""Operations that keep less for the backward pass than torch's would, and recompute the rest.
 
-Inductor, which sees the whole graph, finds the same savings by itself: compiled, they are torch's own.
+Inductor sees the whole graph and finds the same savings by itself, so compiled code uses torch's own operations.
 
 Shapes: D width, F inner width of the feed-forward network.
 """
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 ROWS = 4096
-"""Rows of activations that are formed again at once."""
+"""Rows of activations that are recomputed at a time."""
 
 
 class RMSNorm(nn.RMSNorm):
     """x w / sqrt(mean(x^2) + eps), which keeps x and one number for each row.
 
-    On processors torch puts it together from six operations and keeps two tensors; on GPUs it has a kernel like this.
+    On CPUs, torch composes it of six operations and keeps two tensors; on GPUs, torch has a kernel like this one.
     """
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def project_activated(inner: Tensor, weight: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return `activation(inner)` @ `weight`.T for `inner` [..., F] and `weight` [D, F], which keeps `inner` alone."""
+    """Return `activation(inner)` @ `weight`.T for `inner` [..., F] and `weight` [D, F]; it keeps only `inner`."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return F.linear(activation(inner), weight)
     return cast("Tensor", _ProjectActivated.apply(inner, weight, activation))
@@ -73,7 +73,7 @@ class _ProjectActivated(torch.autograd.Function):
         rows, grad_rows = inner.flatten(0, -2), grad_output.flatten(0, -2)
         gradient = torch.empty_like(rows)
         weight_gradient = torch.zeros_like(weight, dtype=ctx.weight_dtype) if ctx.needs_input_grad[1] else None
-        # In slices: what is [rows, F] only for a moment would be the largest memory of a whole training step.
+        # In slices: temporaries of [rows, F] would set the peak memory of the whole training step.
         for part, grad_part, gradient_part in zip(*(t.split(ROWS) for t in (rows, grad_rows, gradient)), strict=True):
             with torch.enable_grad():
                 part = part.detach().requires_grad_()

@@ -3,13 +3,13 @@
     weights = softmax(((q + u) . k + (q + v) . R s(d)) / sqrt(A) over all keys);  result = weights V
 
 RETRO adds one thing to Dai et al. 2019: a neighbor axis on one of the two sides. The k neighbors of a chunk are either
-the queries (encoder cross-attention, P = k) or the keys (chunked cross-attention, S = k), always with the same
-distances for each of them. So position logits are formed once for all S blocks of keys, and keys once for all P blocks
-of queries.
+the queries (encoder cross-attention, P = k) or the keys (chunked cross-attention, S = k). The distances are the same
+for each neighbor, so position logits are computed once for all S blocks of keys, and keys once for all P blocks of
+queries.
 
-Written in the textbook way, each attention keeps a few matrices of all queries by all keys for the backward pass, and
-a causal one computes twice what it needs. Here a tile of a few heads (and, if causal, of 128 queries and the keys up
-to their end) is formed, used and forgotten; the backward pass forms it once more:
+Textbook attention keeps a few matrices of all queries by all keys for the backward pass, and if causal it computes
+twice as many logits as it needs. Here a tile of a few heads (and, if causal, of 128 queries and the keys up to their
+end) is computed, used and discarded; the backward pass recomputes it:
 
     keys      0 ....... 127 ....... 255 ....... 383
     block 0   [ ######### ]
@@ -17,7 +17,7 @@ to their end) is formed, used and forgotten; the backward pass forms it once mor
     block 2   [ ################################# ]
 
 Shapes: H heads, G groups (sequences or chunks), P query blocks of Q tokens each, S key blocks of J tokens each,
-T distances, A head size. H, Q and J also count what one tile has of them.
+T distances, A head size. In a tile, H, Q and J count the tile's own heads, queries and keys.
 """
 
 import math
@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 from retro_lab.model.positions import align_distances
 
 BLOCK = 128
-"""Queries in a tile of causal attention: enough for efficient matrix products, few against the sequence."""
+"""Queries in a tile of causal attention: enough for efficient matrix products, few compared with the sequence."""
 
 
 def relative_attention(
@@ -51,11 +51,11 @@ def relative_attention(
         key: [H, G, S, J, A].
         value: [H, G, S, J, A].
         positions: u, v [H, A] and R s(d) [H, A, T], for the distances of `descending_distances`, which may end at the
-            filler -1 if causal; None for attention that knows no positions.
-        present: bool [G, S, J], False where a key is padding; None where there is no padding.
-        causal: whether a query sees its own key and those before alone (P = S = 1). The queries are those of the last Q
-            of the J tokens, Q <= J; positions are then those of distances from J - 1 to 0, and the filler.
-        documents: integers [G, J], the document of each token, if causal attention is to stay within it.
+            filler -1 if causal; None for attention without positions.
+        present: bool [G, S, J], False where a key is padding; None if there is no padding.
+        causal: whether a query sees only its own key and earlier ones (P = S = 1). The queries belong to the last Q of
+            the J tokens, Q <= J; positions are then for the distances from J - 1 to 0, and the filler.
+        documents: integers [G, J], the document of each token, to keep causal attention within documents.
 
     Returns:
         [H, G, P, Q, A], in memory [G, P, Q, H, A] so that heads merge without a copy. A query without any key gets an
@@ -63,8 +63,8 @@ def relative_attention(
     """
     padding = None
     if present is not None:
-        # Very negative, but neither -inf nor near overflow: a row without keys must give no NaN, here and in the
-        # gradient. Beside any real key the weight of padding is exactly 0.
+        # Very negative, but neither -inf nor near overflow: a row without keys must not give NaN, here or in the
+        # gradient. If there is any real key, the weight of padding is exactly 0.
         absent = torch.finfo(key.dtype).min / 2
         padding = key.new_zeros(present.shape).masked_fill_(~present, absent)[:, None, None]  # [G, 1, 1, S, J]
     content_bias, position_bias, position = (None, None, None) if positions is None else positions
@@ -75,7 +75,7 @@ def relative_attention(
 
 
 class _Inputs(NamedTuple):
-    """What is attended with, `causal` last: the others are tensors, and kept for the backward pass."""
+    """The inputs of the attention. All but the last, `causal`, are tensors and kept for the backward pass."""
 
     query: Tensor  # [H, G, P, Q, A]
     content_bias: Tensor | None  # u, [H, A]
@@ -89,7 +89,7 @@ class _Inputs(NamedTuple):
 
 
 class _Tile(NamedTuple):
-    """Where one tile lies, as indices of whole tensors."""
+    """One tile, as indices into whole tensors."""
 
     rows: tuple[slice, ...]  # of [H, G, P, Q, A]: some heads and queries
     columns: tuple[slice, ...]  # of [H, G, S, J, A]: the same heads, and the keys their queries may see
@@ -150,8 +150,8 @@ def _gradients(inputs: _Inputs, grad_output: Tensor) -> tuple[Tensor, Tensor, Te
         grad_rows = _as_matrices(grad_output[tile.rows])
         value_gradient[tile.columns] += (weights.to(dtype).transpose(1, 2) @ grad_rows).view(by_key)
         gradient = (_as_matrices(scaled) @ _as_matrices(value[tile.columns]).transpose(1, 2)).to(exact)
-        # With g = d loss / d w, d loss / d logits = w (g - sum_j w_j g_j). The sum of w g is also the result times its
-        # gradient, at less cost; but only of these same rounded g does it leave rows that add up to nothing.
+        # With g = d loss / d w, d loss / d logits = w (g - sum_j w_j g_j). The sum is also the result times
+        # grad_output, which is cheaper; but rows of the gradient sum to zero only with a sum of these same rounded g.
         expected = torch.linalg.vecdot(weights, gradient).unsqueeze(-1)
         gradient = gradient.sub_(expected).mul_(weights).to(dtype)  # of logits, [HG, PQ, SJ]
         content_query_gradient = (gradient @ _as_matrices(key[tile.columns])).view(by_query)
@@ -177,13 +177,13 @@ def _gradients(inputs: _Inputs, grad_output: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _empty_result(query: Tensor) -> Tensor:
-    """Empty [H, G, P, Q, A] that lies in memory as [G, P, Q, H, A]."""
+    """Empty [H, G, P, Q, A], laid out in memory as [G, P, Q, H, A]."""
     heads, groups, query_blocks, queries, head_size = query.shape
     return query.new_empty(groups, query_blocks, queries, heads, head_size).movedim(-2, 0)
 
 
-# A compiled graph calls the two as operations of their own: the loops over tiles, unrolled into it, would make it many
-# times as large, and what is to fuse lies between the attentions.
+# A compiled graph calls these two as single operations: unrolling the loops over tiles would make it many times as
+# large, and the operations worth fusing are between the attentions.
 _SCHEMA = (
     "Tensor query, Tensor? content_bias, Tensor? position_bias, Tensor key, Tensor value, Tensor? position, "
     "Tensor? padding, Tensor? documents, bool causal"
@@ -217,19 +217,19 @@ def _fake_gradients(*inputs_and_gradient: Any) -> tuple[Tensor, ...]:
 
 
 def _center_unless_causal(inputs: _Inputs) -> Tensor:
-    """Keys as logits are formed of: centered, unless the mean would tell a query of keys that it must not see.
+    """Return the keys to compute logits with: centered, unless the mean would leak keys that a query must not see.
 
-    What the mean changes is rounding alone, but that is enough for later tokens to move earlier logits.
+    The mean changes only rounding, but that is enough for later tokens to change earlier logits.
     """
     return inputs.key if inputs.causal else _center(inputs.key)
 
 
 def _center(tensor: Tensor) -> Tensor:
-    """Subtract from keys or values [H, G, S, J, A] of half precision the mean of those that are attended to together.
+    """Subtract from half-precision keys or values [H, G, S, J, A] the mean over those that are attended to together.
 
-    It changes neither weights nor gradients of logits, which differences between keys, and between values, make alone.
-    Where all keys are much alike, as those of an encoder that has learned little, half precision would lose these
-    differences in the products, and queries would get gradients that are noise.
+    This changes neither the weights nor the gradients of logits, which depend only on differences between keys and
+    between values. If all keys are nearly the same, as from an encoder that has learned little, half precision would
+    lose these differences in the products, and the gradients of queries would be noise.
     """
     if tensor.dtype.itemsize > 2:
         return tensor
@@ -257,12 +257,12 @@ def _tiles(inputs: _Inputs) -> Iterator[_Tile]:
 
 
 def tile_limit(device: torch.device) -> int:
-    """Logits in a tile of several heads: what a processor's cache holds, or what keeps an accelerator busy."""
+    """Logits in a tile of several heads: as many as a CPU's cache holds, or enough to keep an accelerator busy."""
     return 2**20 if device.type == "cpu" else 2**27
 
 
 def _add_biases(tile: _Tile, inputs: _Inputs) -> tuple[Tensor, Tensor | None]:
-    """Return q + u, which meets the keys, and q + v, which meets the distances, of one tile, [H, G, P, Q, A]."""
+    """Return one tile's q + u, to multiply with keys, and q + v, to multiply with distances, [H, G, P, Q, A]."""
     query = inputs.query[tile.rows]
     if inputs.content_bias is None or inputs.position_bias is None:
         return query, None
@@ -271,12 +271,12 @@ def _add_biases(tile: _Tile, inputs: _Inputs) -> tuple[Tensor, Tensor | None]:
 
 
 def _weights(tile: _Tile, inputs: _Inputs, key: Tensor, content_query: Tensor, position_query: Tensor | None) -> Tensor:
-    """Attention weights of one tile, [HG, PQ, SJ], at least float32, with `key` in place of `inputs.key`."""
+    """Attention weights of one tile, [HG, PQ, SJ], in at least float32, with `key` in place of `inputs.key`."""
     position, padding, documents = inputs.position, inputs.padding, inputs.documents
     key = key[tile.columns]
     (heads, groups, query_blocks, queries, head_size), (key_blocks, keys) = content_query.shape, key.shape[2:4]
     shape = (heads, groups, query_blocks, queries, key_blocks, keys)
-    if inputs.causal:  # the last query is as late as the last key; a query sees itself, so that no row is without keys
+    if inputs.causal:  # the last query is aligned with the last key; every query sees itself, so no row lacks keys
         mask = key.new_full((queries, keys), -math.inf).triu_(keys - queries + 1).unsqueeze(1)  # [Q, 1, J]
         if documents is not None:
             other = documents[:, keys - queries : keys, None] != documents[:, None, :keys]  # [G, Q, J]
