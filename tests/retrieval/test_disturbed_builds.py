@@ -9,14 +9,15 @@ import time
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from disturbed_builds import build_all, build_announced, checksums
-from omegaconf import OmegaConf
 
 from retro_lab.artifacts.manifest import MANIFEST_NAME, Manifest
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.errors import ArtifactError
+from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks import verify
 
 STAGES = (
@@ -133,11 +134,11 @@ def every_file(root):
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
 def test_verify_finds_every_damaged_file_in_every_artifact(undisturbed, damage):
     root = undisturbed[0]
-    config = OmegaConf.create({"paths": {"artifacts": str(root)}})
+    config = SimpleNamespace(paths=SimpleNamespace(artifacts=str(root)))
     draw = random.Random(2)
     files = list(every_file(root))
     assert {folder.parent.name for folder, _ in files} == set(STAGES)
-    verify.run(config)
+    verify.run(config, RunFolder(root))
     for folder, name in files:
         path = folder / name
         content = path.read_bytes()
@@ -146,7 +147,7 @@ def test_verify_finds_every_damaged_file_in_every_artifact(undisturbed, damage):
         path.write_bytes(content[:place] if damage == "truncated" else flipped)
         try:
             with pytest.raises(ArtifactError, match="1 files differ") as found:
-                verify.run(config)
+                verify.run(config, RunFolder(root))
             assert str(path) in str(found.value)
             if damage == "truncated" or name == MANIFEST_NAME:  # known at each opening
                 with pytest.raises(ArtifactError, match=str(path)):
@@ -164,4 +165,4 @@ def test_an_older_manifest_is_refused_in_one_sentence(undisturbed, tmp_path):
             with pytest.raises(ArtifactError, match=r"version 1 but this release reads version 2; delete .* again"):
                 Manifest.read(folder)
     with pytest.raises(ArtifactError, match="files differ"):
-        verify.run(OmegaConf.create({"paths": {"artifacts": str(root)}}))
+        verify.run(SimpleNamespace(paths=SimpleNamespace(artifacts=str(root))), RunFolder(root))

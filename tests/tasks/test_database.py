@@ -15,7 +15,7 @@ from retro_lab.corpus.documents import SPLITS
 from retro_lab.retrieval.neighbors import NO_NEIGHBOR
 from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks import build, inspect
-from retro_lab.tasks.build import build_corpus, build_database
+from retro_lab.tasks.build import Inputs
 
 FOLDER = RunFolder(Path())
 FRACTIONS = [0.003, 0.03, 0.3, 1]
@@ -53,10 +53,8 @@ def built(tmp_path_factory, tiny_bert):
             f"embedder.model={tiny_bert}", f"paths.artifacts={folder / artifacts}", "retrieval.k=1",
             "evaluation.k=[1]", "retrieval.stored=4", *overrides,
         ])  # fmt: skip
-        corpus = build_corpus(config)
-        return SimpleNamespace(
-            corpus=corpus, database=build_database(config, corpus), folder=folder / artifacts, config=config
-        )
+        inputs = Inputs(config)
+        return SimpleNamespace(corpus=inputs.corpus, database=inputs.database, folder=folder / artifacts, config=config)
 
     return built
 

@@ -19,12 +19,15 @@ UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Run the task and return what it printed: cells by row, by first word of the section."""
     monkeypatch.chdir(tmp_path)
+    bare = tmp_path / "experiments" / "bare.yaml"  # the paper's settings, which are the groups' own
+    bare.parent.mkdir()
+    bare.write_text("# Nothing of its own.\n")
 
     def run(*overrides: str) -> Printed:
-        plan.run(compose(["task=plan", *overrides]), RunFolder(Path()))
+        plan.run(compose(["task=plan", "+experiment=bare", *overrides]), RunFolder(Path()))
         printed = capsys.readouterr()
         assert printed.err == ""
-        assert list(tmp_path.iterdir()) == []
+        assert list(tmp_path.iterdir()) == [bare.parent]
         sections: Printed = {}
         for block in printed.out.strip().split("\n\n"):
             title, *lines = block.splitlines()

@@ -13,8 +13,9 @@ from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.score import HeldOutScore
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.retro import RetroModel
+from retro_lab.training.config import SHORT_PRECISIONS
 from retro_lab.training.module import RetroModule
-from retro_lab.training.precision import HALF_WITH_SCALER, PRECISIONS, SHORT_NAMES, checked_precision
+from retro_lab.training.precision import HALF_WITH_SCALER, PRECISIONS, checked_precision
 from retro_lab.training.schedule import WarmupCosine
 
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -83,7 +84,7 @@ def test_whatever_lightning_takes_is_offered_or_refused_in_one_sentence() -> Non
     names = [name for choices in get_args(_PRECISION_INPUT) for name in get_args(choices)]
     assert set(PRECISIONS) < set(names)
     for name in names:
-        if str(name) in {*PRECISIONS, *SHORT_NAMES}:
+        if str(name) in {*PRECISIONS, *SHORT_PRECISIONS}:
             assert checked_precision(name, "gpu") in PRECISIONS
             continue
         with pytest.raises(
