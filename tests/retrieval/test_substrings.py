@@ -1,5 +1,7 @@
 """The longest common substring of chunks and neighbors, against a dynamic program over every pair of places."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -83,3 +85,18 @@ def test_markers_and_padding_equal_nothing():
     neighbors = np.array([[[MARKER, 7, 8, MARKER]], [[7, 7, 7, 7]]])
     lengths, neighbor_lengths = np.array([4, 3]), np.array([[4], [2]])
     assert longest_common_substrings(chunks, lengths, neighbors, neighbor_lengths, MARKER).tolist() == [2, 2]
+
+
+def test_memory_does_not_grow_with_the_number_of_chunks():
+    random = np.random.default_rng(0)
+
+    def peak(count):
+        chunks, neighbors = random.integers(2, 99, (count, 16)), random.integers(2, 99, (count, 4, 32))
+        lengths, neighbor_lengths = np.full(count, 16), np.full((count, 4), 32)
+        tracemalloc.start()
+        longest_common_substrings(chunks, lengths, neighbors, neighbor_lengths, MARKER)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(20 * substrings.CHUNKS_AT_ONCE) < 1.5 * peak(substrings.CHUNKS_AT_ONCE)
