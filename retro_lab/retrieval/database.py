@@ -17,6 +17,7 @@ from retro_lab.retrieval.embedder import Embedder
 from retro_lab.retrieval.embeddings import Embeddings, EmbeddingsStage
 from retro_lab.retrieval.index import Index, IndexStage
 from retro_lab.retrieval.neighbors import Neighbors, NeighborsStage, Ranking, SearchStage
+from retro_lab.retrieval.overlaps import Overlaps, OverlapsStage
 from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher, Searcher
 
 
@@ -79,6 +80,7 @@ class Database:
         self._embedder = None if retrieval.method == Method.bm25 else _build_embedder(embedder)
         self._shard_size = embedder.shard_size
         self._neighbors: dict[str, Neighbors] = {}
+        self._overlaps: dict[str, Overlaps] = {}
         self.indexes: tuple[Index, ...] = ()
         if self._embedder is not None:
             embeddings, queries = self._embed(store), self._embed(samples)
@@ -115,6 +117,17 @@ class Database:
             ]
             self._neighbors[fingerprint] = Neighbors(self._artifacts.build(NeighborsStage(searches)))
         return self._neighbors[fingerprint]
+
+    def overlaps_of(self, queries: TokenStore) -> Overlaps:
+        """Compare every chunk of a text with its nearest neighbors (Borgeaud et al. 2022, Sec. 2.6).
+
+        Neighbors are found first if they have not been.
+        """
+        fingerprint = queries.artifact.fingerprint
+        if fingerprint not in self._overlaps:
+            stage = OverlapsStage(queries, self.store, self.neighbors_of(queries))
+            self._overlaps[fingerprint] = Overlaps(self._artifacts.build(stage))
+        return self._overlaps[fingerprint]
 
     @property
     def _shards(self) -> list[tuple[int, int]]:

@@ -28,7 +28,8 @@ from retro_lab.retrieval.bm25 import BM25
 from retro_lab.retrieval.config import IndexConfig
 from retro_lab.retrieval.embeddings import Embeddings, EmbeddingsStage
 from retro_lab.retrieval.index import Index, IndexStage
-from retro_lab.retrieval.neighbors import NeighborsStage, Ranking, SearchStage
+from retro_lab.retrieval.neighbors import Neighbors, NeighborsStage, Ranking, SearchStage
+from retro_lab.retrieval.overlaps import OverlapsStage
 from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher
 
 OUTPUTS = Path(__file__).with_name("outputs.json")
@@ -42,7 +43,7 @@ DENSE = {
 METHODS = [*DENSE, "bm25", "hybrid"]
 PIPELINE: list[type[Stage]] = [
     DocumentsStage, HeldOutStage, DecontaminationStage, TokenizerStage, TokensStage, EmbeddingsStage, IndexStage,
-    SearchStage, NeighborsStage,
+    SearchStage, NeighborsStage, OverlapsStage,
 ]  # fmt: skip
 STORED = 24
 WIDTH = 8
@@ -199,6 +200,11 @@ def built(request, chunks, inputs, searched, tmp_path):
     if stage == "neighbors":
         artifact = chunks.artifacts.build(NeighborsStage([searched["exact"][1], searched["exact"][1]]))
         return Built(artifact, digest([artifact.facts, content(artifact)]))
+    if stage == "overlaps":
+        store = chunks.stores["train"]
+        neighbors = Neighbors(chunks.artifacts.build(NeighborsStage([searched["exact"][1]])))
+        artifact = chunks.artifacts.build(OverlapsStage(store, store, neighbors))
+        return Built(artifact, digest([artifact.facts, content(artifact)]))
     return Built(inputs[stage], digest([inputs[stage].facts, content(inputs[stage])]))
 
 
@@ -207,6 +213,7 @@ CASES = [
     *(f"index: {method}" for method in DENSE),
     *(f"search: {method}" for method in METHODS),
     "neighbors",
+    "overlaps",
 ]
 
 
