@@ -79,6 +79,8 @@ class Database:
         self._ranking = Ranking(retrieval.candidates, self._bm25) if retrieval.method == Method.hybrid else None
         self._embedder = None if retrieval.method == Method.bm25 else _build_embedder(embedder)
         self._shard_size = embedder.shard_size
+        # What was built, by the fingerprint of the text.
+        self._embeddings: dict[str, Embeddings] = {}
         self._neighbors: dict[str, Neighbors] = {}
         self._overlaps: dict[str, Overlaps] = {}
         self.indexes: tuple[Index, ...] = ()
@@ -141,7 +143,11 @@ class Database:
 
     def _embed(self, store: TokenStore) -> Embeddings:
         assert self._embedder is not None
-        return Embeddings(self._artifacts.build(EmbeddingsStage(store, self._embedder, self._shard_size)))
+        fingerprint = store.artifact.fingerprint
+        if fingerprint not in self._embeddings:
+            stage = EmbeddingsStage(store, self._embedder, self._shard_size)
+            self._embeddings[fingerprint] = Embeddings(self._artifacts.build(stage))
+        return self._embeddings[fingerprint]
 
 
 def _build_embedder(config: EmbedderConfig) -> Embedder:
