@@ -7,6 +7,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 
 class Score(NamedTuple):
@@ -20,6 +21,13 @@ class Score(NamedTuple):
     """int64 []: UTF-8 bytes of the text."""
     documents: Tensor
     """int64 []: documents in the text."""
+    windows: Tensor
+    """int64 [W]: numbers of the windows that were scored, in any order; what only fills a rank's share has a number
+    twice, with nothing scored."""
+    window_nats: Tensor
+    """float64 [W]: the summed cross-entropy of each of these windows."""
+    window_tokens: Tensor
+    """int64 [W]: the tokens that were predicted in each of these windows."""
 
     @property
     def bits_per_byte(self) -> float:
@@ -43,6 +51,9 @@ class HeldOutScore(Metric):
     tokens: Tensor
     bytes: Tensor
     documents: Tensor
+    windows: list[Tensor] | Tensor
+    window_nats: list[Tensor] | Tensor
+    window_tokens: list[Tensor] | Tensor
 
     def __init__(self) -> None:
         """Start at zero."""
@@ -50,18 +61,44 @@ class HeldOutScore(Metric):
         self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         for name in ("tokens", "bytes", "documents"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("windows", "window_nats", "window_tokens"):
+            self.add_state(name, [], dist_reduce_fx="cat")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "HeldOutScore":
         """Move to a device, but keep float64 when the model is converted: sums in bfloat16 would stop growing."""
         return cast("HeldOutScore", super()._apply(lambda state: fn(state).to(state.dtype), exclude_state))
 
-    def update(self, nats: Tensor, tokens: Tensor, num_bytes: Tensor, documents: Tensor) -> None:
-        """Add scored text: the summed cross-entropy of `tokens` tokens in nats, and the bytes they complete."""
-        self.nats = self.nats + nats.double()
-        self.tokens = self.tokens + tokens
+    def update(self, nats: Tensor, mask: Tensor, windows: Tensor, num_bytes: Tensor, documents: Tensor) -> None:
+        """Add scored windows.
+
+        Args:
+            nats: [B, N] cross-entropy of each token, zero where the mask is False.
+            mask: bool [B, N], True where a token was scored.
+            windows: int64 [B], the numbers of the windows in the text.
+            num_bytes: int64 [], bytes of the documents that are added with these windows.
+            documents: int64 [], how many such documents there are.
+        """
+        self.nats = self.nats + nats.sum().double()
+        self.tokens = self.tokens + mask.sum()
         self.bytes = self.bytes + num_bytes
         self.documents = self.documents + documents
+        assert isinstance(self.windows, list)
+        assert isinstance(self.window_nats, list)
+        assert isinstance(self.window_tokens, list)
+        self.windows.append(windows)
+        self.window_nats.append(nats.double().sum(1))
+        self.window_tokens.append(mask.sum(1))
 
     def compute(self) -> Score:
         """Return the score of everything added, on all devices."""
-        return Score(self.nats, self.tokens, self.bytes, self.documents)
+        windows = (
+            _gathered(self.windows, torch.int64),
+            _gathered(self.window_nats, torch.float64),
+            _gathered(self.window_tokens, torch.int64),
+        )
+        return Score(self.nats, self.tokens, self.bytes, self.documents, *windows)
+
+
+def _gathered(batches: list[Tensor] | Tensor, dtype: torch.dtype) -> Tensor:
+    """Put the windows of all batches in one tensor; torchmetrics has done so already where there are several ranks."""
+    return dim_zero_cat(batches) if len(batches) else torch.zeros(0, dtype=dtype)

@@ -38,14 +38,13 @@ class ScoringModule(pl.LightningModule):
         """Score a batch of windows with each k."""
         windows = to_int64(batch["batch"])
         for k, score in self.measured():
-            nats = self.model.loss(
+            nats = self.model.token_losses(
                 windows["tokens"],
                 windows["targets"],
-                windows["mask"],
                 *neighbors_of(windows, k),
                 documents_of(windows),
             )
-            score.update(nats, windows["mask"].sum(), batch["bytes"], batch["documents"])
+            score.update(nats * windows["mask"], windows["mask"], batch["windows"], batch["bytes"], batch["documents"])
 
     def on_validation_epoch_end(self) -> None:
         """Log bits per byte for each k."""

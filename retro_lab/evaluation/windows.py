@@ -16,13 +16,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from retro_lab.evaluation.config import check_stride
+from retro_lab.evaluation.score import Score
 from retro_lab.retrieval.sequences import Batch, Sequences
+from retro_lab.runs.document_scores import DocumentScores
 
 
 class WindowBatch(TypedDict):
     """Windows to score, and the text that they account for."""
 
     batch: Batch
+    windows: Tensor
+    """int64 [B]: the number of each window, from which `Windows` knows its document."""
     bytes: Tensor
     """int64 []: UTF-8 bytes of the documents whose first window is in this batch."""
     documents: Tensor
@@ -77,8 +81,31 @@ class Windows(Dataset[WindowBatch]):
         complete = document[offset == 0]
         return WindowBatch(
             batch=batch,
+            windows=torch.arange(len(self._document))[rows],
             bytes=torch.tensor(int(store.document_bytes[complete].sum())),
             documents=torch.tensor(len(complete)),
+        )
+
+    def document_scores(self, score: Score) -> DocumentScores:
+        """Add up a score's windows by document, in the order of the windows, whichever rank scored them.
+
+        Args:
+            score: Of all of these windows.
+
+        Returns:
+            What each document takes, in the store's order.
+        """
+        numbers = score.windows.cpu().numpy()
+
+        def by_document(values: Tensor) -> np.ndarray:
+            # Each window is scored once: what else is added to it is zero, so the order of `numbers` does not matter.
+            windows = np.bincount(numbers, values.cpu().numpy(), minlength=len(self._document))
+            return np.bincount(self._document, windows, minlength=self.documents)
+
+        return DocumentScores(
+            nats=by_document(score.window_nats),
+            tokens=by_document(score.window_tokens).astype(np.int64),
+            bytes=self.sequences.store.document_bytes[: self.documents].astype(np.int64),
         )
 
 
@@ -104,6 +131,8 @@ class RankWindows(Dataset[WindowBatch]):
         number = index * self.world + self.rank
         if number < len(self.windows):
             return self.windows[number]
-        batch = self.windows[0]["batch"]
-        batch["mask"] = torch.zeros_like(batch["mask"])
-        return WindowBatch(batch=batch, bytes=torch.tensor(0), documents=torch.tensor(0))
+        filler = self.windows[0]
+        filler["batch"]["mask"] = torch.zeros_like(filler["batch"]["mask"])
+        return WindowBatch(
+            batch=filler["batch"], windows=filler["windows"], bytes=torch.tensor(0), documents=torch.tensor(0)
+        )

@@ -34,12 +34,14 @@ CURVE = Picture(
 NEIGHBORS = Picture(
     "neighbors",
     "Held-out bits per byte against the number of neighbors retrieved for each chunk.",
-    "One trained RETRO, evaluated with several numbers of neighbors.",
+    "One trained RETRO, evaluated with several numbers of neighbors. Bars: 95% intervals of the distance from the "
+    "baseline, over documents.",
 )
 AXIS = Picture(
     "sweep",
     "Held-out bits per byte against the value that the sweep varies.",
-    "Each point is a separate model, scored on all held-out text; the numbers on the right belong to the last points.",
+    "Each point is a separate model, scored on all held-out text; the numbers on the right belong to the last points. "
+    "Bars: 95% intervals of the distance from the baseline, over documents.",
 )
 
 

@@ -1,10 +1,11 @@
 """The tables of a report: RETRO against its baseline in one run, and cell against cell in a sweep."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from retro_lab.evaluation.intervals import DRAWS, Interval, gain_interval
 from retro_lab.report import formats
 from retro_lab.report.tables import Column, Table, Value
 from retro_lab.runs.records import Evaluation, ModelRecord, RunRecord, ScoredText
@@ -13,7 +14,11 @@ from retro_lab.runs.sweeps import Cell, SweepRecord
 BASELINE, OFF, ON = "Baseline", "RETRO[Off]", "RETRO[On]"
 STATUS_COLORS = {"done": "green", "failed": "bold red", "missing": "yellow"}
 
-GAIN_NOTE = "Gain: bits per byte below the baseline, also as a share of the baseline's. Above zero is better."
+GAIN_NOTE = (
+    "Gain: bits per byte below the baseline, and as a share of the baseline's. Above zero is better. In brackets: its "
+    f"95% interval over the documents of the text, from {DRAWS:,} bootstrap draws."
+)
+FLOPS_NOTE = "x FLOPs: forward pass for a token of the text, over the baseline's."
 RUN_NOTE = (
     "Tokens: seen in training, including padding. k: neighbors that each chunk retrieves during scoring. Perplexity is "
     "per token."
@@ -21,10 +26,26 @@ RUN_NOTE = (
 SWEEP_NOTE = "Baseline: the score that the row's gain is measured against."
 
 PARAMETERS = Column("parameters", "Para\u00admeters", formats.count)
-NON_EMBEDDING = Column("non_embedding_parameters", "Without embed\u00addings", formats.count)
+NON_EMBEDDING = Column("non_embedding_parameters", "Without embed\u00addings", formats.count, terminal=False)
 TOKENS = Column("training_tokens", "Tokens", formats.count)
-GAIN = Column("gain_bits_per_byte", "Gain", formats.signed_score)
+GAIN = Column("gain_bits_per_byte", "Gain", formats.with_interval, more=("gain_low", "gain_high"))
 GAIN_PERCENT = Column("gain_percent", "Gain %", formats.signed_percent)
+FLOPS = Column("flops_ratio", "x FLOPs", formats.ratio)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A score, and the model of a run that it is of."""
+
+    run: RunRecord
+    model: ModelRecord
+    entry: Evaluation
+
+    @classmethod
+    def of(cls, run: RunRecord | None, model: ModelRecord | None, k: int = 0) -> "Scored | None":
+        """Return a model's score on its main text with k neighbors; None where it was not measured."""
+        entry = model.evaluation(k) if model else None
+        return cls(run, model, entry) if run and model and entry else None
 
 
 @dataclass(frozen=True)
@@ -33,17 +54,35 @@ class Gain:
 
     bits_per_byte: float
     percent: float
+    interval: Interval | None
+    """95%, of the bits per byte; None if the text is a single document."""
 
 
-def gain(evaluation: Evaluation | None, baseline: Evaluation | None) -> Gain | None:
-    """Compare two scores; None if one is missing or they were not measured on the same text in the same way."""
-    if evaluation is None or baseline is None or not baseline.bits_per_byte > 0:
+def gain(scored: Scored | None, baseline: Scored | None) -> Gain | None:
+    """Compare two scores; None where one is missing or they were not measured on the same text in the same way.
+
+    Raises:
+        ArtifactError: The documents' scores cannot be read.
+    """
+    if scored is None or baseline is None or not comparable(scored.entry, baseline.entry):
         return None
+    level = baseline.entry.bits_per_byte
+    saved = level - scored.entry.bits_per_byte
+    shares = [each.run.document_scores(each.model, each.entry) for each in (scored, baseline)]
+    return Gain(saved, 100 * saved / level, gain_interval(*shares))
+
+
+def comparable(evaluation: Evaluation, baseline: Evaluation) -> bool:
+    """Tell whether two scores were measured on the same text in the same way."""
     texts = ((entry.bytes, entry.documents, entry.text) for entry in (evaluation, baseline))
-    if next(texts) != next(texts):
+    return next(texts) == next(texts) and baseline.bits_per_byte > 0
+
+
+def flops_ratio(evaluation: Evaluation | None, baseline: Evaluation | None) -> float | None:
+    """Return how many times the baseline's FLOPs a model takes for a token; None where scores cannot be compared."""
+    if evaluation is None or baseline is None or not comparable(evaluation, baseline):
         return None
-    saved = baseline.bits_per_byte - evaluation.bits_per_byte
-    return Gain(saved, 100 * saved / baseline.bits_per_byte)
+    return evaluation.flops_per_byte / baseline.flops_per_byte
 
 
 def run_table(run: RunRecord) -> Table:
@@ -72,6 +111,7 @@ def run_table(run: RunRecord) -> Table:
         Column("perplexity", "Per\u00adplexity", formats.perplexity),
         GAIN,
         GAIN_PERCENT,
+        replace(FLOPS, show=_first(formats.ratio), more=("flops_per_byte", "training_flops")),
     )
     explained = [
         f"{names[text]}: {text.description}, in windows of {text.sequence_length:,} tokens every {text.stride:,}."
@@ -79,7 +119,7 @@ def run_table(run: RunRecord) -> Table:
     ]
     if databases:
         explained.append(f"Database: {'; '.join(dict.fromkeys(labels.values()))}.")
-    return Table(run.name, columns, tuple(rows), (GAIN_NOTE, RUN_NOTE, *explained))
+    return Table(run.name, columns, tuple(rows), (GAIN_NOTE, RUN_NOTE, FLOPS_NOTE, *explained))
 
 
 def _text_rows(
@@ -87,9 +127,11 @@ def _text_rows(
 ) -> list[tuple[Value, ...]]:
     """Return the rows of one text: retrieval off, as trained, and with other k; missing scores become dashes."""
     rows = []
-    reference = run.baseline.evaluation(0, text) if run.baseline else None
+    reference = None
     if run.baseline:
-        rows.append(_run_row(BASELINE, run.baseline, 0, reference, None))
+        entry = run.baseline.evaluation(0, text)
+        reference = Scored(run, run.baseline, entry) if entry else None
+        rows.append(_run_row(BASELINE, run, run.baseline, 0, entry, reference))
     if run.retro:
         scored = [entry for entry in run.retro.evaluations if entry.text == text]
         others = sorted({entry.k for entry in scored} - {0, run.retro.k})
@@ -99,7 +141,7 @@ def _text_rows(
             for entry in measured or [None]:
                 found = entry.retrieved if entry else None
                 where = f", {labels[found.database, found.source]}" if found and len(labels) > 1 else ""
-                rows.append(_run_row(name + where, run.retro, k, entry, reference))
+                rows.append(_run_row(name + where, run, run.retro, k, entry, reference))
     return rows
 
 
@@ -119,54 +161,76 @@ def sweep_table(sweep: SweepRecord) -> Table:
     columns = (
         *axes,
         Column("status", "Status", numeric=False, colors=STATUS_COLORS),
-        PARAMETERS,
+        replace(PARAMETERS, terminal=False),
         TOKENS,
-        Column("baseline_bits_per_byte", BASELINE, formats.score),
+        Column("baseline_bits_per_byte", "Base\u00adline", formats.score),
         Column("off_bits_per_byte", OFF, formats.score),
         Column("on_bits_per_byte", ON, formats.score),
         GAIN,
-        GAIN_PERCENT,
+        replace(GAIN_PERCENT, terminal=False),
+        FLOPS,
     )
     rows = tuple(_sweep_row(sweep, cell) for cell in sweep.cells)
-    return Table(sweep.name, columns, rows, (f"{BASELINE}, {OFF}, {ON}: bits per byte. {SWEEP_NOTE}", GAIN_NOTE))
+    return Table(
+        sweep.name, columns, rows, (f"{BASELINE}, {OFF}, {ON}: bits per byte. {SWEEP_NOTE}", GAIN_NOTE, FLOPS_NOTE)
+    )
 
 
-def cell_baseline(sweep: SweepRecord, cell: Cell) -> ModelRecord | None:
-    """Return the baseline that a cell's RETRO is compared with.
+def cell_baseline(sweep: SweepRecord, cell: Cell) -> RunRecord | None:
+    """Return the run of the baseline that a cell's RETRO is compared with.
 
-    It is the cell's own if there is one; else that of a cell which differs in only one axis (such as `retrieval.k=0`)
-    and trained a model of the same size on the same corpus; else None.
+    It is the cell's own run where it has a baseline; else that of a cell which differs in one axis alone (such as
+    `retrieval.k=0`) and trained a model of the same size on the same corpus; else None.
     """
     if cell.run is None or cell.run.baseline or cell.run.retro is None:
-        return cell.run.baseline if cell.run else None
+        return cell.run if cell.run and cell.run.baseline else None
     retro = cell.run.retro
     for other in sweep.cells:
         baseline = other.run.baseline if other.run else None
         changed = sum(other.overrides.get(axis) != cell.overrides.get(axis) for axis in sweep.axes)
         if baseline and changed <= 1 and (baseline.size, baseline.corpus) == (retro.size, retro.corpus):
-            return baseline
+            return other.run
     return None
 
 
+def cell_scores(sweep: SweepRecord, cell: Cell) -> tuple[Scored | None, Scored | None, Scored | None]:
+    """Return a cell's scores: of the baseline it is compared with, with retrieval off, and on."""
+    run, origin = cell.run, cell_baseline(sweep, cell)
+    retro = run.retro if run else None
+    reference = Scored.of(origin, origin.baseline) if origin else None
+    return reference, Scored.of(run, retro), Scored.of(run, retro, retro.k) if retro else None
+
+
 def _run_row(
-    name: str, model: ModelRecord, k: int, entry: Evaluation | None, reference: Evaluation | None
+    name: str, run: RunRecord, model: ModelRecord, k: int, entry: Evaluation | None, reference: Scored | None
 ) -> tuple[Value, ...]:
     scores = (entry.bits_per_byte, entry.perplexity) if entry else (None, None)
     size = (model.parameters.total, model.parameters.non_embedding, model.tokens)
-    return (name, *size, k, *scores, *_gain_values(gain(entry, reference)))
+    baseline = reference.entry if reference else None
+    difference = gain(Scored(run, model, entry), reference) if entry and entry is not baseline else None
+    flops = (flops_ratio(entry, baseline), entry.flops_per_byte if entry else None, model.flops)
+    return (name, *size, k, *scores, *_gain_values(difference), *flops)
 
 
 def _sweep_row(sweep: SweepRecord, cell: Cell) -> tuple[Value, ...]:
     labels = [cell.overrides.get(axis) for axis in sweep.axes] or [cell.name]
-    retro = cell.run.retro if cell.run else None
-    baseline = cell_baseline(sweep, cell)
-    model = retro or baseline
-    reference = baseline.evaluation(0) if baseline else None
-    off, on = (retro.evaluation(0), retro.evaluation(retro.k)) if retro else (None, None)
-    scores = (entry.bits_per_byte if entry else None for entry in (reference, off, on))
+    origin = cell_baseline(sweep, cell)
+    model = (cell.run.retro if cell.run else None) or (origin.baseline if origin else None)
+    reference, off, on = cell_scores(sweep, cell)
+    scores = (scored.entry.bits_per_byte if scored else None for scored in (reference, off, on))
     size = (model.parameters.total, model.tokens) if model else (None, None)
-    return (*labels, cell.status, *size, *scores, *_gain_values(gain(on, reference)))
+    flops = flops_ratio(on.entry, reference.entry) if on and reference else None
+    return (*labels, cell.status, *size, *scores, *_gain_values(gain(on, reference)), flops)
 
 
 def _gain_values(difference: Gain | None) -> tuple[Value, ...]:
-    return (difference.bits_per_byte, difference.percent) if difference else (None, None)
+    """Return the values of the columns `GAIN` and `GAIN_PERCENT`."""
+    if difference is None:
+        return (None, None, None, None)
+    low, high = difference.interval or (None, None)
+    return (difference.bits_per_byte, low, high, difference.percent)
+
+
+def _first(show: Callable[[Any], str]) -> Callable[..., str]:
+    """Show the first of a column's values alone."""
+    return lambda value, *_: show(value)

@@ -17,6 +17,8 @@ TRAINING: dict[str, Fact] = {
     "Test split": lambda model: _text(model.corpus.test_tokens, model.corpus.test_documents),
     "Trained on": lambda model: _trained(model),
     "Passes over the training split": lambda model: _passes(model),
+    "Training FLOPs": lambda model: formats.flops(model.flops),
+    "FLOPs per byte": lambda model: _flops_per_byte(model),
     "Neighbors per chunk (k)": lambda model: str(model.k),
     "Retrieval database": lambda model: _database(model),
     "Index": lambda model: model.database.index if model.database else None,
@@ -78,6 +80,11 @@ def _trained(model: ModelRecord) -> Value:
 
 def _passes(model: ModelRecord) -> Value:
     return f"{model.tokens / model.corpus.train_tokens:.2g}" if model.corpus.train_tokens else None
+
+
+def _flops_per_byte(model: ModelRecord) -> Value:
+    entry = model.evaluation(model.k)
+    return f"{formats.flops(entry.flops_per_byte)} ({entry.text.description}, k = {entry.k})" if entry else None
 
 
 def _database(model: ModelRecord) -> Value:

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from retro_lab.report.comparison import BASELINE, OFF, ON, cell_baseline
+from retro_lab.report.comparison import BASELINE, OFF, ON, Scored, cell_baseline, cell_scores, gain
 from retro_lab.report.style import BASELINE_LOOK, OFF_LOOK, ON_LOOK, Line, Look, draw
 from retro_lab.runs.records import Evaluation, ModelRecord, RunRecord
 from retro_lab.runs.sweeps import Cell, SweepRecord, number
@@ -30,11 +30,14 @@ def neighbors_figure(run: RunRecord) -> Figure | None:
     if run.retro is None:
         return None
     text = run.retro.main_text
-    on = [(entry.k, entry.bits_per_byte) for entry in _with_first_database(run.retro) if entry.text == text]
+    entries = [entry for entry in _with_first_database(run.retro) if entry.text == text]
+    on = [(entry.k, entry.bits_per_byte) for entry in entries]
     if len(on) < FEWEST_NEIGHBOR_COUNTS:
         return None
     xs = [0, *sorted(k for k, _ in on)]
-    lines = [Line(ON, tuple(sorted(on)), ON_LOOK)]
+    reference = Scored.of(run, run.baseline)
+    bars = [_bar(entry.k, Scored(run, run.retro, entry), reference) for entry in entries]
+    lines = [Line(ON, tuple(sorted(on)), ON_LOOK, bars=tuple(bar for bar in bars if bar))]
     for label, model, look in ((OFF, run.retro, OFF_LOOK), (BASELINE, run.baseline, BASELINE_LOOK)):
         level = model.evaluation(0) if model else None
         if level:
@@ -52,25 +55,37 @@ def sweep_figure(sweep: SweepRecord) -> Figure | None:
     if len(sweep.axes) != 1:
         return None
     (axis,) = sweep.axes
-    off, on, reference, own = [], [], [], []
+    off, on, reference, own, bars = [], [], [], [], []
     for cell in sweep.cells:
-        retro, baseline = (cell.run.retro, cell_baseline(sweep, cell)) if cell.run else (None, None)
+        retro, origin = (cell.run.retro, cell_baseline(sweep, cell)) if cell.run else (None, None)
+        baseline = origin.baseline if origin else None
         if baseline and (x := _position(axis, cell, baseline)) is not None and (entry := baseline.evaluation(0)):
             own += [x] if cell.run and cell.run.baseline else []
             reference.append((x, entry.bits_per_byte))
         if retro and (x := _position(axis, cell, retro)) is not None:
             off += [(x, entry.bits_per_byte) for entry in [retro.evaluation(0)] if entry]
             on += [(x, entry.bits_per_byte) for entry in [retro.evaluation(retro.k)] if entry]
+            level, _, scored = cell_scores(sweep, cell)
+            bars += [bar for bar in [_bar(x, scored, level)] if bar]
     lines = [
         Line(BASELINE, tuple(reference), BASELINE_LOOK, measured=tuple(own)),
         Line(OFF, tuple(off), OFF_LOOK),
-        Line(ON, tuple(on), ON_LOOK),
+        Line(ON, tuple(on), ON_LOOK, bars=tuple(bars)),
     ]
     lines = [line for line in lines if line.points]
     if not lines:
         return None
     x_title = "Non-embedding parameters" if axis == "size" else axis
     return draw(f"Held-out text against {axis}", x_title, lines, swept=True)
+
+
+def _bar(x: float, scored: Scored | None, baseline: Scored | None) -> tuple[float, float, float] | None:
+    """Return the interval of a score's distance from the baseline, below the baseline's level; None if it has none."""
+    difference = gain(scored, baseline)
+    if difference is None or difference.interval is None or baseline is None:
+        return None
+    level = baseline.entry.bits_per_byte
+    return x, level - difference.interval.high, level - difference.interval.low
 
 
 def _with_first_database(retro: ModelRecord) -> list[Evaluation]:

@@ -27,6 +27,22 @@ def signed_score(value: float) -> str:
     return f"{value:+.3f}"
 
 
+def with_interval(value: float, low: float | None, high: float | None) -> str:
+    """Show a difference in bits per byte, and its interval if it has one."""
+    interval = "" if low is None or high is None else f" [{signed_score(low)}, {signed_score(high)}]"
+    return signed_score(value) + interval
+
+
+def flops(value: float) -> str:
+    """Show a number of floating-point operations with three digits."""
+    return f"{value:.3g}"
+
+
+def ratio(value: float) -> str:
+    """Show how many times something else a number is."""
+    return f"{value:.2f}"
+
+
 def signed_percent(value: float) -> str:
     """Show a difference in percent, always with its sign."""
     return f"{value:+.1f}%"

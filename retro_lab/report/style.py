@@ -37,6 +37,8 @@ Y_TITLE = "Bits per byte (lower is better)"
 SIZE_INCHES = (8.0, 4.4)
 PIXELS_PER_INCH = 160
 LABEL_GAP_POINTS = 17.0
+BAR_POINTS = 4.0
+"""Width of a bar that stands for an interval."""
 WIDE_RANGE = 30
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
 MANY_TICKS = 10
@@ -60,6 +62,8 @@ class Line:
     points: tuple[Point, ...]
     look: Look
     measured: tuple[float, ...] | None = None
+    bars: tuple[tuple[float, float, float], ...] = ()
+    """Intervals as x, low and high, drawn as vertical bars."""
 
 
 BASELINE_LOOK = Look("#4d4d4d", ":", "s")
@@ -121,6 +125,9 @@ def _draw_line(axes: Axes, line: Line) -> None:
         marker=line.look.marker,
         markevery=marked,
     )
+    if line.bars:
+        xs, lows, highs = zip(*line.bars, strict=True)
+        axes.vlines(xs, lows, highs, colors=line.look.color, linewidth=BAR_POINTS, alpha=0.35)
 
 
 def _fit_scale(axes: Axes, values: Sequence[float]) -> None:

@@ -4,9 +4,10 @@ import csv
 import html
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import islice
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -22,15 +23,24 @@ Value = str | int | float | None
 
 @dataclass(frozen=True)
 class Column:
-    """A column: `key` names it in CSV, `heading` everywhere else, and `show` turns a value into text."""
+    """A column: `key` names it in CSV, `heading` everywhere else, and `show` turns its values into text."""
 
     key: str
     heading: str
-    """Title, with soft hyphens where it may be hyphenated."""
-    show: Callable[[Any], str] = str
+    """Title, with soft hyphens where it may be broken."""
+    show: Callable[..., str] = str
     numeric: bool = True
     colors: Mapping[str, str] = field(default_factory=dict)
     """Colors of certain values in the terminal."""
+    more: tuple[str, ...] = ()
+    """Keys of further values that belong to the first: CSV has a column for each, and `show` is handed them too."""
+    terminal: bool = True
+    """Whether a terminal shows it: on 80 characters there is no room for everything."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of all values."""
+        return self.key, *self.more
 
     @property
     def title(self) -> str:
@@ -45,7 +55,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Values in rows and columns; None is a value that was not measured."""
+    """Values in rows, one for each key of the columns; None is a value that was not measured."""
 
     title: str
     columns: tuple[Column, ...]
@@ -53,15 +63,21 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that every row is as long as the header."""
-        assert all(len(row) == len(self.columns) for row in self.rows)
+        """Refuse rows that are not as long as the header."""
+        assert all(len(row) == len(self.keys) for row in self.rows)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of all columns."""
+        return tuple(key for column in self.columns for key in column.keys)
 
     def texts(self) -> list[list[str]]:
-        """Return the rows as displayed text."""
-        return [
-            [NO_VALUE if value is None else column.show(value) for column, value in zip(self.columns, row, strict=True)]
-            for row in self.rows
-        ]
+        """Return the rows as they are shown."""
+        return [list(map(_shown, self.columns, self._by_column(row))) for row in self.rows]
+
+    def _by_column(self, row: tuple[Value, ...]) -> Iterator[tuple[Value, ...]]:
+        values = iter(row)
+        return (tuple(islice(values, len(column.keys))) for column in self.columns)
 
     def to_rich(self) -> RichTable:
         """Return the table for a Rich console, with control characters made visible."""
@@ -76,9 +92,10 @@ class Table:
             padding=(0, 1, 0, 0),
             pad_edge=False,
         )
-        narrow = sum(not column.numeric for column in self.columns) > 1
-        for column in self.columns:
-            # Numbers are not wrapped and their titles are stacked, so that names have room in 80 characters.
+        columns = [column for column in self.columns if column.terminal]
+        narrow = sum(not column.numeric for column in columns) > 1 or any(column.more for column in columns)
+        for column in columns:
+            # Numbers stay whole and their titles stand in narrow stacks, so that names have room on 80 characters.
             title = column.stacked(narrow) if column.numeric else column.title
             align: Literal["left", "right"] = "right" if column.numeric else "left"
             whole = column.numeric or bool(column.colors)
@@ -86,8 +103,10 @@ class Table:
         for row in self.texts():
             table.add_row(
                 *(
-                    Text(visible(text), style=column.colors.get(text, ""))
+                    # An interval stands below its value: side by side they are a third of 80 characters.
+                    Text(visible(text).replace(" [", "\n[" if column.more else " ["), style=column.colors.get(text, ""))
                     for column, text in zip(self.columns, row, strict=True)
+                    if column.terminal
                 )
             )
         return table
@@ -104,9 +123,13 @@ class Table:
         """Return the values in full precision below one header line; a missing value is an empty field."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(column.key for column in self.columns)
+        writer.writerow(self.keys)
         writer.writerows(self.rows)
         return text.getvalue()
+
+
+def _shown(column: Column, values: tuple[Value, ...]) -> str:
+    return NO_VALUE if values[0] is None else column.show(*values)
 
 
 def _markdown_cell(text: str) -> str:

@@ -8,10 +8,13 @@ from pathlib import Path
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from retro_lab.artifacts.disk import write_file
+from retro_lab.artifacts.fingerprint import fingerprint
 from retro_lab.errors import ArtifactError
+from retro_lab.runs.document_scores import DocumentScores, load_document_scores
 from retro_lab.runs.folder import FAILURE_NAME, MODELS
 
 RESULT_NAME = "result.json"
+SCORES_FOLDER = "scores"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +104,11 @@ class Evaluation:
     tokens: int
     bytes: int
     documents: int
+    flops_per_byte: float
+    """FLOPs that the model takes for the text, over its bytes: those of the mean token of a window for each token. That
+    windows overlap is left out, as `stride` decides it and not the model."""
+    scores: str
+    """File with each document's share of them, in the model's folder (`retro_lab.runs.document_scores`)."""
 
     @property
     def measured(self) -> tuple[ScoredText, int, Retrieved | None]:
@@ -146,6 +154,8 @@ class ModelRecord:
     """Planned steps of a training run that was stopped early; else None."""
     stopped: str | None = None
     """What stopped it, such as the name of a callback."""
+    flops: float
+    """FLOPs of the training: three times those of the forward passes, as if all weights were trained."""
     seconds: float
     """Wall time of the training over all attempts."""
     seed: int
@@ -225,6 +235,20 @@ class RunRecord:
         """Return the finished models, the baseline first."""
         return tuple(model for model in (self.baseline, self.retro) if model is not None)
 
+    def document_scores(self, model: ModelRecord, entry: Evaluation) -> DocumentScores:
+        """Read each document's share in a score of one of the models.
+
+        Raises:
+            ArtifactError: Their file is not there, is damaged, or does not add up to the score.
+        """
+        return _document_scores(self.folder / model.model / entry.scores, entry)
+
+
+def scores_name(text: ScoredText, k: int, retrieved: Retrieved | None) -> str:
+    """Return the name of the file of documents' scores in a model's folder, one for all that can be measured."""
+    measured = {"text": asdict(text), "k": k, "retrieved": asdict(retrieved) if retrieved else None}
+    return f"{SCORES_FOLDER}/{fingerprint(measured)}.parquet"
+
 
 def write_result(path: Path, record: ModelRecord) -> None:
     """Write `record` to `path` atomically.
@@ -253,10 +277,13 @@ def load_run(folder: Path) -> RunRecord:
     """Read the run in `folder`; unfinished models are only named.
 
     Raises:
-        ArtifactError: A result is damaged.
+        ArtifactError: A result is damaged, or the documents' scores beside it are.
     """
     found = {name: folder / name / RESULT_NAME for name in MODELS if (folder / name).is_dir()}
     records = {name: load_result(path) for name, path in found.items() if path.is_file()}
+    for name, record in records.items():
+        for entry in record.evaluations:  # read again where they are needed: all of a sweep's would fill the memory
+            _document_scores(folder / name / entry.scores, entry)
     return RunRecord(
         name=folder.resolve().name,
         folder=folder,
@@ -265,6 +292,18 @@ def load_run(folder: Path) -> RunRecord:
         unfinished=tuple(name for name in found if name not in records),
         error=_load_error(folder / FAILURE_NAME),
     )
+
+
+def _document_scores(path: Path, entry: Evaluation) -> DocumentScores:
+    try:
+        scores = load_document_scores(path)
+        if (len(scores), scores.tokens.sum(), scores.bytes.sum()) != (entry.documents, entry.tokens, entry.bytes):
+            raise ValueError("they do not add up to the score of the whole text")
+    except ValueError as error:
+        raise ArtifactError(
+            f"{path} does not hold the documents' scores ({error}); delete it and run the command that made it again."
+        ) from error
+    return scores
 
 
 def _load_error(path: Path) -> str | None:

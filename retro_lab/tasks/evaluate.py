@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 
 from retro_lab import console
+from retro_lab.cost.flops import required_flops
 from retro_lab.errors import ArtifactError
 from retro_lab.evaluation.scoring import ScoredData, ScoringModule, check_finite
+from retro_lab.runs.document_scores import write_document_scores
 from retro_lab.runs.folder import MODELS, RunFolder
 from retro_lab.runs.identity import check_scored
 from retro_lab.runs.records import (
@@ -21,9 +23,10 @@ from retro_lab.runs.records import (
     Retrieved,
     ScoredText,
     load_result,
+    scores_name,
     write_result,
 )
-from retro_lab.runs.trained_model import open_run
+from retro_lab.runs.trained_model import ModelSettings, open_run
 from retro_lab.tasks import report
 from retro_lab.tasks.assemble import build_trainer, model_identity, windows
 from retro_lab.tasks.build import HeldOutText, Inputs
@@ -62,6 +65,8 @@ def wanted_neighbors(config: RunConfig) -> list[int]:
 def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Inputs) -> ModelRecord:
     """Measure a trained model's missing scores, and write them into its record.
 
+    Each document's share in a score goes into a file beside the record; a score whose file is gone is measured again.
+
     Args:
         config: Of the run; `retrieval.k` is the model's.
         folder: Of the model.
@@ -75,10 +80,10 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
     wanted: dict[HeldOutText, list[tuple[ScoredText, int, Retrieved | None]]] = {
         text: [_measured(config, text, k, inputs) for k in wanted_neighbors(config)] for text in inputs.texts
     }
-    known = {entry.measured: entry for entry in record.evaluations}
+    known = {entry.measured: entry for entry in record.evaluations if (folder / entry.scores).is_file()}
     missing = {text: [key for key in keys if key not in known] for text, keys in wanted.items()}
     if any(missing.values()):
-        model = open_run(folder).model
+        trained = open_run(folder)
         trainer = build_trainer(config, folder, steps=1, callbacks=[], logging=False)
         for text, keys in missing.items():
             if not keys:
@@ -87,12 +92,16 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
             database = inputs.database if max(ks) else None
             cut = windows(config, text.store, database, ks, float("inf"))
             console.status("evaluating", f"{folder.name} on {cut.documents:,} documents, {text.description}; k = {ks}")
-            module = ScoringModule(model, ks)
+            module = ScoringModule(trained.model, ks)
             with torch.inference_mode():
                 trainer.validate(module, datamodule=ScoredData(cut), verbose=False)
             check_finite(module)
             for (scored, k, retrieved), (_, metric) in zip(keys, module.measured(), strict=True):
                 score = metric.compute()
+                shares = scores_name(scored, k, retrieved)
+                if console.is_main_process():
+                    write_document_scores(folder / shares, cut.document_scores(score))
+                flops = mean_token_flops(trained.settings, k, scored.sequence_length) * int(score.tokens)
                 known[scored, k, retrieved] = Evaluation(
                     text=scored,
                     k=k,
@@ -102,6 +111,8 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
                     tokens=int(score.tokens),
                     bytes=int(score.bytes),
                     documents=int(score.documents),
+                    flops_per_byte=flops / int(score.bytes),
+                    scores=shares,
                 )
     # Scores requested now come first, because the first text is the main one.
     order = dict.fromkeys([*(key for keys in wanted.values() for key in keys), *known])
@@ -109,6 +120,23 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
     if scored_record != record and console.is_main_process():
         write_result(folder / RESULT_NAME, scored_record)
     return scored_record
+
+
+def mean_token_flops(settings: ModelSettings, k: int, sequence_length: int) -> float:
+    """Return the FLOPs of a forward pass with k neighbors, for the mean token of a sequence.
+
+    Raises:
+        ConfigurationError: The model has no layers for neighbors.
+    """
+    sequence = required_flops(
+        settings.size,
+        settings.model,
+        settings.vocabulary_size,
+        sequence_length=sequence_length,
+        k=k,
+        neighbor_length=settings.value.length(settings.model.chunk_length),
+    )
+    return sequence.total / sequence_length
 
 
 def _with_k(config: RunConfig, k: int) -> RunConfig:

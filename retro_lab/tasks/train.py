@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 
 from retro_lab import console
 from retro_lab.corpus.corpus import Corpus
+from retro_lab.cost.flops import TRAINING_TO_FORWARD
 from retro_lab.model.retro import RetroModel
 from retro_lab.runs.folder import RunFolder, model_name
 from retro_lab.runs.identity import check_identity, write_identity
@@ -34,7 +35,7 @@ from retro_lab.tasks.assemble import (
 from retro_lab.tasks.build import Inputs
 from retro_lab.tasks.checks import check_start, check_training
 from retro_lab.tasks.config import RunConfig
-from retro_lab.tasks.evaluate import evaluate
+from retro_lab.tasks.evaluate import evaluate, mean_token_flops
 from retro_lab.training.checkpoints import CHECKPOINT, resumable
 from retro_lab.training.config import Init
 from retro_lab.training.data import RetroDataModule
@@ -141,15 +142,17 @@ def _train(config: RunConfig, folder: RunFolder, inputs: Inputs) -> ModelRecord:
     stopped = stopped_by(trainer)
     if stopped:
         console.status(model_name(k), f"stopped by {stopped} after {trainer.global_step:,} of {steps:,} steps")
+    tokens = trainer.global_step * tokens_per_step
     record = ModelRecord(
         model=model_name(k),
         size=config.size.name,
         k=k,
         parameters=Parameters(**model.parameter_counts()),
-        tokens=trainer.global_step * tokens_per_step,
+        tokens=tokens,
         steps=trainer.global_step,
         planned_steps=steps if stopped else None,
         stopped=stopped,
+        flops=TRAINING_TO_FORWARD * mean_token_flops(settings, k, settings.sequence_length) * tokens,
         seconds=round(clock.seconds, 1),
         seed=config.seed,
         corpus=_summarize_corpus(corpus),

@@ -1,6 +1,8 @@
-"""Scores add up to those of the whole text, however it is dealt out."""
+"""Scores add up to those of the whole text, document by document, however it is dealt out."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,43 +12,78 @@ import torch.multiprocessing as mp
 
 from retro_lab.evaluation.score import HeldOutScore, Score
 
-BATCHES = [
-    (float(nats), tokens, size, documents)
-    for nats, tokens, size, documents in np.random.default_rng(0).integers(1, 1000, (11, 4)).tolist()
-]
+WINDOWS, LENGTH = 3, 5
+"""Windows of a batch, and their tokens."""
 
 
-def add(score: HeldOutScore, batches: list[tuple[float, int, int, int]]) -> None:
-    for nats, *counts in batches:
-        score.update(torch.tensor(nats), *(torch.tensor(count) for count in counts))
+def batches() -> list[dict[str, Any]]:
+    """Return scored batches of a text: nats of any size, each token masked or not, and each window once."""
+    random = torch.Generator().manual_seed(0)
+    masks = [torch.rand(WINDOWS, LENGTH, generator=random) < 0.8 for _ in range(11)]
+    return [
+        {
+            "nats": torch.rand(WINDOWS, LENGTH, generator=random).exp() * mask,
+            "mask": mask,
+            "windows": torch.arange(WINDOWS) + WINDOWS * i,
+            "num_bytes": torch.tensor(100 + i),
+            "documents": torch.tensor(i % 3),
+        }
+        for i, mask in enumerate(masks)
+    ]
 
 
 def score_of_rank(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     score = HeldOutScore()
-    add(score, BATCHES[rank::world])
+    share = batches()[rank::world]
+    filler = {"nats": torch.zeros(WINDOWS, LENGTH), "mask": torch.zeros(WINDOWS, LENGTH, dtype=torch.bool)}
+    nothing = {"num_bytes": torch.tensor(0), "documents": torch.tensor(0)}
+    while len(share) < -(-len(batches()) // world):  # as `RankWindows` deals out
+        share.append(batches()[0] | filler | nothing)
+    for batch in share:
+        score.update(**batch)
     torch.save(tuple(score.compute()), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
+def by_window(score: Score) -> tuple[list[float], list[float]]:
+    """Return nats and tokens of each window, as `Windows` adds them up."""
+    numbers = score.windows.numpy()
+    nats, tokens = (np.bincount(numbers, values.numpy()) for values in (score.window_nats, score.window_tokens))
+    return nats.tolist(), tokens.tolist()
+
+
 @pytest.mark.parametrize("world", [2, 4])
-def test_every_rank_states_what_all_ranks_scored(world: int, tmp_path) -> None:
+def test_every_rank_states_what_all_ranks_scored(world: int, tmp_path: Path) -> None:
     mp.start_processes(score_of_rank, (world, str(tmp_path)), nprocs=world, start_method="fork")
-    nats, tokens, size, documents = (sum(column) for column in zip(*BATCHES, strict=True))
+    alone = HeldOutScore()
+    for batch in batches():
+        alone.update(**batch)
+    whole = alone.compute()
+    nats = sum(float(batch["nats"].double().sum()) for batch in batches())
+    size = sum(int(batch["num_bytes"]) for batch in batches())
+    tokens = sum(int(batch["mask"].sum()) for batch in batches())
     for rank in range(world):
         score = Score(*torch.load(tmp_path / f"{rank}.pt", weights_only=True))
-        assert (int(score.tokens), int(score.bytes), int(score.documents)) == (tokens, size, documents)
-        assert score.bits_per_byte == pytest.approx(nats / math.log(2) / size, rel=1e-12)
-        assert score.perplexity == pytest.approx(math.exp(nats / tokens), rel=1e-12)
+        assert (int(score.tokens), int(score.bytes), int(score.documents)) == (tokens, size, int(whole.documents))
+        assert score.bits_per_byte == pytest.approx(nats / math.log(2) / size, rel=1e-6)
+        assert score.perplexity == pytest.approx(math.exp(nats / tokens), rel=1e-6)
+        assert by_window(score) == by_window(whole)  # to the last bit, whichever rank scored what
+        assert float(score.window_nats.sum()) == pytest.approx(nats, rel=1e-12)
+        assert int(score.window_tokens.sum()) == tokens
 
 
 def test_a_score_that_was_taken_stays_when_more_is_added() -> None:
     metric = HeldOutScore()
-    add(metric, BATCHES[:1])
+    one, other = batches()[:2]
+    metric.update(**one)
     first = metric.compute()
-    add(metric, BATCHES[1:2])
-    assert int(first.tokens) == BATCHES[0][1]
-    assert int(metric.compute().tokens) == BATCHES[0][1] + BATCHES[1][1]
+    metric.update(**other)
+    assert int(first.tokens) == int(one["mask"].sum())
+    assert len(first.windows) == WINDOWS
+    assert int(metric.compute().tokens) == int(one["mask"].sum()) + int(other["mask"].sum())
+    assert metric.compute().windows.tolist() == list(range(2 * WINDOWS))
     metric.reset()
     assert int(metric.compute().tokens) == 0
+    assert len(metric.compute().windows) == 0

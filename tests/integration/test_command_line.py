@@ -1,6 +1,7 @@
 """The real command line on a corpus of the user's own, from text to the table."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -83,6 +85,11 @@ def test_one_command_from_text_to_the_table(workplace, compared):
     assert [entry["k"] for entry in found["baseline"]["evaluations"]] == [0]
     assert found["baseline"]["tokens"] == found["retro"]["tokens"] == 1024
     assert all(0 < entry["bits_per_byte"] < 20 for record in found.values() for entry in record["evaluations"])
+    off, on, alone = (*found["retro"]["evaluations"], *found["baseline"]["evaluations"])
+    assert alone["flops_per_byte"] == off["flops_per_byte"] < on["flops_per_byte"]
+    for record, entry in ((found["retro"], on), (found["baseline"], alone)):  # windows are as long as in training
+        for_a_token = entry["flops_per_byte"] * entry["bytes"] / entry["tokens"]
+        assert record["flops"] == pytest.approx(3 * for_a_token * record["tokens"])
     assert (workplace / "outputs" / "whole" / "report" / "index.html").is_file()
 
 
@@ -330,6 +337,14 @@ def test_other_windows_databases_and_texts_add_scores_and_take_no_others_place(w
         for old in (entry for entry in before[model]["evaluations"] if entry["k"] in closer):
             assert closer[old["k"]]["bits_per_byte"] < old["bits_per_byte"]  # more text before each token
             assert closer[old["k"]]["tokens"] == old["tokens"]
+    for model, record in after.items():  # each score with the shares of its documents, which add up to it
+        assert len({entry["scores"] for entry in record["evaluations"]}) == len(record["evaluations"])
+        for entry in record["evaluations"]:
+            shares = pq.read_table(workplace / "outputs" / "whole" / model / entry["scores"])
+            nats, tokens, size = (sum(shares[name].to_pylist()) for name in ("nats", "tokens", "bytes"))
+            assert (len(shares), tokens, size) == (entry["documents"], entry["tokens"], entry["bytes"])
+            assert nats / math.log(2) / size == pytest.approx(entry["bits_per_byte"], rel=1e-5)
+            assert min(shares["nats"].to_pylist()) > 0
     databases = {
         entry["retrieved"]["neighbors"]
         for entry in after["retro"]["evaluations"]
@@ -339,6 +354,10 @@ def test_other_windows_databases_and_texts_add_scores_and_take_no_others_place(w
     table = run(workplace, embedder, "name=whole", "task=report").stdout
     for explained in ("mine: test split of mine (mine.jsonl)", "test (2): test split", "windows of 32 tokens every 8"):
         assert explained in " ".join(table.split())
+    lost = workplace / "outputs" / "whole" / "retro" / after["retro"]["evaluations"][0]["scores"]
+    shares = pq.read_table(lost)
+    lost.unlink()
     again = run(workplace, embedder, "name=whole")
-    assert "evaluating" not in again.stderr
+    assert again.stderr.count("evaluating") == 1
     assert records(workplace, "whole") == after
+    assert pq.read_table(lost) == shares

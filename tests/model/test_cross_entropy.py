@@ -114,6 +114,8 @@ def test_the_models_loss_is_the_masked_sum_of_its_token_losses() -> None:
     losses = model.token_losses(tokens, targets, neighbors)
     assert losses.shape == (2, 11)
     torch.testing.assert_close(model.loss(tokens, targets, mask, neighbors), losses[mask].sum())
+    with torch.no_grad():  # as scoring adds them up: to the last bit
+        assert model.loss(tokens, targets, mask, neighbors) == (losses * mask).sum()
 
 
 def test_losses_are_nats() -> None:

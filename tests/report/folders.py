@@ -1,9 +1,13 @@
 """Results, run folders and sweep folders as a training leaves them."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
+import numpy as np
+
+from retro_lab.runs.document_scores import DocumentScores, write_document_scores
 from retro_lab.runs.records import (
     CorpusSummary,
     DatabaseSummary,
@@ -12,6 +16,7 @@ from retro_lab.runs.records import (
     Provenance,
     Retrieved,
     ScoredText,
+    scores_name,
     write_result,
 )
 from retro_lab.runs.sweeps import write_plan
@@ -68,12 +73,29 @@ def evaluation(
         tokens=90_000,
         bytes=size_bytes,
         documents=12,
+        flops_per_byte=1e6 + 695_000 * k,
+        scores=scores_name(text, k, found if k else None),
     )
+
+
+def document_scores(entry: Evaluation, spread: float = 0.1) -> DocumentScores:
+    """Scores of each document that add up to `entry`, some hard and some easy for any model."""
+    tokens, sizes = (
+        np.diff(np.linspace(0, total, entry.documents + 1).astype(np.int64)) for total in (entry.tokens, entry.bytes)
+    )
+    hard = np.random.default_rng(0).normal(0, 0.5, entry.documents)
+    own = np.random.default_rng(entry.k + 1).normal(0, spread, entry.documents)
+    moved = hard - hard.mean() + own - own.mean()
+    nats = (entry.bits_per_byte + moved) * math.log(2) * sizes
+    nats *= entry.bits_per_byte * math.log(2) * entry.bytes / nats.sum()
+    return DocumentScores(nats=nats, tokens=tokens, bytes=sizes)
 
 
 def write_models(folder: Path, *models: ModelRecord) -> None:
     """Write results where a training writes them."""
     for model in models:
+        for entry in model.evaluations:
+            write_document_scores(folder / model.model / entry.scores, document_scores(entry))
         write_result(folder / model.model / "result.json", model)
 
 

@@ -159,6 +159,57 @@ def test_unequal_comparisons_are_said_to_be(run_folder: Path, baseline: ModelRec
     assert "1.5M (30%) more parameters" in text
 
 
+def test_unequal_compute_is_said(run_folder: Path, baseline: ModelRecord, retro: ModelRecord) -> None:
+    page = Page(write_run_report(run_folder).page).text
+    text = " ".join(page.split())
+    assert (
+        "RETRO took 2.39 times the FLOPs of its baseline to train, and takes 2.39 times as many for each byte" in text
+    )
+    for fact in ("Training FLOPs 3e+12 7.17e+12", "FLOPs per byte 1e+06 (test split of python_source, k = 0) 2.39e+06"):
+        assert fact in text
+    same = tuple(replace(entry, flops_per_byte=1e6) for entry in retro.evaluations)
+    write_models(run_folder, replace(retro, flops=baseline.flops, evaluations=same))
+    assert "times the FLOPs" not in Page(write_run_report(run_folder).page).text
+
+
+def test_what_intervals_are_worth_is_said(run_folder: Path, baseline: ModelRecord, retro: ModelRecord) -> None:
+    def page() -> str:
+        return " ".join(Page(write_run_report(run_folder).page).text.split())
+
+    assert "intervals come from 12 documents" in page()
+    assert "fewer than 30 documents" in page()
+    assert "not distinguishable from zero" not in page()
+    write_models(run_folder, replace(retro, evaluations=(evaluation(2, 1.999), evaluation(0, 2.1))))
+    assert "The gain of RETRO[On] is not distinguishable from zero" in page()
+    for model in (baseline, retro):
+        write_models(
+            run_folder, replace(model, evaluations=tuple(replace(entry, documents=1) for entry in model.evaluations))
+        )
+    assert "a single document" in page()
+    assert "intervals come from" not in page()
+
+
+def test_a_sweep_counts_the_gains_that_may_be_none(
+    sweep_folder: Path, add_cell: AddCell, baseline: ModelRecord, retro: ModelRecord
+) -> None:
+    add_cell(["retrieval.k=0"], baseline)
+    add_cell(["retrieval.k=2"], retro)
+    add_cell(["retrieval.k=4"], replace(retro, k=4, evaluations=(evaluation(4, 1.999),)))
+    text = " ".join(Page(write_sweep_report(sweep_folder).page).text.split())
+    assert "1 of 2 gains are not distinguishable from zero" in text
+
+
+def test_damaged_scores_of_documents_fail_their_cell_alone(
+    sweep_folder: Path, add_cell: AddCell, baseline: ModelRecord, retro: ModelRecord
+) -> None:
+    add_cell(["retrieval.k=2"], baseline, retro)
+    damaged = add_cell(["retrieval.k=4"], baseline, retro) / "retro" / retro.evaluations[0].scores
+    damaged.write_bytes(b"")
+    failures = write_sweep_report(sweep_folder).failures
+    assert list(failures) == ["retrieval.k=4"]
+    assert str(damaged) in failures["retrieval.k=4"]
+
+
 def test_a_tokenizer_that_loses_text_is_named(run_folder: Path, baseline: ModelRecord) -> None:
     assert "too low" not in Page(write_run_report(run_folder).page).text
     write_models(

@@ -1,22 +1,25 @@
 """Numbers in the tables come from the records, and gains are compared with the right baseline."""
 
+import csv
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import DATABASE_FOUND, TEST, AddCell, evaluation, write_grid, write_models
+from folders import DATABASE_FOUND, TEST, AddCell, document_scores, evaluation, write_grid, write_models
+from rich.console import Console
 
+from retro_lab.evaluation.intervals import gain_interval
 from retro_lab.report.comparison import cell_baseline, run_table, sweep_table
 from retro_lab.report.tables import Table
-from retro_lab.runs.records import ModelRecord, load_run
+from retro_lab.runs.records import Evaluation, ModelRecord, load_run
 from retro_lab.runs.sweeps import load_sweep
 
 
 def by_key(table: Table) -> list[dict[str, Any]]:
     """Rows as values by column key."""
-    keys = [column.key for column in table.columns]
-    return [dict(zip(keys, row, strict=True)) for row in table.rows]
+    return [dict(zip(table.keys, row, strict=True)) for row in table.rows]
 
 
 def test_a_run_compares_baseline_off_and_on(run_folder: Path) -> None:
@@ -33,6 +36,61 @@ def test_a_run_compares_baseline_off_and_on(run_folder: Path) -> None:
     assert on["training_tokens"] == 1_000_000
 
 
+def test_a_gain_has_the_interval_of_its_documents(run_folder: Path, baseline: ModelRecord, retro: ModelRecord) -> None:
+    table = run_table(load_run(run_folder))
+    alone, off, on = by_key(table)
+    reference = document_scores(baseline.evaluations[0])
+    for row, entry in ((on, retro.evaluations[0]), (off, retro.evaluations[1])):
+        expected = gain_interval(document_scores(entry), reference)
+        assert (row["gain_low"], row["gain_high"]) == expected
+    assert on["gain_low"] < on["gain_bits_per_byte"] < on["gain_high"]
+    assert (alone["gain_low"], alone["gain_high"]) == (None, None)
+    shown = f"+0.100 [{on['gain_low']:+.3f}, {on['gain_high']:+.3f}]"
+    assert shown in table.texts()[2]
+    assert shown in table.to_markdown()
+    header, *_, last = csv.reader(io.StringIO(table.to_csv()))
+    assert float(dict(zip(header, last, strict=True))["gain_low"]) == on["gain_low"]
+
+
+def test_a_single_document_has_a_gain_without_an_interval(
+    run_folder: Path, baseline: ModelRecord, retro: ModelRecord
+) -> None:
+    one = [replace(model, evaluations=_of_one_document(model)) for model in (baseline, retro)]
+    write_models(run_folder, *one)
+    table = run_table(load_run(run_folder))
+    on = by_key(table)[2]
+    assert (on["gain_bits_per_byte"], on["gain_low"], on["gain_high"]) == (pytest.approx(0.1), None, None)
+    assert "+0.100" in table.texts()[2]
+
+
+def _of_one_document(model: ModelRecord) -> tuple[Evaluation, ...]:
+    return tuple(replace(entry, documents=1) for entry in model.evaluations)
+
+
+def test_compute_stands_beside_tokens(run_folder: Path) -> None:
+    alone, off, on = by_key(run_table(load_run(run_folder)))
+    assert [row["flops_ratio"] for row in (alone, off, on)] == [1, 1, 2.39]
+    assert [row["flops_per_byte"] for row in (alone, off, on)] == [1e6, 1e6, 2.39e6]
+    assert [row["training_flops"] for row in (alone, off, on)] == [3e12, 7.17e12, 7.17e12]
+
+
+def test_names_stay_whole_on_80_characters(
+    run_folder: Path, sweep_folder: Path, add_cell: AddCell, baseline: ModelRecord, retro: ModelRecord
+) -> None:
+    add_cell(["retrieval.k=0", "+sweep=neighbors", "seed=3"], baseline)
+    add_cell(["retrieval.k=2", "+sweep=neighbors", "seed=3"], retro)
+    run, sweep = run_table(load_run(run_folder)), sweep_table(load_sweep(sweep_folder))
+    for table, names in ((run, ("RETRO[Off]", "Baseline", "+5.0%")), (sweep, ("retrieval.k", "missing"))):
+        console = Console(width=80, file=io.StringIO(), color_system=None)
+        console.print(table.to_rich())
+        assert isinstance(console.file, io.StringIO)
+        printed = console.file.getvalue()
+        assert max(map(len, printed.splitlines())) <= 80
+        interval = next(row for row in by_key(table) if row["gain_low"] is not None and row["gain_low"] > 0)
+        for text in (*names, "+0.100", "2.39", f"[{interval['gain_low']:+.3f}, {interval['gain_high']:+.3f}]"):
+            assert text in printed
+
+
 def test_other_numbers_of_neighbors_get_rows_of_their_own(run_folder: Path, retro: ModelRecord) -> None:
     write_models(run_folder, replace(retro, evaluations=(*retro.evaluations, evaluation(10, 1.8), evaluation(4, 1.85))))
     rows = by_key(run_table(load_run(run_folder)))
@@ -45,14 +103,15 @@ def test_other_numbers_of_neighbors_get_rows_of_their_own(run_folder: Path, retr
 def test_what_was_not_measured_is_a_dash(run_folder: Path, retro: ModelRecord) -> None:
     write_models(run_folder, replace(retro, evaluations=(evaluation(0, 2.1),)))
     on = run_table(load_run(run_folder)).texts()[2]
-    assert on == ["RETRO[On]", "6.5M", "5.2M", "1M", "2", "–", "–", "–", "–"]
+    assert on == ["RETRO[On]", "6.5M", "5.2M", "1M", "2", "–", "–", "–", "–", "–"]
 
 
 def test_scores_on_different_text_have_no_gain(run_folder: Path, retro: ModelRecord) -> None:
     write_models(run_folder, replace(retro, evaluations=(evaluation(2, 1.9, size_bytes=299_999),)))
     on = by_key(run_table(load_run(run_folder)))[2]
     assert on["bits_per_byte"] == 1.9
-    assert on["gain_percent"] is None
+    for key in ("gain_percent", "gain_low", "gain_high", "flops_ratio"):
+        assert on[key] is None
 
 
 def test_a_sweep_has_a_row_for_each_cell_in_the_order_of_its_numbers(
@@ -72,6 +131,8 @@ def test_a_sweep_has_a_row_for_each_cell_in_the_order_of_its_numbers(
     assert (rows[0]["baseline_bits_per_byte"], rows[0]["on_bits_per_byte"]) == (2.0, None)
     assert (rows[1]["off_bits_per_byte"], rows[1]["on_bits_per_byte"]) == (2.1, 1.9)
     assert (rows[1]["baseline_bits_per_byte"], rows[1]["gain_percent"]) == (2.0, pytest.approx(5))
+    expected = gain_interval(*(document_scores(model.evaluations[0]) for model in (retro, baseline)))
+    assert (rows[1]["gain_low"], rows[1]["gain_high"], rows[1]["flops_ratio"]) == (*expected, 2.39)
     assert set(rows[2].values()) == {"4", "missing", None}
 
 

@@ -8,6 +8,7 @@ import pytest
 from folders import AddCell, evaluation, write_models
 from matplotlib.figure import Figure
 
+from retro_lab.report.comparison import run_table
 from retro_lab.report.figures import curve_figure, neighbors_figure, sweep_figure
 from retro_lab.report.style import save
 from retro_lab.runs.records import ModelRecord, load_run
@@ -19,6 +20,13 @@ def plotted(figure: Figure | None) -> dict[str, list[tuple[float, float]]]:
     assert figure is not None
     lines = figure.axes[0].get_lines()
     return {str(line.get_label()): list(zip(*line.get_data(), strict=True)) for line in lines}  # type: ignore[arg-type]
+
+
+def bars(figure: Figure | None) -> dict[float, tuple[float, float]]:
+    """Return the intervals that are drawn, by x."""
+    assert figure is not None
+    drawn = [path for lines in figure.axes[0].collections for path in lines.get_paths()]
+    return {x: (low, high) for (x, low), (_, high) in (path.vertices.tolist() for path in drawn)}  # type: ignore[union-attr]
 
 
 def labels(figure: Figure | None) -> list[str]:
@@ -59,6 +67,10 @@ def test_bits_per_byte_against_evaluated_neighbors(run_folder: Path, retro: Mode
     assert points["Baseline"] == [(0, 2.0), (2, 2.0), (100, 2.0)]
     assert figure is not None
     assert figure.axes[0].get_xscale() == "symlog", "a wide range that starts at 0"
+    intervals = {row[4]: row[8:10] for row in run_table(load_run(run_folder)).rows if row[4]}
+    expected = {k: pytest.approx((2.0 - high, 2.0 - low)) for k, (low, high) in intervals.items()}
+    assert bars(figure) == expected
+    assert set(expected) == {2, 100}
 
 
 def test_a_sweep_of_one_number_is_drawn_against_it(
@@ -74,6 +86,10 @@ def test_a_sweep_of_one_number_is_drawn_against_it(
     assert points["RETRO[On]"] == [(2, 1.9), (10, 1.8)]
     assert [y for _, y in points["RETRO[Off]"]] == pytest.approx([2.1, 2.0])
     assert points["Baseline"] == [(0, 2.0), (2, 2.0), (10, 2.0)]
+    assert set(bars(figure)) == {2, 10}
+    assert all(
+        low < score < high for (low, high), (_, score) in zip(bars(figure).values(), points["RETRO[On]"], strict=True)
+    )
     assert figure is not None
     assert figure.axes[0].get_xlabel() == "retrieval.k"
     marked = [line.get_markevery() for line in figure.axes[0].get_lines() if line.get_label() == "Baseline"]

@@ -11,6 +11,7 @@ from pipeline import CHUNK_LENGTH, build_chunks, search
 from torch.utils.data import DataLoader
 
 from retro_lab.errors import ConfigurationError
+from retro_lab.evaluation.score import HeldOutScore
 from retro_lab.evaluation.windows import RankWindows, Windows
 from retro_lab.retrieval.config import Value
 from retro_lab.retrieval.sequences import Retrieved, Sequences, documents_of, to_int64
@@ -221,6 +222,19 @@ def test_all_ranks_together_score_every_text_token_of_whole_documents_once(chunk
     assert sum(int(batch["batch"]["mask"].sum()) for batch in batches) == int((store.document_length - 1).sum())
     assert sum(int(batch["bytes"]) for batch in batches) == store.facts.bytes
     assert sum(int(batch["documents"]) for batch in batches) == store.documents
+
+    score = HeldOutScore()
+    for batch in batches:
+        mask = batch["batch"]["mask"]
+        score.update(
+            batch["batch"]["targets"].long() * mask, mask, batch["windows"], batch["bytes"], batch["documents"]
+        )
+    shares = windows.document_scores(score.compute())
+    for document, length in enumerate(store.document_length):
+        text = store.read(store.document_start[[document]], -(-length // CHUNK_LENGTH))[0, 1:length]
+        assert shares.nats[document] == text.sum()  # of targets, in place of what a model needs for them
+        assert shares.tokens[document] == len(text)
+    assert shares.bytes.tolist() == store.document_bytes.tolist()
 
 
 def test_fewer_tokens_take_the_first_documents(chunks):

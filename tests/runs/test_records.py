@@ -71,6 +71,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, baseline: Mode
         (lambda text: text.replace('"steps": 1000', '"steps": "many"'), "steps: Input should be a valid integer"),
         (lambda text: text.replace('"steps": 1000', '"steps": 0.5'), "steps: Input should be a valid integer"),
         (lambda text: text.replace('"steps"', '"stops"'), "steps: Field required"),
+        # As in records from before there were these.
+        (lambda text: text.replace('"flops"', '"flop"'), "flops: Field required"),
+        (lambda text: text.replace('"scores"', '"score"'), r"evaluations\.0\.scores: Field required"),
         (lambda text: text.replace('"perplexity": 64.0', '"perplexity": null'), r"evaluations\.0\.perplexity"),
         (lambda text: text.replace('"python_source"', "7"), "corpus.source: Input should be a valid string"),
     ],

@@ -55,7 +55,7 @@ def trained(precision: str, accelerator: str, positions: str, clip: float) -> tu
         "neighbors": torch.randint(23, (4, 4, 2, 8)), "neighbor_lengths": torch.randint(9, (4, 4, 2)),
         "documents": torch.empty(0),
     }  # fmt: skip
-    window = {"batch": inputs, "bytes": torch.tensor(100_001), "documents": torch.tensor(1)}
+    window = {"batch": inputs, "windows": torch.arange(4), "bytes": torch.tensor(100_001), "documents": torch.tensor(1)}
     norms = Norms()
     trainer = pl.Trainer(
         accelerator=accelerator, devices=1, precision=precision, max_steps=STEPS, gradient_clip_val=clip,  # type: ignore[arg-type]
@@ -102,5 +102,7 @@ def test_half_precision_is_refused_on_a_processor_which_lightning_would_change_i
 def test_a_score_of_a_model_in_bfloat16_is_summed_in_float64() -> None:
     score = HeldOutScore().to(torch.bfloat16)
     for _ in range(1000):
-        score.update(torch.tensor(1.001), torch.tensor(1), torch.tensor(1), torch.tensor(1))
+        one = torch.ones(1, 1)
+        score.update(1.001 * one, one.bool(), torch.tensor([0]), torch.tensor(1), torch.tensor(1))
     assert float(score.nats) == pytest.approx(1001, rel=1e-6)
+    assert float(score.compute().window_nats.sum()) == pytest.approx(1001, rel=1e-6)
