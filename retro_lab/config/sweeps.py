@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from retro_lab import console
 from retro_lab.errors import RetroLabError
 from retro_lab.runs.naming import override_key, slug
-from retro_lab.runs.sweeps import by_key, load_sweep, write_plan
 
 OWN_SUBDIR = "${cell_name:"
 """How `hydra.sweep.subdir` begins unless a user has given another one."""
@@ -80,6 +79,8 @@ class SweepCallback(Callback):
         Raises:
             SystemExit: The folder cannot be written. Hydra turns every other exception of a callback into a warning.
         """
+        from retro_lab.runs.sweeps import by_key, write_plan  # which loads what reads scores
+
         overrides = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
         assert isinstance(overrides, list)
         varied = varied_keys(config, axes(overrides))
@@ -98,6 +99,7 @@ class SweepCallback(Callback):
             SystemExit: A cell failed, or the report could not be made.
         """
         # Hydra imports callbacks at every start, and tasks take a second to load: import them here.
+        from retro_lab.runs.sweeps import load_sweep
         from retro_lab.tasks.report import print_sweep_report
 
         folder = Path(config.hydra.sweep.dir)

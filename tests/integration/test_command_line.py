@@ -186,7 +186,7 @@ def test_the_shipped_trainers_train_in_bfloat16(workplace, compared, embedder, a
     done = run(workplace, embedder, "task=train", f"name={arguments[0].partition('=')[2]}", *arguments)
     assert "precision bf16-mixed" in done.stderr
     assert "RETRO[On]" in done.stdout
-    cut = "warm-up cut to 0 steps, a tenth of the training, from schedule.warmup_steps=40" in " ".join(
+    cut = "warm-up shortened to 0 steps, a tenth of the training, from schedule.warmup_steps=40" in " ".join(
         done.stderr.split()
     )
     assert cut == ("schedule.warmup_steps=40" in arguments)

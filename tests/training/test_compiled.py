@@ -63,7 +63,10 @@ def test_a_compiled_step_trains_as_the_other_and_checkpoints_go_both_ways() -> N
 
 def test_a_machine_without_a_compiler_is_refused_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ConfigurationError, match=r"finds no C\+\+ compiler; install g\+\+.*compute\.compile=false\.$"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"needs a C\+\+ compiler, and none was found; install g\+\+.*compute\.compile=false\.$",
+    ):
         check_compiler()
 
 
