@@ -103,7 +103,7 @@ def run_table(run: RunRecord) -> Table:
     columns = (
         *([Column("text", "Text", numeric=False)] if several else ()),
         Column("model", "Model", numeric=False),
-        PARAMETERS,
+        replace(PARAMETERS, terminal=not several),  # names have the room in the terminal
         NON_EMBEDDING,
         TOKENS,
         Column("k", "k"),
