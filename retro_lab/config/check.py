@@ -45,8 +45,8 @@ def as_written(config: DictConfig) -> dict[str, Any]:
     return content  # type: ignore[return-value]
 
 
-def check(config: DictConfig) -> RunConfig:
-    """Check a composed configuration that still has its `hydra` node, and return it typed, as far as it is resolved.
+def check(config: DictConfig) -> None:
+    """Check a composed configuration that still has its `hydra` node.
 
     Raises:
         ConfigurationError: A key is not in the schema, a value is not given or out of its range, `name` cannot name a
@@ -62,7 +62,6 @@ def check(config: DictConfig) -> RunConfig:
     settings = typed(config, resolve_all=False)
     if settings.task.name.trains:
         _check_monitors(settings)
-    return settings
 
 
 def _check_monitors(config: RunConfig) -> None:

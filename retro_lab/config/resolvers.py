@@ -1,7 +1,6 @@
 """Functions that configuration files call, as in `${run_name:}`."""
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +34,12 @@ def named_after(overrides: Sequence[str], precision: Any) -> list[str]:
     trainer = [text for text in overrides if override_key(text) in ("trainer", PRECISION)]
     others = [text for text in overrides if text not in trainer]
     name = full_precision(precision)
-    if not trainer or full_precision(_precision(tuple(others))) == name:
+    if not trainer or full_precision(_precision(others)) == name:
         return others
     return [*others, f"{PRECISION}={name}"]
 
 
-@cache
-def _precision(overrides: tuple[str, ...]) -> Any:
+def _precision(overrides: Sequence[str]) -> Any:
     """Compose overrides and return their `trainer.precision`."""
     from retro_lab.config.session import session  # which registers the resolvers
 

@@ -56,7 +56,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         report.run(config, folder)
 
 
-def wanted_neighbors(config: RunConfig) -> list[int]:
+def _wanted_neighbors(config: RunConfig) -> list[int]:
     """Return the values of k to score a model with: its own and those of `evaluation.k`."""
     k = config.retrieval.k
     return sorted({k, *config.evaluation.k}) if k else [0]
@@ -78,7 +78,7 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
         DivergenceError: A score is not finite.
     """
     wanted: dict[HeldOutText, list[tuple[ScoredText, int, Retrieved | None]]] = {
-        text: [_measured(config, text, k, inputs) for k in wanted_neighbors(config)] for text in inputs.texts
+        text: [_measured(config, text, k, inputs) for k in _wanted_neighbors(config)] for text in inputs.texts
     }
     known = {entry.measured: entry for entry in record.evaluations if (folder / entry.scores).is_file()}
     missing = {text: [key for key in keys if key not in known] for text, keys in wanted.items()}

@@ -124,7 +124,7 @@ def test_what_is_not_for_people_passes_unchanged(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(("devices", "fits"), [(4, True), (-1, False)])
 def test_slurm_has_to_know_the_number_of_devices(devices: int, fits: bool) -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra slurm is not installed")
     arguments = ["-m", "task=build", "seed=1,2", "hydra/launcher=slurm", f"trainer.devices={devices}"]
     if fits:
         assert complete(arguments)
@@ -134,7 +134,7 @@ def test_slurm_has_to_know_the_number_of_devices(devices: int, fits: bool) -> No
 
 
 def test_a_cluster_job_has_one_process_for_each_device() -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra slurm is not installed")
     from retro_lab.config.session import session
 
     with session() as assemble:

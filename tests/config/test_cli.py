@@ -267,7 +267,9 @@ def test_a_bug_in_an_object_keeps_its_traceback(command_line: CommandLine, stub_
 
 
 def test_a_launcher_pickles_one_line_and_not_what_it_leads_to() -> None:
-    cloudpickle = pytest.importorskip("cloudpickle")
+    cloudpickle = pytest.importorskip(
+        "cloudpickle", reason="the extra slurm, which brings cloudpickle, is not installed"
+    )
     pickled = cloudpickle.dumps(cli._hydra_main.__wrapped__)  # type: ignore[attr-defined]
     assert b"importlib" in pickled
     assert b"explain_failure" not in pickled

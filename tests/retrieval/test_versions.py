@@ -234,6 +234,6 @@ def test_a_changed_output_has_another_version(built, case):
             encoding="utf-8",
         )
     elif (known.get("version"), known.get("before")) == (made_by["version"], before):
-        pytest.skip(f"recorded with {known['libraries']}")
+        pytest.skip(f"the outputs were recorded with other library versions: {known['libraries']}")
     else:
         pytest.fail(f"{case} or a stage before it has another version than recorded: run with RECORD_OUTPUTS=1")

@@ -15,7 +15,7 @@ from retro_lab.training.compiled import check_compiler, compiled
 from retro_lab.training.module import RetroModule
 from retro_lab.training.schedule import WarmupCosine
 
-needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
 
 
 def trained(compile: bool, checkpoint: dict[str, Any] | None = None, steps: int = 2) -> tuple[RetroModule, Any]:

@@ -18,7 +18,7 @@ from retro_lab.training.module import RetroModule
 from retro_lab.training.precision import HALF_WITH_SCALER, PRECISIONS, checked_precision
 from retro_lab.training.schedule import WarmupCosine
 
-ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 OFFERED = [("cpu", precision) for precision in PRECISIONS if precision != HALF_WITH_SCALER]
 OFFERED += [pytest.param("gpu", precision, marks=ON_GPU) for precision in PRECISIONS]
 STEPS = 30
