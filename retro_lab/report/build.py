@@ -8,7 +8,7 @@ Layout, in the run's or the sweep's folder:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from retro_lab.artifacts.disk import write_file
 from retro_lab.errors import ArtifactError
 from retro_lab.report.comparison import run_table, sweep_table
+from retro_lab.report.compute import compute_sentence
 from retro_lab.report.figures import curve_figure, neighbors_figure, sweep_figure
 from retro_lab.report.pages import Picture, cell_link, run_page, sweep_page
 from retro_lab.report.style import save
@@ -29,7 +30,8 @@ TABLE_NAME = "comparison"
 CURVE = Picture(
     "curve",
     "Lines of held-out bits per byte against training tokens, one for each model.",
-    "Measured during training on a sample of the held-out text; the table uses all of it.",
+    "Measured during training on the first documents of the validation split; the table scores other documents, so its "
+    "levels differ.",
 )
 NEIGHBORS = Picture(
     "neighbors",
@@ -89,6 +91,8 @@ def write_sweep_report(sweep_folder: Path) -> WrittenReport:
 
 def _write_run(run: RunRecord) -> WrittenReport:
     table = run_table(run)
+    if multiplier := compute_sentence(run):
+        table = replace(table, notes=(*table.notes, multiplier))
     figures = _present({CURVE: curve_figure(run), NEIGHBORS: neighbors_figure(run)})
     page = run_page(run, table, list(figures))
     return _write(run.folder / REPORT_FOLDER, page, table, figures, {})

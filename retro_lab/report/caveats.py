@@ -24,7 +24,7 @@ def run_caveats(run: RunRecord) -> tuple[str, ...]:
     ]
     caveats += [f"The training of the {model.model} was {model.stop}." for model in run.models if model.stop]
     if run.baseline and run.retro:
-        caveats += _inequalities(run.baseline, run.retro)
+        caveats += _inequalities(run.baseline, run.retro, run.longer_baseline)
         on, reference = Scored.of(run, run.retro, run.retro.k), Scored.of(run, run.baseline)
         if on and (difference := gain(on, reference)):
             caveats += _intervals([difference], on.entry.documents)
@@ -104,7 +104,7 @@ def _lossy_tokenizers(models: Iterable[ModelRecord]) -> list[str]:
     ]
 
 
-def _inequalities(baseline: ModelRecord, retro: ModelRecord) -> list[str]:
+def _inequalities(baseline: ModelRecord, retro: ModelRecord, longer: ModelRecord | None) -> list[str]:
     """Describe how the two models differ besides retrieval."""
     found = []
     extra = retro.parameters.total - baseline.parameters.total
@@ -118,8 +118,8 @@ def _inequalities(baseline: ModelRecord, retro: ModelRecord) -> list[str]:
     if times and max(abs(times - 1), abs(training - 1)) > EQUAL_COMPUTE:
         found.append(
             f"RETRO took {formats.ratio(training)} times the FLOPs of its baseline to train, and takes "
-            f"{formats.ratio(times)} times as many for each byte that it scores: no baseline of equal compute was "
-            "trained."
+            f"{formats.ratio(times)} times as many for each byte that it scores"
+            + (": no baseline of equal compute was trained." if longer is None else ".")
         )
     if baseline.tokens != retro.tokens:
         trained = f"{formats.count(baseline.tokens)} tokens and RETRO on {formats.count(retro.tokens)}"

@@ -1,7 +1,7 @@
 """The tables of a report: RETRO against its baseline in one run, and cell against cell in a sweep."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from retro_lab.report.tables import Column, Table, Value
 from retro_lab.runs.records import Evaluation, ModelRecord, RunRecord, ScoredText
 from retro_lab.runs.sweeps import Cell, SweepRecord
 
-BASELINE, OFF, ON = "Baseline", "RETRO[Off]", "RETRO[On]"
+BASELINE, LONGER, OFF, ON = "Baseline", "Baseline, same FLOPs", "RETRO[Off]", "RETRO[On]"
 STATUS_COLORS = {"done": "green", "failed": "bold red", "missing": "yellow"}
 
 GAIN_NOTE = (
@@ -23,6 +23,7 @@ RUN_NOTE = (
     "Tokens: seen in training, including padding. k: neighbors that each chunk retrieves during scoring. Perplexity is "
     "per token."
 )
+COMPUTE_NOTE = "FLOPs: of the model alone, in training and for each byte that it scores; not those of the database."
 SWEEP_NOTE = "Baseline: the score that the row's gain is measured against."
 
 PARAMETERS = Column("parameters", "Para\u00admeters", formats.count)
@@ -30,7 +31,16 @@ NON_EMBEDDING = Column("non_embedding_parameters", "Without embed\u00addings", f
 TOKENS = Column("training_tokens", "Tokens", formats.count)
 GAIN = Column("gain_bits_per_byte", "Gain", formats.with_interval, more=("gain_low", "gain_high"))
 GAIN_PERCENT = Column("gain_percent", "Gain %", formats.signed_percent)
+SECOND_GAIN = Column(
+    "gain_same_flops",
+    "Gain, same FLOPs",
+    formats.with_interval,
+    more=("gain_same_flops_low", "gain_same_flops_high"),
+    terminal=False,
+)
 FLOPS = Column("flops_ratio", "x FLOPs", formats.ratio)
+TRAINING_FLOPS = Column("training_flops", "Training FLOPs", formats.flops)
+FLOPS_PER_BYTE = Column("flops_per_byte", "FLOPs per byte", formats.flops)
 
 
 @dataclass(frozen=True)
@@ -106,12 +116,14 @@ def run_table(run: RunRecord) -> Table:
         replace(PARAMETERS, terminal=not several),  # names have the room in the terminal
         NON_EMBEDDING,
         TOKENS,
-        Column("k", "k"),
+        TRAINING_FLOPS,
+        Column("k", "k", terminal=False),
+        FLOPS_PER_BYTE,
         Column("bits_per_byte", "Bits per byte", formats.score),
-        Column("perplexity", "Per\u00adplexity", formats.perplexity),
+        Column("perplexity", "Per\u00adplexity", formats.perplexity, terminal=False),
         GAIN,
         GAIN_PERCENT,
-        replace(FLOPS, show=_first(formats.ratio), more=("flops_per_byte", "training_flops")),
+        *([SECOND_GAIN] if run.longer_baseline else ()),
     )
     explained = [
         f"{names[text]}: {text.description}, in windows of {text.sequence_length:,} tokens every {text.stride:,}."
@@ -119,7 +131,8 @@ def run_table(run: RunRecord) -> Table:
     ]
     if databases:
         explained.append(f"Database: {'; '.join(dict.fromkeys(labels.values()))}.")
-    return Table(run.name, columns, tuple(rows), (GAIN_NOTE, RUN_NOTE, FLOPS_NOTE, *explained))
+    notes = (GAIN_NOTE, RUN_NOTE, COMPUTE_NOTE, *explained)
+    return Table(run.name, columns, tuple(rows), notes)
 
 
 def _text_rows(
@@ -127,11 +140,12 @@ def _text_rows(
 ) -> list[tuple[Value, ...]]:
     """Return the rows of one text: retrieval off, as trained, and with other k; missing scores become dashes."""
     rows = []
-    reference = None
+    reference, longer = (_on_text(run, model, text) for model in (run.baseline, run.longer_baseline))
+    references = (reference, longer) if run.longer_baseline else (reference,)
     if run.baseline:
-        entry = run.baseline.evaluation(0, text)
-        reference = Scored(run, run.baseline, entry) if entry else None
-        rows.append(_run_row(BASELINE, run, run.baseline, 0, entry, reference))
+        rows.append(_run_row(BASELINE, run, run.baseline, 0, reference.entry if reference else None, references))
+    if run.longer_baseline:
+        rows.append(_run_row(LONGER, run, run.longer_baseline, 0, longer.entry if longer else None, references))
     if run.retro:
         scored = [entry for entry in run.retro.evaluations if entry.text == text]
         others = sorted({entry.k for entry in scored} - {0, run.retro.k})
@@ -141,8 +155,13 @@ def _text_rows(
             for entry in measured or [None]:
                 found = entry.retrieved if entry else None
                 where = f", {labels[found.database, found.source]}" if found and len(labels) > 1 else ""
-                rows.append(_run_row(name + where, run, run.retro, k, entry, reference))
+                rows.append(_run_row(name + where, run, run.retro, k, entry, references))
     return rows
+
+
+def _on_text(run: RunRecord, model: ModelRecord | None, text: ScoredText | None) -> Scored | None:
+    entry = model.evaluation(0, text) if model else None
+    return Scored(run, model, entry) if model and entry else None
 
 
 def _distinct(names: Mapping[Any, str]) -> dict[Any, str]:
@@ -202,14 +221,24 @@ def cell_scores(sweep: SweepRecord, cell: Cell) -> tuple[Scored | None, Scored |
 
 
 def _run_row(
-    name: str, run: RunRecord, model: ModelRecord, k: int, entry: Evaluation | None, reference: Scored | None
+    name: str,
+    run: RunRecord,
+    model: ModelRecord,
+    k: int,
+    entry: Evaluation | None,
+    references: tuple[Scored | None, ...],
 ) -> tuple[Value, ...]:
-    scores = (entry.bits_per_byte, entry.perplexity) if entry else (None, None)
-    size = (model.parameters.total, model.parameters.non_embedding, model.tokens)
-    baseline = reference.entry if reference else None
-    difference = gain(Scored(run, model, entry), reference) if entry and entry is not baseline else None
-    flops = (flops_ratio(entry, baseline), entry.flops_per_byte if entry else None, model.flops)
-    return (name, *size, k, *scores, *_gain_values(difference), *flops)
+    """Return a row; `references` are the baseline and, if there is one, the longer baseline."""
+    size = (model.parameters.total, model.parameters.non_embedding, model.tokens, model.flops)
+    scores = (entry.flops_per_byte, entry.bits_per_byte, entry.perplexity) if entry else (None, None, None)
+    first, *second = (
+        gain(Scored(run, model, entry), reference)
+        if entry and reference and model not in (reference.model, run.baseline)
+        else None
+        for reference in references
+    )
+    values = [value for difference in second for value in _gain_values(difference)[:-1]]
+    return (name, *size, k, *scores, *_gain_values(first), *values)
 
 
 def _sweep_row(sweep: SweepRecord, cell: Cell) -> tuple[Value, ...]:
@@ -229,8 +258,3 @@ def _gain_values(difference: Gain | None) -> tuple[Value, ...]:
         return (None, None, None, None)
     low, high = difference.interval or (None, None)
     return (difference.bits_per_byte, low, high, difference.percent)
-
-
-def _first(show: Callable[[Any], str]) -> Callable[..., str]:
-    """Show the first of a column's values alone."""
-    return lambda value, *_: show(value)

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 from retro_lab.report import formats
 from retro_lab.report.tables import Column, Table, Value
+from retro_lab.runs.folder import BASELINE, LONGER_BASELINE, RETRO
 from retro_lab.runs.records import ModelRecord, RunRecord
 
-NAMES = {"baseline": "Baseline", "retro": "RETRO"}
+NAMES = {BASELINE: "Baseline", LONGER_BASELINE: "Baseline, same FLOPs", RETRO: "RETRO"}
 Fact = Callable[[ModelRecord], Value]
 
 TRAINING: dict[str, Fact] = {
@@ -62,7 +63,7 @@ def provenance_table(run: RunRecord) -> Table:
 
 
 def _facts(title: str, run: RunRecord, facts: dict[str, Fact], *, numeric: bool) -> Table:
-    models = {name: model for name, model in (("baseline", run.baseline), ("retro", run.retro)) if model}
+    models = {model.model: model for model in run.models}
     columns = [Column("fact", "", numeric=False)]
     columns += [Column(name, NAMES[name], numeric=numeric) for name in models]
     rows = tuple((name, *(fact(model) for model in models.values())) for name, fact in facts.items())

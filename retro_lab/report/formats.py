@@ -34,8 +34,13 @@ def with_interval(value: float, low: float | None, high: float | None) -> str:
 
 
 def flops(value: float) -> str:
-    """Show a number of floating-point operations with three digits."""
-    return f"{value:.3g}"
+    """Show a number of floating-point operations with three digits and a prefix: `3.36T`, up to `Z` for 1e21."""
+    rounded = float(f"{value:.3g}")
+    for power, prefix in enumerate("ZEPTGM"):
+        scale = 10.0 ** (21 - 3 * power)
+        if rounded >= scale:
+            return f"{rounded / scale:.3g}{prefix}"
+    return count(value)
 
 
 def ratio(value: float) -> str:

@@ -131,6 +131,23 @@ class Database:
             self._overlaps[fingerprint] = Overlaps(self._artifacts.build(stage))
         return self._overlaps[fingerprint]
 
+    def flops(self, queries: TokenStore) -> float | None:
+        """Return the FLOPs to embed and search what a model is trained on; None if the index is not known.
+
+        A chunk counts as as many tokens of the embedder as of its own. BM25 has no products of matrices.
+
+        Args:
+            queries: The text whose chunks retrieve.
+        """
+        if self._embedder is None:
+            return 0.0
+        others = 0 if queries.artifact.fingerprint == self.store.artifact.fingerprint else queries.chunks
+        embedding = float(self._embedder.token_flops) * self.store.chunk_length * (self.store.chunks + others)
+        searches = [index.query_flops(self._embedder.width) for index in self.indexes]
+        if None in searches:
+            return None
+        return embedding + queries.chunks * sum(search for search in searches if search is not None)
+
     @property
     def _shards(self) -> list[tuple[int, int]]:
         return list(zip([0, *self._cuts], self._cuts, strict=False))

@@ -104,6 +104,14 @@ class Embedder:
         self.load()
         return int(self._model.config.hidden_size)
 
+    @property
+    def token_flops(self) -> int:
+        """FLOPs of the products with weights for one token: two for each weight but those of embeddings and norms."""
+        self.load()
+        tables = {id(module.weight) for module in self._model.modules() if isinstance(module, torch.nn.Embedding)}
+        matrices = (weight for weight in self._model.parameters() if weight.ndim > 1 and id(weight) not in tables)
+        return 2 * sum(weight.numel() for weight in matrices)
+
     def load(self) -> None:
         """Load tokenizer and weights, once.
 

@@ -1,5 +1,6 @@
 """The `index` stage: an index over the chunks of one database shard, tuned and measured on held-out chunks."""
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -277,6 +278,21 @@ class Index:
         self.facts = artifact.read_facts(IndexFacts)
         found = {fact.removeprefix(RECALL): share for fact, share in artifact.facts.items() if fact.startswith(RECALL)}
         self.recalls: dict[int, float] = {int(count): found[count] for count in sorted(found, key=int)}
+
+    def query_flops(self, width: int) -> float | None:
+        """Return the FLOPs of one search: two for each dimension of what is compared; None for a graph.
+
+        In inverted lists these are the centroids and, of the vectors, the share that is probed, as if not compressed.
+
+        Args:
+            width: Of a vector.
+        """
+        lists = re.match(r"IVF(\d+)", self.facts.factory)
+        if lists is None:
+            return 2.0 * width * self.facts.vectors if self.facts.factory == EXACT else None
+        count, probed = int(lists[1]), re.search(r"nprobe=(\d+)", self.facts.search)
+        share = min(1.0, (int(probed[1]) if probed else 1) / count)
+        return 2.0 * width * (count + share * self.facts.vectors)
 
     def open(self) -> VectorIndex:
         """Read the index into memory, with the search parameters it was measured with.

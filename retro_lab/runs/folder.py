@@ -1,7 +1,8 @@
 """The folder of a run: its layout, and the lock that keeps commands out of each other's way.
 
 config.yaml              the overrides of the command and the settings they produce
-baseline/, retro/        one folder for each model (`retro_lab.runs.trained_model`)
+baseline/, longer_baseline/, retro/
+                         one folder for each model (`retro_lab.runs.trained_model`)
 failed.json              {"error": ...}, present if the last attempt failed
 report/                  tables, figures, a page
 """
@@ -23,7 +24,9 @@ from retro_lab.artifacts.disk import write_file
 from retro_lab.artifacts.manifest import write_json
 from retro_lab.errors import RunInUseError
 
-MODELS = ("baseline", "retro")
+BASELINE, LONGER_BASELINE, RETRO = "baseline", "longer_baseline", "retro"
+MODELS = (BASELINE, LONGER_BASELINE, RETRO)
+"""Models of a run: the baseline was trained on RETRO's tokens, the longer one with RETRO's training FLOPs."""
 CONFIG_NAME = "config.yaml"
 FAILURE_NAME = "failed.json"
 LOCK_NAME = ".lock"
@@ -34,7 +37,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 def model_name(k: int) -> str:
     """Return the name of a model with k neighbors: the baseline is the RETRO that retrieves nothing."""
-    return "retro" if k else "baseline"
+    return RETRO if k else BASELINE
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,9 @@ class RunFolder:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The composed settings. Interpolations are kept unresolved, because their values can be secrets."""
 
-    def model(self, k: int) -> Path:
-        """Return the folder of the model with k neighbors."""
-        return self.path / model_name(k)
+    def model(self, name: str) -> Path:
+        """Return the folder of a model, one of `MODELS`."""
+        return self.path / name
 
     @property
     def command(self) -> str:

@@ -11,7 +11,7 @@ from retro_lab.artifacts.disk import write_file
 from retro_lab.artifacts.fingerprint import fingerprint
 from retro_lab.errors import ArtifactError
 from retro_lab.runs.document_scores import DocumentScores, load_document_scores
-from retro_lab.runs.folder import FAILURE_NAME, MODELS
+from retro_lab.runs.folder import BASELINE, FAILURE_NAME, LONGER_BASELINE, MODELS, RETRO
 
 RESULT_NAME = "result.json"
 SCORES_FOLDER = "scores"
@@ -55,6 +55,8 @@ class DatabaseSummary:
     index: str
     chunks_with_neighbors: float
     """Share of the training chunks that have at least one neighbor."""
+    flops: float | None = None
+    """FLOPs to embed its chunks and the training chunks, and to find the neighbors of the latter; None if not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +143,7 @@ class ModelRecord:
     """One trained model: what it is, what it was trained on, and how it scored."""
 
     model: str
-    """`retro` or `baseline`."""
+    """Its name, one of `retro_lab.runs.folder.MODELS`."""
     size: str
     k: int
     """Neighbors per chunk in training; 0 for the baseline."""
@@ -224,6 +226,8 @@ class RunRecord:
     name: str
     folder: Path
     baseline: ModelRecord | None = None
+    longer_baseline: ModelRecord | None = None
+    """Trained with RETRO's training FLOPs rather than on its tokens."""
     retro: ModelRecord | None = None
     unfinished: tuple[str, ...] = ()
     """Models that have a folder but no result: in training, or killed."""
@@ -232,8 +236,9 @@ class RunRecord:
 
     @property
     def models(self) -> tuple[ModelRecord, ...]:
-        """Return the finished models, the baseline first."""
-        return tuple(model for model in (self.baseline, self.retro) if model is not None)
+        """Return the finished models, baselines first."""
+        models = (self.baseline, self.longer_baseline, self.retro)
+        return tuple(model for model in models if model is not None)
 
     def document_scores(self, model: ModelRecord, entry: Evaluation) -> DocumentScores:
         """Read each document's share in a score of one of the models.
@@ -287,8 +292,9 @@ def load_run(folder: Path) -> RunRecord:
     return RunRecord(
         name=folder.resolve().name,
         folder=folder,
-        baseline=records.get("baseline"),
-        retro=records.get("retro"),
+        baseline=records.get(BASELINE),
+        longer_baseline=records.get(LONGER_BASELINE),
+        retro=records.get(RETRO),
         unfinished=tuple(name for name in found if name not in records),
         error=_load_error(folder / FAILURE_NAME),
     )

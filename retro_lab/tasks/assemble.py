@@ -17,7 +17,7 @@ from retro_lab.model.config import SizeConfig
 from retro_lab.model.validation import check_model
 from retro_lab.retrieval.database import Database
 from retro_lab.retrieval.sequences import Retrieved, Sequences
-from retro_lab.runs.folder import RunFolder
+from retro_lab.runs.folder import BASELINE, RunFolder
 from retro_lab.runs.identity import identity
 from retro_lab.runs.trained_model import ModelSettings, has_model, weights_checksum
 from retro_lab.tasks.build import Inputs
@@ -78,7 +78,7 @@ def start_weights(config: RunConfig, folder: RunFolder) -> Path | None:
     """Return the baseline that a run's RETRO starts from, a model's folder or a checkpoint; None if from scratch."""
     if config.init.name is not Init.retrofit:
         return None
-    return Path(config.init.checkpoint) if config.init.checkpoint else folder.model(0)
+    return Path(config.init.checkpoint) if config.init.checkpoint else folder.model(BASELINE)
 
 
 def build_trainer(

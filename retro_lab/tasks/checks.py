@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from retro_lab.errors import ConfigurationError
-from retro_lab.runs.folder import RunFolder
+from retro_lab.runs.folder import BASELINE, RunFolder
 from retro_lab.runs.trained_model import has_model
 from retro_lab.tasks.assemble import model_size, start_weights
 from retro_lab.tasks.config import RunConfig
@@ -91,7 +91,7 @@ def check_start(config: RunConfig, folder: RunFolder, trains_baseline: bool = Fa
     start = start_weights(config, folder) if config.retrieval.k else None
     if start is None or start.is_file() or has_model(start):
         return
-    if trains_baseline and start.absolute() == folder.model(0).absolute():
+    if trains_baseline and start.absolute() == folder.model(BASELINE).absolute():
         return
     advice = "or leave it out to start from this run's own" if trains_baseline else "or train both with task=compare"
     raise ConfigurationError(

@@ -61,6 +61,15 @@ class TaskConfig:
 
 
 @dataclass(kw_only=True)
+class CompareConfig(TaskConfig):
+    """Train RETRO and its baseline twin on the same tokens, evaluate both, and write a report."""
+
+    name: Task = Task.compare
+    longer_baseline: bool = True
+    """Train a second baseline for as many more tokens as give it RETRO's training FLOPs (from scratch only)."""
+
+
+@dataclass(kw_only=True)
 class InspectConfig(TaskConfig):
     """Show chunks of a split beside their neighbors."""
 

@@ -1,6 +1,6 @@
 """`task=train`: train one model, RETRO or (with `retrieval.k=0`) its baseline, and evaluate it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -51,47 +51,51 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     """Train and evaluate the model of `retrieval.k`, then report on the run folder."""
     check_training(config)
     check_start(config, folder)
-    train_models([config], folder)
+    with folder.held():
+        train_models({model_name(config.retrieval.k): config}, folder, Inputs(config))
 
 
-def train_models(configs: Sequence[RunConfig], folder: RunFolder) -> None:
-    """Train and evaluate the models of one run, which differ only in retrieval, then report; the last is as configured.
+def train_models(configs: Mapping[str, RunConfig], folder: RunFolder, inputs: Inputs) -> None:
+    """Train and evaluate the models of one run, then report.
+
+    Args:
+        configs: Of each model, by its name (`retro_lab.runs.folder.MODELS`); they share `inputs`.
+        folder: Of the run; the caller holds its lock.
+        inputs: Built here if they have not been.
 
     Raises:
         ConfigurationError: The folder holds a model that was trained with other settings or on other data.
     """
-    with folder.held():
-        inputs = Inputs(configs[-1])
-        for config in configs:  # check all before training any
-            check_identity(folder.model(config.retrieval.k), model_identity(config, folder, inputs))
-        inputs.build()
-        folder.note()
-        for config in configs:
-            train_model(config, folder, inputs)
-        report.run(configs[-1], folder)
+    for name, config in configs.items():  # check all before training any
+        check_identity(folder.model(name), model_identity(config, folder, inputs))
+    inputs.build()
+    folder.note()
+    for name, config in configs.items():
+        train_model(name, config, folder, inputs)
+    report.run(config, folder)
 
 
-def train_model(config: RunConfig, folder: RunFolder, inputs: Inputs) -> ModelRecord:
+def train_model(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs) -> ModelRecord:
     """Train and evaluate a model in its folder, skipping whatever is already done.
 
     A model that exists there is taken to be the right one, because `check_identity` has compared it.
     """
-    name, path = model_name(config.retrieval.k), folder.model(config.retrieval.k)
+    path = folder.model(name)
     result = path / RESULT_NAME
     if result.is_file():
         record = load_result(result)
         end = f"; it was {record.stop}: delete {result} to train on from there" if record.stop else ""
         console.status(name, f"reusing {path}, trained on {record.tokens:,} tokens{end}")
     else:
-        record = _train(config, folder, inputs)
+        record = _train(name, config, folder, inputs)
     return evaluate(config, path, record, inputs)
 
 
-def _train(config: RunConfig, folder: RunFolder, inputs: Inputs) -> ModelRecord:
+def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs) -> ModelRecord:
     k, corpus = config.retrieval.k, inputs.corpus
     database = inputs.database if k else None
     train, validation = corpus.stores["train"], corpus.stores["validation"]
-    path = folder.model(k)
+    path = folder.model(name)
     pl.seed_everything(config.seed, verbose=False)
     settings = model_settings(config, train.tokenizer.vocabulary_size)
     model = settings.build()
@@ -141,10 +145,10 @@ def _train(config: RunConfig, folder: RunFolder, inputs: Inputs) -> ModelRecord:
     fit(trainer, module, data, path)
     stopped = stopped_by(trainer)
     if stopped:
-        console.status(model_name(k), f"stopped by {stopped} after {trainer.global_step:,} of {steps:,} steps")
+        console.status(name, f"stopped by {stopped} after {trainer.global_step:,} of {steps:,} steps")
     tokens = trainer.global_step * tokens_per_step
     record = ModelRecord(
-        model=model_name(k),
+        model=name,
         size=config.size.name,
         k=k,
         parameters=Parameters(**model.parameter_counts()),
@@ -176,7 +180,7 @@ def _announce(
     counts, steps, k = model.parameter_counts(), schedule.steps, config.retrieval.k
     tokens_per_step = config.data.tokens_per_step
     lines = {
-        "model": f"{model_name(k)}, size {config.size.name}: {counts['total']:,} parameters, "
+        "model": f"{folder.name}, size {config.size.name}: {counts['total']:,} parameters, "
         f"{counts['non_embedding']:,} without embeddings",
         "database": f"{inputs.database.chunks:,} chunks of {inputs.database.name}, k = {k}" if k else "none",
         "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}, precision {trainer.precision}",
@@ -218,4 +222,5 @@ def _summarize_database(inputs: Inputs) -> DatabaseSummary:
         fraction=database.fraction,
         index=database.method,
         chunks_with_neighbors=database.neighbors_of(inputs.corpus.stores["train"]).with_neighbors,
+        flops=database.flops(inputs.corpus.stores["train"]),
     )

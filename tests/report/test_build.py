@@ -165,7 +165,7 @@ def test_unequal_compute_is_said(run_folder: Path, baseline: ModelRecord, retro:
     assert (
         "RETRO took 2.39 times the FLOPs of its baseline to train, and takes 2.39 times as many for each byte" in text
     )
-    for fact in ("Training FLOPs 3e+12 7.17e+12", "FLOPs per byte 1e+06 (test split of python_source, k = 0) 2.39e+06"):
+    for fact in ("Training FLOPs 3T 7.17T", "FLOPs per byte 1M (test split of python_source, k = 0) 2.39M"):
         assert fact in text
     same = tuple(replace(entry, flops_per_byte=1e6) for entry in retro.evaluations)
     write_models(run_folder, replace(retro, flops=baseline.flops, evaluations=same))

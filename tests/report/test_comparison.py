@@ -69,9 +69,25 @@ def _of_one_document(model: ModelRecord) -> tuple[Evaluation, ...]:
 
 def test_compute_stands_beside_tokens(run_folder: Path) -> None:
     alone, off, on = by_key(run_table(load_run(run_folder)))
-    assert [row["flops_ratio"] for row in (alone, off, on)] == [1, 1, 2.39]
     assert [row["flops_per_byte"] for row in (alone, off, on)] == [1e6, 1e6, 2.39e6]
     assert [row["training_flops"] for row in (alone, off, on)] == [3e12, 7.17e12, 7.17e12]
+
+
+def test_the_longer_baseline_has_a_row_and_a_gain_over_it_a_column(run_folder: Path, longer: ModelRecord) -> None:
+    write_models(run_folder, longer)
+    table = run_table(load_run(run_folder))
+    first, second, off, on = by_key(table)
+    assert [row["model"] for row in (first, second)] == ["Baseline", "Baseline, same FLOPs"]
+    assert second["training_flops"] == on["training_flops"]
+    assert second["gain_bits_per_byte"] == pytest.approx(0.05)
+    assert [row["gain_same_flops"] for row in (first, second, off, on)] == [
+        None,
+        None,
+        pytest.approx(-0.15),
+        pytest.approx(0.05),
+    ]
+    assert on["gain_same_flops_low"] < on["gain_same_flops"] < on["gain_same_flops_high"]
+    assert "Gain, same FLOPs" in table.to_markdown()
 
 
 def test_names_stay_whole_on_80_characters(
@@ -87,7 +103,12 @@ def test_names_stay_whole_on_80_characters(
         printed = console.file.getvalue()
         assert max(map(len, printed.splitlines())) <= 80
         interval = next(row for row in by_key(table) if row["gain_low"] is not None and row["gain_low"] > 0)
-        for text in (*names, "+0.100", "2.39", f"[{interval['gain_low']:+.3f}, {interval['gain_high']:+.3f}]"):
+        for text in (
+            *names,
+            "+0.100",
+            "2.39" + "M" * (table is run),
+            f"[{interval['gain_low']:+.3f}, {interval['gain_high']:+.3f}]",
+        ):
             assert text in printed
 
 
@@ -103,14 +124,14 @@ def test_other_numbers_of_neighbors_get_rows_of_their_own(run_folder: Path, retr
 def test_what_was_not_measured_is_a_dash(run_folder: Path, retro: ModelRecord) -> None:
     write_models(run_folder, replace(retro, evaluations=(evaluation(0, 2.1),)))
     on = run_table(load_run(run_folder)).texts()[2]
-    assert on == ["RETRO[On]", "6.5M", "5.2M", "1M", "2", "–", "–", "–", "–", "–"]
+    assert on == ["RETRO[On]", "6.5M", "5.2M", "1M", "7.17T", "2", "–", "–", "–", "–", "–"]
 
 
 def test_scores_on_different_text_have_no_gain(run_folder: Path, retro: ModelRecord) -> None:
     write_models(run_folder, replace(retro, evaluations=(evaluation(2, 1.9, size_bytes=299_999),)))
     on = by_key(run_table(load_run(run_folder)))[2]
     assert on["bits_per_byte"] == 1.9
-    for key in ("gain_percent", "gain_low", "gain_high", "flops_ratio"):
+    for key in ("gain_percent", "gain_low", "gain_high"):
         assert on[key] is None
 
 

@@ -101,7 +101,7 @@ def test_retrofit_without_a_baseline_is_refused_where_none_is_trained(tmp_path: 
 
 
 def test_comparing_needs_no_baseline_but_the_one_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "train_models", lambda configs, folder: pytest.fail("it trains"))
+    monkeypatch.setattr(train, "train_models", lambda configs, folder, inputs: pytest.fail("it trains"))
     retrofit, folder = [QUICKSTART, "task=compare", "init=retrofit"], RunFolder(tmp_path)
     with pytest.raises(ConfigurationError, match=r"there is none at gone\.ckpt; set init\.checkpoint .*, or leave it"):
         compare.run(compose([*retrofit, "init.checkpoint=gone.ckpt"]), folder)
