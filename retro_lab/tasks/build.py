@@ -61,7 +61,7 @@ class Inputs:
         """Build everything now, so that no build can fail after hours of training."""
         for text in self.texts:
             if self._config.retrieval.k:
-                self.database.neighbors_of(text.store)
+                self.database.overlaps_of(text.store)
 
     @cached_property
     def corpus(self) -> Corpus:
