@@ -101,10 +101,10 @@ def run_table(run: RunRecord) -> Table:
     databases.
     """
     texts = tuple(dict.fromkeys(text for model in run.models for text in model.texts))
-    names = _distinct({text: text.name for text in texts})
+    names = distinct({text: text.name for text in texts})
     retrieved = [entry.retrieved for model in run.models for entry in model.evaluations if entry.retrieved]
     databases = {(found.database, found.source): found.database for found in retrieved}
-    labels = _distinct(databases)
+    labels = distinct(databases)
     several = len(texts) > 1
     rows = []
     for text in texts or (None,):
@@ -154,7 +154,7 @@ def _text_rows(
     return rows
 
 
-def _distinct(names: Mapping[Any, str]) -> dict[Any, str]:
+def distinct(names: Mapping[Any, str]) -> dict[Any, str]:
     """Number the names that occur more than once."""
     counts: Counter[str] = Counter()
     distinct = {}

@@ -1,5 +1,6 @@
 """The real command line on a corpus of the user's own, from text to the table."""
 
+import csv
 import json
 import math
 import os
@@ -90,7 +91,17 @@ def test_one_command_from_text_to_the_table(workplace, compared):
     for record, entry in ((found["retro"], on), (found["baseline"], alone)):  # windows are as long as in training
         for_a_token = entry["flops_per_byte"] * entry["bytes"] / entry["tokens"]
         assert record["flops"] == pytest.approx(3 * for_a_token * record["tokens"])
-    assert (workplace / "outputs" / "whole" / "report" / "index.html").is_file()
+    report = workplace / "outputs" / "whole" / "report"
+    assert (report / "index.html").is_file()
+    # The gain by overlap, whose last row has every chunk: the same numbers as in the comparison, to the last bit.
+    assert "r(C): the longest piece of a chunk's text" in " ".join(compared.stdout.split())
+    *_, whole = csv.DictReader((report / "tables" / "leakage.csv").read_text().splitlines())
+    rows = csv.DictReader((report / "tables" / "comparison.csv").read_text().splitlines())
+    level = {row["model"]: row for row in rows}
+    for column, model in (("baseline", "Baseline"), ("off", "RETRO[Off]"), ("on", "RETRO[On]")):
+        assert whole[f"{column}_bits_per_byte"] == level[model]["bits_per_byte"]
+    gains = ("gain_bits_per_byte", "gain_low", "gain_high", "gain_percent")
+    assert {key: whole[key] for key in gains} == {key: level["RETRO[On]"][key] for key in gains}
 
 
 def test_no_library_chatter(compared):
