@@ -7,6 +7,7 @@ also fills up the last chunk of a document; the marker itself is never predicted
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from retro_lab.errors import ConfigurationError
 TRAINED_MARKER = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257
 TOKENIZER_NAME, MARKER_NAME = "tokenizer.json", "document_marker.json"
+ONE_BYTE = re.compile("<0x[0-9A-F]{2}>")
+"""A token that stands for a single byte, where a tokenizer falls back on bytes."""
 
 
 def plain_text(tokenizer: Tokenizer) -> Tokenizer:
@@ -86,6 +89,34 @@ class DocumentTokenizer:
         """SHA-256, in hexadecimal, of everything that decides the ids of a text."""
         return hashlib.sha256(f"{self.document_marker} {self.tokenizer.to_str()}".encode()).hexdigest()
 
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of text that each token stands for, int64 [vocabulary size]; 0 for the document marker.
+
+        They are exact for a byte-level tokenizer, whose tokens have one character for each byte, whether the bytes are
+        whole characters of text or not. Other tokenizers write some tokens differently from place to place (spaces at
+        the start of a text); theirs are what a token adds after another one of its kind.
+        """
+        sizes = np.zeros(self.vocabulary_size, np.int64)
+        content = json.loads(self.tokenizer.to_str())
+        added = {token["id"]: token["content"] for token in content["added_tokens"]}
+        vocabulary = {i: token for token, i in self.tokenizer.get_vocab(with_added_tokens=True).items()}
+        ids = sorted(vocabulary.keys() - added.keys())
+        decoder = content["decoder"] or {}
+        if "ByteLevel" in {step["type"] for step in decoder.get("decoders", [decoder]) if step}:
+            sizes[ids] = [len(vocabulary[i]) for i in ids]
+        elif ids:
+            one, two = (
+                self.tokenizer.decode_batch([[i] * count for i in ids], skip_special_tokens=False) for count in (1, 2)
+            )
+            sizes[ids] = [max(0, _size(both) - _size(first)) for first, both in zip(one, two, strict=True)]
+            if content["model"].get("byte_fallback"):
+                sizes[[i for i in ids if ONE_BYTE.fullmatch(vocabulary[i])]] = 1
+        for i, text in added.items():
+            sizes[i] = _size(text)
+        sizes[self.document_marker] = 0
+        return sizes
+
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encode documents, each as the marker followed by the text's ids, [1 + tokens]."""
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -107,6 +138,10 @@ class DocumentTokenizer:
         """Read what `save` wrote."""
         tokenizer = plain_text(Tokenizer.from_file(str(folder / TOKENIZER_NAME)))
         return cls(tokenizer, json.loads((folder / MARKER_NAME).read_text(encoding="utf-8")))
+
+
+def _size(text: str) -> int:
+    return len(text.encode())
 
 
 def _ids(tokenizer: Tokenizer) -> int:

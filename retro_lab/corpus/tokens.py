@@ -37,6 +37,8 @@ from retro_lab.corpus.parquet import DOCUMENT_COLUMNS, Piece, by_bytes, pieces
 from retro_lab.corpus.round_trip import differences
 from retro_lab.corpus.tokenizer import DocumentTokenizer
 
+READ_AT_ONCE = 65_536
+"""Chunks whose tokens are counted together."""
 ENCODED_BYTES = 2**20
 """Bytes of text encoded at once, or one longer document: encoding takes about 125 bytes of memory for each."""
 
@@ -215,6 +217,36 @@ class TokenStore:
     def starts_document(self, chunks: np.ndarray) -> np.ndarray:
         """Return which chunks are the first of their document, and so begin with its marker."""
         return (chunks == 0) | (np.take(self._left, chunks - 1, mode="clip") <= self.chunk_length)
+
+    def chunk_bytes(self, documents: int) -> np.ndarray:
+        """Return the UTF-8 bytes of the text of each chunk of the first documents.
+
+        A document's bytes are divided among its chunks by the bytes that their tokens stand for. For a byte-level
+        tokenizer the result is exact: a character that two chunks share counts in each with the bytes that it has
+        there.
+
+        Args:
+            documents: How many documents, 1 or more.
+
+        Returns:
+            int64 [chunks of these documents]; the chunks of a document add up to `document_bytes`.
+        """
+        start = np.asarray(self.document_start[: documents + 1]).astype(np.int64)
+        weights = np.empty(start[-1], np.int64)
+        for first in range(0, len(weights), READ_AT_ONCE):
+            chunks = np.arange(first, min(first + READ_AT_ONCE, len(weights)))
+            real = np.arange(self.chunk_length) < self.real_tokens(chunks)[:, None]
+            weights[chunks] = (self.tokenizer.token_bytes[self.read(chunks)] * real).sum(1)
+        # Where the text up to the end of each chunk ends, in bytes: rounded down, and whole after the last chunk.
+        document = np.repeat(np.arange(documents), np.diff(start))
+        sums = np.concatenate([[0], np.cumsum(weights)])
+        before, whole = sums[start[:-1]], np.diff(sums[start])
+        sizes = self.document_bytes[:documents].astype(np.int64)
+        ends = (sums[1:] - before[document]) * sizes[document] // np.maximum(1, whole)[document]
+        ends[start[1:] - 1] = sizes
+        shares = np.diff(ends, prepend=0)
+        shares[start[:-1]] = ends[start[:-1]]
+        return shares
 
     def texts(self, chunks: np.ndarray, count: int = 1) -> list[str]:
         """Decode each chunk, with the next `count` - 1 of its document, to text."""

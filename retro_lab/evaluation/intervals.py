@@ -5,7 +5,8 @@ Documents are drawn again with replacement, as many as there are, and scored tog
 1993, chapter 13). A gain is paired: both models are scored on the same draws, so what makes a document hard for both
 cancels out.
 
-The tokens of a document are not independent, and documents are taken to be. Other seeds of a training are not in it.
+The tokens of a document are not independent, and documents are taken to be. Other seeds of a training are not in it. A
+document without bytes, such as one that has none of the chunks in question, contributes nothing and is not drawn.
 """
 
 import math
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retro_lab.runs.document_scores import DocumentScores
+from retro_lab.runs.chunk_scores import DocumentScores
 
 DRAWS = 2000
 SEED = 0
@@ -32,7 +33,7 @@ class Interval(NamedTuple):
 
 
 def bits_per_byte_interval(scores: DocumentScores) -> Interval | None:
-    """Return the 95% interval of bits per byte; None for a single document."""
+    """Return the 95% interval of bits per byte; None for fewer than two documents."""
     return _interval(scores.nats, scores.bytes)
 
 
@@ -44,7 +45,7 @@ def gain_interval(scores: DocumentScores, baseline: DocumentScores) -> Interval 
         baseline: Of the model that it is compared with, on the same documents.
 
     Returns:
-        Above zero where the model is better; None for a single document.
+        Above zero where the model is better; None for fewer than two documents.
 
     Raises:
         ValueError: The documents are not the same.
@@ -56,6 +57,7 @@ def gain_interval(scores: DocumentScores, baseline: DocumentScores) -> Interval 
 
 def _interval(nats: np.ndarray, sizes: np.ndarray) -> Interval | None:
     """Return the interval of sum of nats / sum of bytes / ln 2 over documents."""
+    nats, sizes = nats[sizes > 0], sizes[sizes > 0]
     documents = len(nats)
     if documents < FEWEST_DOCUMENTS:
         return None

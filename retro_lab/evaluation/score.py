@@ -1,22 +1,23 @@
-"""Bits per byte: the paper's main measure, comparable between tokenizers."""
+"""Bits per byte: the paper's main measure, comparable between tokenizers.
+
+Windows start on chunk boundaries, and the last target of a window of l chunks is the first token of the chunk after
+them: a window has targets in l + 1 chunks.
+"""
 
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 
 class Score(NamedTuple):
-    """How well a model predicts a text, summed over all devices."""
+    """How well a model predicts a text, on all devices together."""
 
-    nats: Tensor
-    """float64 []: summed cross-entropy of the tokens."""
-    tokens: Tensor
-    """int64 []: tokens that were predicted."""
     bytes: Tensor
     """int64 []: UTF-8 bytes of the text."""
     documents: Tensor
@@ -25,9 +26,19 @@ class Score(NamedTuple):
     """int64 [W]: numbers of the windows that were scored, in any order; what only fills a rank's share has a number
     twice, with nothing scored."""
     window_nats: Tensor
-    """float64 [W]: the summed cross-entropy of each of these windows."""
+    """float64 [W, l + 1]: the summed cross-entropy of the tokens of each of these windows in each of its chunks."""
     window_tokens: Tensor
-    """int64 [W]: the tokens that were predicted in each of these windows."""
+    """int64 [W, l + 1]: the tokens that were predicted in each chunk of each of these windows."""
+
+    @property
+    def nats(self) -> Tensor:
+        """float64 []: summed cross-entropy of the tokens."""
+        return self.window_nats.sum()
+
+    @property
+    def tokens(self) -> Tensor:
+        """int64 []: tokens that were predicted."""
+        return self.window_tokens.sum()
 
     @property
     def bits_per_byte(self) -> float:
@@ -47,19 +58,17 @@ class HeldOutScore(Metric):
     """
 
     full_state_update = False
-    nats: Tensor
-    tokens: Tensor
     bytes: Tensor
     documents: Tensor
     windows: list[Tensor] | Tensor
     window_nats: list[Tensor] | Tensor
     window_tokens: list[Tensor] | Tensor
 
-    def __init__(self) -> None:
-        """Start at zero."""
+    def __init__(self, chunk_length: int) -> None:
+        """Start at zero; `chunk_length` is m, the tokens of a chunk."""
         super().__init__()
-        self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        for name in ("tokens", "bytes", "documents"):
+        self.chunk_length = chunk_length
+        for name in ("bytes", "documents"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         for name in ("windows", "window_nats", "window_tokens"):
             self.add_state(name, [], dist_reduce_fx="cat")
@@ -72,22 +81,25 @@ class HeldOutScore(Metric):
         """Add scored windows.
 
         Args:
-            nats: [B, N] cross-entropy of each token, zero where the mask is False.
+            nats: [B, N] cross-entropy of each token, zero where the mask is False; N is a multiple of m.
             mask: bool [B, N], True where a token was scored.
             windows: int64 [B], the numbers of the windows in the text.
             num_bytes: int64 [], bytes of the documents that are added with these windows.
             documents: int64 [], how many such documents there are.
         """
-        self.nats = self.nats + nats.sum().double()
-        self.tokens = self.tokens + mask.sum()
         self.bytes = self.bytes + num_bytes
         self.documents = self.documents + documents
         assert isinstance(self.windows, list)
         assert isinstance(self.window_nats, list)
         assert isinstance(self.window_tokens, list)
         self.windows.append(windows)
-        self.window_nats.append(nats.double().sum(1))
-        self.window_tokens.append(mask.sum(1))
+        self.window_nats.append(self._by_chunk(nats.double()))
+        self.window_tokens.append(self._by_chunk(mask.long()))
+
+    def _by_chunk(self, targets: Tensor) -> Tensor:
+        """Add up the targets [B, N] of each chunk, [B, N / m + 1]; the first token of a window is no target."""
+        m = self.chunk_length
+        return F.pad(targets, (1, m - 1)).unflatten(1, (-1, m)).sum(2)
 
     def compute(self) -> Score:
         """Return the score of everything added, on all devices."""
@@ -96,7 +108,7 @@ class HeldOutScore(Metric):
             _gathered(self.window_nats, torch.float64),
             _gathered(self.window_tokens, torch.int64),
         )
-        return Score(self.nats, self.tokens, self.bytes, self.documents, *windows)
+        return Score(self.bytes, self.documents, *windows)
 
 
 def _gathered(batches: list[Tensor] | Tensor, dtype: torch.dtype) -> Tensor:

@@ -21,7 +21,7 @@ class ScoringModule(pl.LightningModule):
         """Score `model` with each k of `scored_k`."""
         super().__init__()
         self.model = model
-        self.scores = nn.ModuleDict({str(k): HeldOutScore() for k in scored_k})
+        self.scores = nn.ModuleDict({str(k): HeldOutScore(model.chunk_length) for k in scored_k})
 
     def measured(self) -> Iterator[tuple[int, HeldOutScore]]:
         """Yield each scored k with its score so far."""

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from retro_lab.evaluation.config import check_stride
 from retro_lab.evaluation.score import Score
 from retro_lab.retrieval.sequences import Batch, Sequences
-from retro_lab.runs.document_scores import DocumentScores
+from retro_lab.runs.chunk_scores import ChunkScores
 
 
 class WindowBatch(TypedDict):
@@ -86,26 +86,35 @@ class Windows(Dataset[WindowBatch]):
             documents=torch.tensor(len(complete)),
         )
 
-    def document_scores(self, score: Score) -> DocumentScores:
-        """Add up a score's windows by document, in the order of the windows, whichever rank scored them.
+    def chunk_scores(self, score: Score, overlap: np.ndarray | None = None) -> ChunkScores:
+        """Add up a score's windows by chunk, in the order of the windows, whichever rank scored them.
 
         Args:
             score: Of all of these windows.
+            overlap: r(C) of each chunk of the store, float32; None where nothing was retrieved.
 
         Returns:
-            What each document takes, in the store's order.
+            What each chunk of the documents takes, in the store's order.
         """
+        store = self.sequences.store
+        start = np.asarray(store.document_start[: self.documents + 1]).astype(np.int64)
+        total, per_window = int(start[-1]), self.sequences.chunks_per_sequence + 1
         numbers = score.windows.cpu().numpy()
+        # Beyond the end of a document a window has no targets, so what its chunks there are does not matter.
+        chunks = (start[self._document] + self._offset // store.chunk_length)[:, None] + np.arange(per_window)
 
-        def by_document(values: Tensor) -> np.ndarray:
+        def by_chunk(values: Tensor) -> np.ndarray:
             # Each window is scored once: what else is added to it is zero, so the order of `numbers` does not matter.
-            windows = np.bincount(numbers, values.cpu().numpy(), minlength=len(self._document))
-            return np.bincount(self._document, windows, minlength=self.documents)
+            windows = np.zeros(chunks.shape)
+            np.add.at(windows, numbers, values.cpu().numpy())
+            return np.bincount(chunks.ravel(), windows.ravel(), minlength=total)[:total]
 
-        return DocumentScores(
-            nats=by_document(score.window_nats),
-            tokens=by_document(score.window_tokens).astype(np.int64),
-            bytes=self.sequences.store.document_bytes[: self.documents].astype(np.int64),
+        return ChunkScores(
+            document=np.repeat(np.arange(self.documents), np.diff(start)),
+            nats=by_chunk(score.window_nats),
+            tokens=by_chunk(score.window_tokens).astype(np.int64),
+            bytes=store.chunk_bytes(self.documents),
+            overlap=None if overlap is None else np.asarray(overlap[:total]),
         )
 
 

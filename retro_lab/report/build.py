@@ -4,12 +4,13 @@ Layout, in the run's or the sweep's folder:
 
     report/index.html                      written last
     report/figures/NAME.svg, NAME.png
-    report/tables/comparison.csv, comparison.md
+    report/tables/NAME.csv, NAME.md        comparison, and of a run leakage
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from matplotlib.figure import Figure
 
@@ -17,15 +18,20 @@ from retro_lab.artifacts.disk import write_file
 from retro_lab.errors import ArtifactError
 from retro_lab.report.comparison import run_table, sweep_table
 from retro_lab.report.compute import compute_sentence
-from retro_lab.report.figures import curve_figure, neighbors_figure, sweep_figure
+from retro_lab.report.figures import curve_figure, leakage_figure, neighbors_figure, sweep_figure
+from retro_lab.report.leakage import leakage_table, run_leakage
 from retro_lab.report.pages import Picture, cell_link, run_page, sweep_page
 from retro_lab.report.style import save
 from retro_lab.report.tables import Table
 from retro_lab.runs.records import RESULT_NAME, RunRecord, load_run
 from retro_lab.runs.sweeps import load_sweep
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
 REPORT_FOLDER = "report"
-TABLE_NAME = "comparison"
+COMPARISON, LEAKAGE = "comparison", "leakage"
+"""Names of the tables."""
 
 CURVE = Picture(
     "curve",
@@ -39,6 +45,11 @@ NEIGHBORS = Picture(
     "One trained RETRO, evaluated with several numbers of neighbors. Bars: 95% intervals of the distance from the "
     "baseline, over documents.",
 )
+OVERLAP = Picture(
+    "leakage",
+    "The gain of RETRO[On] over the baseline against the largest overlap of the chunks that are scored.",
+    "On the first text, all of whose chunks have r(C) up to 1. Bars: 95% intervals over documents.",
+)
 AXIS = Picture(
     "sweep",
     "Held-out bits per byte against the value that the sweep varies.",
@@ -49,11 +60,14 @@ AXIS = Picture(
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """A report's location and content; `failures` are the errors of a sweep's failed cells by cell name."""
+    """A report's location and content; `failures` are the errors of a sweep's failed cells by cell name.
+
+    `tables` are those to print, by name.
+    """
 
     page: Path
     paths: tuple[Path, ...]
-    table: Table
+    tables: Mapping[str, Table]
     failures: Mapping[str, str]
 
 
@@ -86,7 +100,7 @@ def write_sweep_report(sweep_folder: Path) -> WrittenReport:
     figures = _present({AXIS: sweep_figure(sweep)})
     page = sweep_page(sweep, table, list(figures), links)
     failures = {cell.name: cell.error or "" for cell in sweep.with_status("failed")}
-    return _write(sweep_folder / REPORT_FOLDER, page, table, figures, failures)
+    return _write(sweep_folder / REPORT_FOLDER, page, {COMPARISON: table}, figures, failures)
 
 
 def _write_run(run: RunRecord) -> WrittenReport:
@@ -94,21 +108,28 @@ def _write_run(run: RunRecord) -> WrittenReport:
     if multiplier := compute_sentence(run):
         table = replace(table, notes=(*table.notes, multiplier))
     figures = _present({CURVE: curve_figure(run), NEIGHBORS: neighbors_figure(run)})
-    page = run_page(run, table, list(figures))
-    return _write(run.folder / REPORT_FOLDER, page, table, figures, {})
+    leakage = run_leakage(run)
+    overlap_figures = _present({OVERLAP: leakage_figure(leakage)})
+    page = run_page(run, table, list(figures), leakage, list(overlap_figures))
+    tables = _present({COMPARISON: table, LEAKAGE: leakage_table(leakage)})
+    return _write(run.folder / REPORT_FOLDER, page, tables, figures | overlap_figures, {})
 
 
-def _present(figures: Mapping[Picture, Figure | None]) -> dict[Picture, Figure]:
-    return {picture: figure for picture, figure in figures.items() if figure is not None}
+def _present(found: Mapping[Key, Value | None]) -> dict[Key, Value]:
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _write(
-    folder: Path, page: str, table: Table, figures: Mapping[Picture, Figure], failures: Mapping[str, str]
+    folder: Path,
+    page: str,
+    tables: Mapping[str, Table],
+    figures: Mapping[Picture, Figure],
+    failures: Mapping[str, str],
 ) -> WrittenReport:
-    contents: dict[str, bytes] = {
-        f"tables/{TABLE_NAME}.csv": _encode(table.to_csv()),
-        f"tables/{TABLE_NAME}.md": _encode(table.to_markdown()),
-    }
+    contents: dict[str, bytes] = {}
+    for name, table in tables.items():
+        contents[f"tables/{name}.csv"] = _encode(table.to_csv())
+        contents[f"tables/{name}.md"] = _encode(table.to_markdown())
     for picture, figure in figures.items():
         contents[f"figures/{picture.name}.svg"] = save(figure, "svg")
         contents[f"figures/{picture.name}.png"] = save(figure, "png")
@@ -116,7 +137,7 @@ def _write(
     contents["index.html"] = _encode(page)
     paths = tuple(write_file(folder / name, content) for name, content in contents.items())
     _remove_stale(folder, paths)
-    return WrittenReport(paths[-1], paths, table, failures)
+    return WrittenReport(paths[-1], paths, tables, failures)
 
 
 def _encode(text: str) -> bytes:
@@ -125,8 +146,8 @@ def _encode(text: str) -> bytes:
 
 
 def _remove_stale(folder: Path, paths: tuple[Path, ...]) -> None:
-    """Delete figures of an earlier report that this one does not have."""
-    for name in ("figures/*.svg", "figures/*.png"):
+    """Delete figures and tables of an earlier report that this one does not have."""
+    for name in ("figures/*.svg", "figures/*.png", "tables/*.csv", "tables/*.md"):
         for path in folder.glob(name):
             if path not in paths:
                 path.unlink(missing_ok=True)

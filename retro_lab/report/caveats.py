@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from retro_lab.report import formats
 from retro_lab.report.comparison import ON, Gain, Scored, cell_baseline, cell_scores, comparable, flops_ratio, gain
+from retro_lab.report.leakage import Leakage, leakage_sentences
 from retro_lab.runs.records import ModelRecord, RunRecord
 from retro_lab.runs.sweeps import SweepRecord
 
@@ -12,13 +13,13 @@ FEW_DOCUMENTS = 30
 EQUAL_COMPUTE = 0.005
 """Ratios of FLOPs this close to 1 are not worth a sentence."""
 OVERLAP = (
-    "Text that held-out documents share with training documents and the database was not removed: part of RETRO[On]'s "
-    "gain may come from copied text (Borgeaud et al. 2022, Sec. 2.6)."
+    "This table does not tell how much of a gain comes from text that the database has word for word (Borgeaud et al. "
+    "2022, Sec. 2.6): the pages of the cells have the scores by overlap."
 )
 
 
-def run_caveats(run: RunRecord) -> tuple[str, ...]:
-    """Return the caveats on this run's numbers, the most specific first."""
+def run_caveats(run: RunRecord, leakage: Sequence[Leakage]) -> tuple[str, ...]:
+    """Return the caveats on this run's numbers, the most specific first; `leakage` is what was measured of it."""
     caveats = [
         f"The {name} has no result yet: it is still training, or its training stopped." for name in run.unfinished
     ]
@@ -32,9 +33,8 @@ def run_caveats(run: RunRecord) -> tuple[str, ...]:
         caveats.append("No baseline was trained in this run, so no gain can be stated.")
     if run.retro and run.retro.evaluation(run.retro.k) is None:
         caveats.append(f"RETRO was not evaluated with the k = {run.retro.k} neighbors it was trained with.")
+    caveats += leakage_sentences(leakage)
     caveats += _lossy_tokenizers(run.models)
-    if run.retro:
-        caveats.append(OVERLAP)
     seeds = ", ".join(str(seed) for seed in sorted({model.seed for model in run.models}))
     caveats.append(f"One training run per model (seed {seeds}): the spread between seeds was not measured.")
     return tuple(caveats)

@@ -8,6 +8,7 @@ from typing import Any
 from retro_lab.evaluation.intervals import DRAWS, Interval, gain_interval
 from retro_lab.report import formats
 from retro_lab.report.tables import Column, Table, Value
+from retro_lab.runs.chunk_scores import ChunkScores
 from retro_lab.runs.records import Evaluation, ModelRecord, RunRecord, ScoredText
 from retro_lab.runs.sweeps import Cell, SweepRecord
 
@@ -57,6 +58,14 @@ class Scored:
         entry = model.evaluation(k) if model else None
         return cls(run, model, entry) if run and model and entry else None
 
+    def chunks(self) -> ChunkScores:
+        """Read each chunk's share in the score.
+
+        Raises:
+            ArtifactError: Their file is damaged.
+        """
+        return self.run.chunk_scores(self.model, self.entry)
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -72,13 +81,13 @@ def gain(scored: Scored | None, baseline: Scored | None) -> Gain | None:
     """Compare two scores; None where one is missing or they were not measured on the same text in the same way.
 
     Raises:
-        ArtifactError: The documents' scores cannot be read.
+        ArtifactError: The chunks' scores cannot be read.
     """
     if scored is None or baseline is None or not comparable(scored.entry, baseline.entry):
         return None
     level = baseline.entry.bits_per_byte
     saved = level - scored.entry.bits_per_byte
-    shares = [each.run.document_scores(each.model, each.entry) for each in (scored, baseline)]
+    shares = [each.chunks().by_document() for each in (scored, baseline)]
     return Gain(saved, 100 * saved / level, gain_interval(*shares))
 
 
@@ -102,10 +111,10 @@ def run_table(run: RunRecord) -> Table:
     databases.
     """
     texts = tuple(dict.fromkeys(text for model in run.models for text in model.texts))
-    names = _distinct({text: text.name for text in texts})
+    names = distinct({text: text.name for text in texts})
     retrieved = [entry.retrieved for model in run.models for entry in model.evaluations if entry.retrieved]
     databases = {(found.database, found.source): found.database for found in retrieved}
-    labels = _distinct(databases)
+    labels = distinct(databases)
     several = len(texts) > 1
     rows = []
     for text in texts or (None,):
@@ -164,7 +173,7 @@ def _on_text(run: RunRecord, model: ModelRecord | None, text: ScoredText | None)
     return Scored(run, model, entry) if model and entry else None
 
 
-def _distinct(names: Mapping[Any, str]) -> dict[Any, str]:
+def distinct(names: Mapping[Any, str]) -> dict[Any, str]:
     """Number the names that occur more than once."""
     counts: Counter[str] = Counter()
     distinct = {}

@@ -1,5 +1,6 @@
 """HTML pages of a report: static, without scripts or external resources, and with all values escaped."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -9,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from retro_lab.report import formats
 from retro_lab.report.caveats import run_caveats, sweep_caveats
 from retro_lab.report.facts import parameter_table, provenance_table, training_table
+from retro_lab.report.leakage import Leakage, leakage_table
 from retro_lab.report.tables import Table
 from retro_lab.runs.folder import CONFIG_NAME
 from retro_lab.runs.records import RunRecord
@@ -26,15 +28,19 @@ class Picture:
     caption: str
 
 
-def run_page(run: RunRecord, table: Table, pictures: list[Picture]) -> str:
-    """Return the page of a run."""
+def run_page(
+    run: RunRecord, table: Table, pictures: list[Picture], leakage: Sequence[Leakage], leakage_pictures: list[Picture]
+) -> str:
+    """Return the page of a run: its table and figures, and those of leakage."""
     return _render(
         "run.html.j2",
         title=run.name,
         table=table,
         pictures=pictures,
         details=[training_table(run), parameter_table(run), provenance_table(run)],
-        caveats=run_caveats(run),
+        caveats=run_caveats(run, leakage),
+        leakage=leakage_table(leakage),
+        leakage_pictures=leakage_pictures,
         error=run.error,
         settings=_settings(run.folder / CONFIG_NAME),
     )

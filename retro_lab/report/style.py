@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,7 +71,16 @@ OFF_LOOK = Look("#d55e00", "--", "o")
 ON_LOOK = Look("#0072b2", "-", "D")
 
 
-def draw(title: str, x_title: str, lines: Sequence[Line], *, swept: bool) -> Figure:
+def draw(
+    title: str,
+    x_title: str,
+    lines: Sequence[Line],
+    *,
+    swept: bool,
+    y_title: str = Y_TITLE,
+    show: Callable[[float], str] = formats.score,
+    zero: bool = False,
+) -> Figure:
     """Draw lines labeled with their names and last values at their right ends.
 
     Points that are not finite, such as those of a diverged model, are left out.
@@ -79,8 +88,11 @@ def draw(title: str, x_title: str, lines: Sequence[Line], *, swept: bool) -> Fig
     Args:
         title: Title of the figure.
         x_title: What the x axis shows.
-        lines: The lines; their y values are bits per byte.
+        lines: The lines.
         swept: The x values are few and chosen by hand: tick each, and use a logarithmic axis for a wide range.
+        y_title: What the y axis shows.
+        show: Turns the last value of a line into text.
+        zero: Draw a line at y = 0.
     """
     with mpl.rc_context():
         mpl.rcdefaults()
@@ -90,12 +102,14 @@ def draw(title: str, x_title: str, lines: Sequence[Line], *, swept: bool) -> Fig
         axes = figure.add_axes((0.11, 0.14, 0.58, 0.76))
         for line in lines:
             _draw_line(axes, line)
-        axes.set(title=title, xlabel=x_title, ylabel=Y_TITLE)
+        if zero:
+            axes.axhline(0, color=BASELINE_LOOK.color, linewidth=1)
+        axes.set(title=title, xlabel=x_title, ylabel=y_title)
         axes.margins(x=0.02, y=0.08)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.count(value)))
         if swept:
             _fit_scale(axes, sorted({x for line in lines for x, _ in line.points}))
-        _label_ends(figure, axes, [line for line in lines if _finite(line)])
+        _label_ends(figure, axes, [line for line in lines if _finite(line)], show)
     return figure
 
 
@@ -145,7 +159,7 @@ def _fit_scale(axes: Axes, values: Sequence[float]) -> None:
         axes.xaxis.set_major_locator(FixedLocator(values))
 
 
-def _label_ends(figure: Figure, axes: Axes, lines: Sequence[Line]) -> None:
+def _label_ends(figure: Figure, axes: Axes, lines: Sequence[Line], show: Callable[[float], str]) -> None:
     """Write each line's name and last value to the right of the axes, at its height but never overlapping another."""
     axes.autoscale_view()
     points_per_pixel = 72 / figure.dpi
@@ -153,7 +167,7 @@ def _label_ends(figure: Figure, axes: Axes, lines: Sequence[Line]) -> None:
     heights = [axes.transData.transform((0, value))[1] * points_per_pixel for value, _ in ends]
     for (value, line), height, target in zip(ends, heights, _spread(heights, LABEL_GAP_POINTS), strict=True):
         axes.annotate(
-            f"{line.label}  {formats.score(value)}",
+            f"{line.label}  {show(value)}",
             xy=(1, value),
             xycoords=axes.get_yaxis_transform(),
             xytext=(10, target - height),

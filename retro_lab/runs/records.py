@@ -1,6 +1,7 @@
 """The record of a trained model (what it is, what it was trained on, how it scored) and all records of a run."""
 
 import json
+import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from retro_lab.artifacts.disk import write_file
 from retro_lab.artifacts.fingerprint import fingerprint
 from retro_lab.errors import ArtifactError
-from retro_lab.runs.document_scores import DocumentScores, load_document_scores
+from retro_lab.runs.chunk_scores import ChunkScores, load_chunk_scores
 from retro_lab.runs.folder import BASELINE, FAILURE_NAME, LONGER_BASELINE, MODELS, RETRO
 
 RESULT_NAME = "result.json"
@@ -110,7 +111,7 @@ class Evaluation:
     """FLOPs that the model takes for the text, over its bytes: those of the mean token of a window for each token. That
     windows overlap is left out, as `stride` decides it and not the model."""
     scores: str
-    """File with each document's share of them, in the model's folder (`retro_lab.runs.document_scores`)."""
+    """File with each chunk's share of them, in the model's folder (`retro_lab.runs.chunk_scores`)."""
 
     @property
     def measured(self) -> tuple[ScoredText, int, Retrieved | None]:
@@ -240,17 +241,17 @@ class RunRecord:
         models = (self.baseline, self.longer_baseline, self.retro)
         return tuple(model for model in models if model is not None)
 
-    def document_scores(self, model: ModelRecord, entry: Evaluation) -> DocumentScores:
-        """Read each document's share in a score of one of the models.
+    def chunk_scores(self, model: ModelRecord, entry: Evaluation) -> ChunkScores:
+        """Read each chunk's share in a score of one of the models.
 
         Raises:
             ArtifactError: Their file is not there, is damaged, or does not add up to the score.
         """
-        return _document_scores(self.folder / model.model / entry.scores, entry)
+        return _chunk_scores(self.folder / model.model / entry.scores, entry)
 
 
 def scores_name(text: ScoredText, k: int, retrieved: Retrieved | None) -> str:
-    """Return the name of the file of documents' scores in a model's folder, one for all that can be measured."""
+    """Return the name of the file of chunks' scores in a model's folder, one for all that can be measured."""
     measured = {"text": asdict(text), "k": k, "retrieved": asdict(retrieved) if retrieved else None}
     return f"{SCORES_FOLDER}/{fingerprint(measured)}.parquet"
 
@@ -282,13 +283,13 @@ def load_run(folder: Path) -> RunRecord:
     """Read the run in `folder`; unfinished models are only named.
 
     Raises:
-        ArtifactError: A result is damaged, or the documents' scores beside it are.
+        ArtifactError: A result is damaged, or the chunks' scores beside it are.
     """
     found = {name: folder / name / RESULT_NAME for name in MODELS if (folder / name).is_dir()}
     records = {name: load_result(path) for name, path in found.items() if path.is_file()}
     for name, record in records.items():
         for entry in record.evaluations:  # read again where they are needed: all of a sweep's would fill the memory
-            _document_scores(folder / name / entry.scores, entry)
+            _chunk_scores(folder / name / entry.scores, entry)
     return RunRecord(
         name=folder.resolve().name,
         folder=folder,
@@ -300,14 +301,18 @@ def load_run(folder: Path) -> RunRecord:
     )
 
 
-def _document_scores(path: Path, entry: Evaluation) -> DocumentScores:
+def _chunk_scores(path: Path, entry: Evaluation) -> ChunkScores:
     try:
-        scores = load_document_scores(path)
-        if (len(scores), scores.tokens.sum(), scores.bytes.sum()) != (entry.documents, entry.tokens, entry.bytes):
+        scores = load_chunk_scores(path)
+        counted = (scores.documents, scores.tokens.sum(), scores.bytes.sum())
+        level = scores.bits_per_byte() or 0.0
+        if counted != (entry.documents, entry.tokens, entry.bytes) or not math.isclose(level, entry.bits_per_byte):
             raise ValueError("they do not add up to the score of the whole text")
+        if (scores.overlap is None) != (entry.retrieved is None):
+            raise ValueError("chunks have an overlap if and only if something was retrieved for them")
     except ValueError as error:
         raise ArtifactError(
-            f"{path} does not hold the documents' scores ({error}); delete it and run the command that made it again."
+            f"{path} does not hold the chunks' scores ({error}); delete it and run the command that made it again."
         ) from error
     return scores
 

@@ -1,4 +1,4 @@
-"""`task=build`: documents, tokenizer, tokens, embeddings, index and neighbors; existing artifacts are reused."""
+"""`task=build`: documents, tokenizer, tokens, embeddings, index, neighbors and overlaps; existing ones are reused."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,8 +28,9 @@ class HeldOutText:
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
-    """Build everything that training needs, and print a summary."""
+    """Build everything that training and its evaluation need, and print a summary."""
     inputs = Inputs(config)
+    inputs.build()
     database = inputs.database
     stores = dict[str, TokenStore](inputs.corpus.stores.items())
     stores |= {text.description: text.store for text in inputs.texts if text.name not in stores}
@@ -61,7 +62,7 @@ class Inputs:
         """Build everything now, so that no build can fail after hours of training."""
         for text in self.texts:
             if self._config.retrieval.k:
-                self.database.neighbors_of(text.store)
+                self.database.overlaps_of(text.store)
 
     @cached_property
     def corpus(self) -> Corpus:

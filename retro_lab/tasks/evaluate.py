@@ -13,7 +13,7 @@ from retro_lab import console
 from retro_lab.cost.flops import required_flops
 from retro_lab.errors import ArtifactError
 from retro_lab.evaluation.scoring import ScoredData, ScoringModule, check_finite
-from retro_lab.runs.document_scores import write_document_scores
+from retro_lab.runs.chunk_scores import is_from_earlier_release, write_chunk_scores
 from retro_lab.runs.folder import MODELS, RunFolder
 from retro_lab.runs.identity import check_scored
 from retro_lab.runs.records import (
@@ -65,7 +65,8 @@ def _wanted_neighbors(config: RunConfig) -> list[int]:
 def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Inputs) -> ModelRecord:
     """Measure a trained model's missing scores, and write them into its record.
 
-    Each document's share in a score goes into a file beside the record; a score whose file is gone is measured again.
+    Each chunk's share in a score goes into a file beside the record, with what the chunk has in common with its
+    neighbors. A score whose file is gone, or is of an earlier release, is measured again.
 
     Args:
         config: Of the run; `retrieval.k` is the model's.
@@ -80,7 +81,7 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
     wanted: dict[HeldOutText, list[tuple[ScoredText, int, Retrieved | None]]] = {
         text: [_measured(config, text, k, inputs) for k in _wanted_neighbors(config)] for text in inputs.texts
     }
-    known = {entry.measured: entry for entry in record.evaluations if (folder / entry.scores).is_file()}
+    known = {entry.measured: entry for entry in record.evaluations if _is_complete(folder / entry.scores)}
     missing = {text: [key for key in keys if key not in known] for text, keys in wanted.items()}
     if any(missing.values()):
         trained = open_run(folder)
@@ -98,21 +99,24 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
             check_finite(module)
             for (scored, k, retrieved), (_, metric) in zip(keys, module.measured(), strict=True):
                 score = metric.compute()
-                shares = scores_name(scored, k, retrieved)
+                overlap = database.overlaps_of(text.store).values if k and database else None
+                chunks, name = cut.chunk_scores(score, overlap), scores_name(scored, k, retrieved)
                 if console.is_main_process():
-                    write_document_scores(folder / shares, cut.document_scores(score))
+                    write_chunk_scores(folder / name, chunks)
+                level = chunks.bits_per_byte()
+                assert level is not None
                 flops = mean_token_flops(trained.settings, k, scored.sequence_length) * int(score.tokens)
                 known[scored, k, retrieved] = Evaluation(
                     text=scored,
                     k=k,
                     retrieved=retrieved,
-                    bits_per_byte=score.bits_per_byte,
+                    bits_per_byte=level,
                     perplexity=score.perplexity,
                     tokens=int(score.tokens),
                     bytes=int(score.bytes),
                     documents=int(score.documents),
                     flops_per_byte=flops / int(score.bytes),
-                    scores=shares,
+                    scores=name,
                 )
     # Scores requested now come first, because the first text is the main one.
     order = dict.fromkeys([*(key for keys in wanted.values() for key in keys), *known])
@@ -120,6 +124,10 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
     if scored_record != record and console.is_main_process():
         write_result(folder / RESULT_NAME, scored_record)
     return scored_record
+
+
+def _is_complete(path: Path) -> bool:
+    return path.is_file() and not is_from_earlier_release(path)
 
 
 def mean_token_flops(settings: ModelSettings, k: int, sequence_length: int) -> float:

@@ -13,7 +13,7 @@ from retro_lab.tasks.config import RunConfig
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
-    """Write the report into the run's folder, and print its table and the page's path; only rank 0 does so.
+    """Write the report into the run's folder, and print its tables and the page's path; only rank 0 does so.
 
     Raises:
         RetroLabError: Nothing there is finished; the message has the command to run.
@@ -36,7 +36,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         reason = f"training failed ({found.error})" if found.error else "no model there is finished"
         raise RetroLabError(f"Nothing to report in {path}: {reason}. To train one: {folder.command}")
     report = write_run_report(path)
-    console.output.print(report.table.to_rich())
+    for table in report.tables.values():
+        console.output.print(table.to_rich(), end="\n\n")
     console.status("report", str(report.page))
     console.status("figures", str(report.page.parent / "figures"))
     models = [path / record.model for record in found.models]
@@ -55,7 +56,8 @@ def print_sweep_report(folder: Path) -> int:
     from retro_lab.report.build import write_sweep_report
 
     report = write_sweep_report(folder)
-    console.output.print(report.table.to_rich())
+    for table in report.tables.values():
+        console.output.print(table.to_rich())
     for name, error in report.failures.items():
         summary = (error.strip().splitlines() or ["no reason given"])[-1]
         console.messages.print(Text.assemble(("failed ", "bold red"), f"{name}: {summary}"), soft_wrap=True)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from tokenizers_of_all_kinds import KINDS, LOSSLESS, SENTENCEPIECE, byte_level, made
+from tokenizers_of_all_kinds import BYTE_LEVEL, KINDS, LOSSLESS, SENTENCEPIECE, byte_level, made
 
 from retro_lab.corpus.round_trip import differences
 from retro_lab.corpus.tokenizer import ByteBPE, DocumentTokenizer
@@ -186,3 +186,20 @@ def test_what_a_normalizer_changes_is_found(change):
     adapted = DocumentTokenizer.adapt(tokenizer, "<|endoftext|>")
     texts = ["Ünder ﬁve\n"]
     assert differences(texts, adapted.decode(adapted.encode(texts)))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@given(text=texts_of_pieces)
+def test_tokens_stand_for_the_bytes_of_their_text(saved, kind, text):
+    """To the byte for those whose tokens are bytes; elsewhere but for the space that a text gets or loses in front."""
+    tokenizer = saved(kind)
+    (tokens,) = tokenizer.encode([text])
+    (decoded,) = tokenizer.decode([tokens])
+    counted = int(tokenizer.token_bytes[tokens].sum())
+    if kind in BYTE_LEVEL:
+        assert counted == len(text.encode())
+    elif kind in LOSSLESS:
+        assert counted - len(decoded.encode()) in (0, 1)
+    else:
+        assert counted >= 0
+    assert len(tokenizer.token_bytes) == tokenizer.vocabulary_size

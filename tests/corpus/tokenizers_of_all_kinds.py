@@ -105,6 +105,7 @@ LOSSLESS = {
     "whole_words": (whole_words, "word"),
 }
 SENTENCEPIECE = {"sentencepiece_bpe", "unigram"}
+BYTE_LEVEL = LOSSLESS.keys() - SENTENCEPIECE
 LOSSY = {"word_level": (word_level, "[CLS]"), "uncased_word_piece": (uncased_word_piece, "[CLS]")}
 KINDS = LOSSLESS | LOSSY
 """How each is made, and its own token for the start or the end of a text."""

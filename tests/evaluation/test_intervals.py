@@ -9,7 +9,7 @@ import pytest
 
 from retro_lab.evaluation import intervals
 from retro_lab.evaluation.intervals import bits_per_byte_interval, gain_interval
-from retro_lab.runs.document_scores import DocumentScores
+from retro_lab.runs.chunk_scores import DocumentScores
 
 
 def scores(nats: np.ndarray, sizes: np.ndarray) -> DocumentScores:
@@ -75,6 +75,18 @@ def test_one_document_has_no_interval() -> None:
     model, baseline = synthetic(1, seed=0)
     assert gain_interval(model, baseline) is None
     assert bits_per_byte_interval(model) is None
+
+
+def test_documents_without_bytes_change_nothing() -> None:
+    """Such as those that have none of the chunks in question."""
+    model, baseline = synthetic(30, seed=4)
+    wider = [
+        DocumentScores(*(np.insert(values, [0, 7, 30], 0) for values in (each.nats, each.tokens, each.bytes)))
+        for each in (model, baseline)
+    ]
+    assert gain_interval(*wider) == gain_interval(model, baseline)
+    lonely = [DocumentScores(*(np.array([value, 0, 0]) for value in (10.0 * i, 9, 40))) for i in (1, 2)]
+    assert gain_interval(*lonely) is None
 
 
 def test_the_same_scores_give_the_same_interval_in_blocks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ import torch.multiprocessing as mp
 
 from retro_lab.evaluation.score import HeldOutScore, Score
 
-WINDOWS, LENGTH = 3, 5
-"""Windows of a batch, and their tokens."""
+WINDOWS, LENGTH, CHUNK_LENGTH = 3, 6, 2
+"""Windows of a batch, their tokens, and the tokens of a chunk."""
 
 
 def batches() -> list[dict[str, Any]]:
@@ -35,7 +35,7 @@ def batches() -> list[dict[str, Any]]:
 def score_of_rank(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    score = HeldOutScore()
+    score = HeldOutScore(CHUNK_LENGTH)
     share = batches()[rank::world]
     filler = {"nats": torch.zeros(WINDOWS, LENGTH), "mask": torch.zeros(WINDOWS, LENGTH, dtype=torch.bool)}
     nothing = {"num_bytes": torch.tensor(0), "documents": torch.tensor(0)}
@@ -47,17 +47,21 @@ def score_of_rank(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def by_window(score: Score) -> tuple[list[float], list[float]]:
-    """Return nats and tokens of each window, as `Windows` adds them up."""
-    numbers = score.windows.numpy()
-    nats, tokens = (np.bincount(numbers, values.numpy()) for values in (score.window_nats, score.window_tokens))
-    return nats.tolist(), tokens.tolist()
+def by_window(score: Score) -> tuple[list[list[float]], list[list[float]]]:
+    """Return nats and tokens of each window by chunk, as `Windows` adds them up."""
+
+    def added(values: torch.Tensor) -> list[list[float]]:
+        table = np.zeros((int(score.windows.max()) + 1, values.shape[1]))
+        np.add.at(table, score.windows.numpy(), values.numpy())
+        return table.tolist()
+
+    return added(score.window_nats), added(score.window_tokens)
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_every_rank_states_what_all_ranks_scored(world: int, tmp_path: Path) -> None:
     mp.start_processes(score_of_rank, (world, str(tmp_path)), nprocs=world, start_method="fork")
-    alone = HeldOutScore()
+    alone = HeldOutScore(CHUNK_LENGTH)
     for batch in batches():
         alone.update(**batch)
     whole = alone.compute()
@@ -74,8 +78,24 @@ def test_every_rank_states_what_all_ranks_scored(world: int, tmp_path: Path) -> 
         assert int(score.window_tokens.sum()) == tokens
 
 
+def test_the_targets_of_a_window_are_dealt_out_to_its_chunks() -> None:
+    """The target after the i-th token of a window is at place i + 1: in the chunk (i + 1) // m of the window."""
+    metric = HeldOutScore(CHUNK_LENGTH)
+    for batch in batches():
+        metric.update(**batch)
+    score = metric.compute()
+    nats, tokens = (torch.zeros(len(score.windows), LENGTH // CHUNK_LENGTH + 1).double() for _ in range(2))
+    for batch in batches():
+        for row, window in enumerate(batch["windows"].tolist()):
+            for i in range(LENGTH):
+                nats[window, (i + 1) // CHUNK_LENGTH] += batch["nats"][row, i].double()
+                tokens[window, (i + 1) // CHUNK_LENGTH] += batch["mask"][row, i]
+    assert torch.equal(score.window_tokens.double(), tokens)
+    torch.testing.assert_close(score.window_nats, nats, rtol=1e-14, atol=0)
+
+
 def test_a_score_that_was_taken_stays_when_more_is_added() -> None:
-    metric = HeldOutScore()
+    metric = HeldOutScore(CHUNK_LENGTH)
     one, other = batches()[:2]
     metric.update(**one)
     first = metric.compute()

@@ -1,5 +1,6 @@
 """The real command line on a corpus of the user's own, from text to the table."""
 
+import csv
 import json
 import math
 import os
@@ -90,7 +91,17 @@ def test_one_command_from_text_to_the_table(workplace, compared):
     for record, entry in ((found["retro"], on), (found["baseline"], alone)):  # windows are as long as in training
         for_a_token = entry["flops_per_byte"] * entry["bytes"] / entry["tokens"]
         assert record["flops"] == pytest.approx(3 * for_a_token * record["tokens"])
-    assert (workplace / "outputs" / "whole" / "report" / "index.html").is_file()
+    report = workplace / "outputs" / "whole" / "report"
+    assert (report / "index.html").is_file()
+    # The gain by overlap, whose last row has every chunk: the same numbers as in the comparison, to the last bit.
+    assert "r(C): the longest piece of a chunk's text" in " ".join(compared.stdout.split())
+    *_, whole = csv.DictReader((report / "tables" / "leakage.csv").read_text().splitlines())
+    rows = csv.DictReader((report / "tables" / "comparison.csv").read_text().splitlines())
+    level = {row["model"]: row for row in rows}
+    for column, model in (("baseline", "Baseline"), ("off", "RETRO[Off]"), ("on", "RETRO[On]")):
+        assert whole[f"{column}_bits_per_byte"] == level[model]["bits_per_byte"]
+    gains = ("gain_bits_per_byte", "gain_low", "gain_high", "gain_percent")
+    assert {key: whole[key] for key in gains} == {key: level["RETRO[On]"][key] for key in gains}
 
 
 def test_no_library_chatter(compared):
@@ -337,14 +348,20 @@ def test_other_windows_databases_and_texts_add_scores_and_take_no_others_place(w
         for old in (entry for entry in before[model]["evaluations"] if entry["k"] in closer):
             assert closer[old["k"]]["bits_per_byte"] < old["bits_per_byte"]  # more text before each token
             assert closer[old["k"]]["tokens"] == old["tokens"]
-    for model, record in after.items():  # each score with the shares of its documents, which add up to it
+    for model, record in after.items():  # each score with the shares of its chunks, which add up to it
         assert len({entry["scores"] for entry in record["evaluations"]}) == len(record["evaluations"])
         for entry in record["evaluations"]:
             shares = pq.read_table(workplace / "outputs" / "whole" / model / entry["scores"])
-            nats, tokens, size = (sum(shares[name].to_pylist()) for name in ("nats", "tokens", "bytes"))
-            assert (len(shares), tokens, size) == (entry["documents"], entry["tokens"], entry["bytes"])
-            assert nats / math.log(2) / size == pytest.approx(entry["bits_per_byte"], rel=1e-5)
+            nats, tokens, size = (math.fsum(shares[name].to_pylist()) for name in ("nats", "tokens", "bytes"))
+            documents = len(set(shares["document"].to_pylist()))
+            assert (documents, tokens, size) == (entry["documents"], entry["tokens"], entry["bytes"])
+            assert nats / math.log(2) / size == entry["bits_per_byte"]
             assert min(shares["nats"].to_pylist()) > 0
+            overlaps = shares["overlap"].to_pylist()
+            if entry["k"]:
+                assert 0 <= min(overlaps) < max(overlaps) <= 1
+            else:
+                assert set(overlaps) == {None}
     databases = {
         entry["retrieved"]["neighbors"]
         for entry in after["retro"]["evaluations"]
@@ -354,10 +371,14 @@ def test_other_windows_databases_and_texts_add_scores_and_take_no_others_place(w
     table = run(workplace, embedder, "name=whole", "task=report").stdout
     for explained in ("mine: test split of mine (mine.jsonl)", "test (2): test split", "windows of 32 tokens every 8"):
         assert explained in " ".join(table.split())
-    lost = workplace / "outputs" / "whole" / "retro" / after["retro"]["evaluations"][0]["scores"]
-    shares = pq.read_table(lost)
+    # What is gone is measured again, and so is what an earlier release measured, by document.
+    lost, old = (workplace / "outputs" / "whole" / name / after[name]["evaluations"][0]["scores"] for name in after)
+    whole = [pq.read_table(path) for path in (lost, old)]
     lost.unlink()
-    again = run(workplace, embedder, "name=whole")
-    assert again.stderr.count("evaluating") == 1
+    pq.write_table(whole[1].drop_columns("overlap"), old)
+    refused = run(workplace, embedder, "name=whole", "task=report", check=2)
+    assert "does not hold the chunks' scores" in refused.stderr.splitlines()[-1]
+    again = run(workplace, embedder, "name=whole", "task=evaluate")
+    assert again.stderr.count("evaluating") == 2
     assert records(workplace, "whole") == after
-    assert pq.read_table(lost) == shares
+    assert [pq.read_table(path) for path in (lost, old)] == whole

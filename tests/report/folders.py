@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from retro_lab.runs.document_scores import DocumentScores, write_document_scores
+from retro_lab.runs.chunk_scores import ChunkScores, DocumentScores, write_chunk_scores
 from retro_lab.runs.records import (
     CorpusSummary,
     DatabaseSummary,
@@ -78,24 +78,35 @@ def evaluation(
     )
 
 
-def document_scores(entry: Evaluation, spread: float = 0.1) -> DocumentScores:
-    """Scores of each document that add up to `entry`, some hard and some easy for any model."""
+OVERLAPS = (0.0, 0.25, 0.5, 1.0)
+"""r(C) of the chunks of each document."""
+
+
+def chunk_scores(entry: Evaluation, spread: float = 0.1) -> ChunkScores:
+    """Scores of each chunk that add up to `entry`, some documents hard and some easy for any model."""
+    chunks = len(OVERLAPS) * entry.documents
     tokens, sizes = (
-        np.diff(np.linspace(0, total, entry.documents + 1).astype(np.int64)) for total in (entry.tokens, entry.bytes)
+        np.diff(np.linspace(0, total, chunks + 1).astype(np.int64)) for total in (entry.tokens, entry.bytes)
     )
     hard = np.random.default_rng(0).normal(0, 0.5, entry.documents)
     own = np.random.default_rng(entry.k + 1).normal(0, spread, entry.documents)
-    moved = hard - hard.mean() + own - own.mean()
+    moved = (hard - hard.mean() + own - own.mean()).repeat(len(OVERLAPS))
     nats = (entry.bits_per_byte + moved) * math.log(2) * sizes
     nats *= entry.bits_per_byte * math.log(2) * entry.bytes / nats.sum()
-    return DocumentScores(nats=nats, tokens=tokens, bytes=sizes)
+    overlap = np.tile(np.float32(OVERLAPS), entry.documents) if entry.retrieved else None
+    return ChunkScores(np.arange(entry.documents).repeat(len(OVERLAPS)), nats, tokens, sizes, overlap)
+
+
+def document_scores(entry: Evaluation) -> DocumentScores:
+    """Return the same by document."""
+    return chunk_scores(entry).by_document()
 
 
 def write_models(folder: Path, *models: ModelRecord) -> None:
     """Write results where a training writes them."""
     for model in models:
         for entry in model.evaluations:
-            write_document_scores(folder / model.model / entry.scores, document_scores(entry))
+            write_chunk_scores(folder / model.model / entry.scores, chunk_scores(entry))
         write_result(folder / model.model / "result.json", model)
 
 

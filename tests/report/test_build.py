@@ -1,6 +1,7 @@
 """A report is made from folders alone, escapes what it shows, and replaces an earlier one whole."""
 
 import csv
+import re
 import struct
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
@@ -60,8 +61,12 @@ def test_a_run_gets_a_page_with_tables_and_figures(run_folder: Path) -> None:
         "index.html",
         "figures/curve.svg",
         "figures/curve.png",
+        "figures/leakage.svg",
+        "figures/leakage.png",
         "tables/comparison.csv",
         "tables/comparison.md",
+        "tables/leakage.csv",
+        "tables/leakage.md",
     }
     assert sorted(report.paths) == sorted(path for path in (run_folder / "report").rglob("*") if path.is_file())
     page = Page(report.page)
@@ -72,11 +77,11 @@ def test_a_run_gets_a_page_with_tables_and_figures(run_folder: Path) -> None:
         "2 x AMD EPYC",
         "torch 2.13.0",
         "stored: ${seed}",
-        "was not removed",
         "seed 0",
     ):
         assert text in page.text
     assert all((report.page.parent / address).is_file() for address in page.addresses)
+    assert len(re.findall(r"The gain does not need copied text: .* at r\(C\) <= 0\.125", page.text)) == 2
 
 
 def test_figures_are_valid_files(run_folder: Path) -> None:
@@ -99,9 +104,11 @@ def test_figures_of_an_earlier_report_do_not_stay(run_folder: Path, retro: Model
     write_models(run_folder, replace(retro, evaluations=(*retro.evaluations, evaluation(9, 1.7))))
     write_run_report(run_folder)
     assert (run_folder / "report" / "figures" / "neighbors.svg").exists()
-    write_models(run_folder, retro)
+    assert (run_folder / "report" / "tables" / "leakage.csv").exists()
+    write_models(run_folder, replace(retro, evaluations=(evaluation(0, 2.1),)))
     write_run_report(run_folder)
     assert not (run_folder / "report" / "figures" / "neighbors.svg").exists()
+    assert not (run_folder / "report" / "tables" / "leakage.csv").exists()
 
 
 def test_an_interrupted_report_leaves_the_earlier_page(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

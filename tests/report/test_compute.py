@@ -31,7 +31,7 @@ def test_a_power_law_gives_the_flops_that_the_baseline_needs(
     assert sentence is not None
     assert "would need 3T FLOPs to be as good as RETRO[On] (extrapolated by a power law" in sentence
     assert "1.50 times those of RETRO's training, 1.00 times with the embedding" in sentence
-    assert sentence in write_run_report(run_folder).table.to_markdown()
+    assert sentence in write_run_report(run_folder).tables["comparison"].to_markdown()
 
 
 def test_no_line_without_two_baselines_of_which_the_longer_is_better(run_folder: Path, longer: ModelRecord) -> None:

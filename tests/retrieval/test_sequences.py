@@ -223,18 +223,43 @@ def test_all_ranks_together_score_every_text_token_of_whole_documents_once(chunk
     assert sum(int(batch["bytes"]) for batch in batches) == store.facts.bytes
     assert sum(int(batch["documents"]) for batch in batches) == store.documents
 
-    score = HeldOutScore()
+    score = HeldOutScore(CHUNK_LENGTH)
     for batch in batches:
         mask = batch["batch"]["mask"]
-        score.update(
-            batch["batch"]["targets"].long() * mask, mask, batch["windows"], batch["bytes"], batch["documents"]
-        )
-    shares = windows.document_scores(score.compute())
+        # Any numbers that are the same whichever window scores a token, in place of what a model needs for it.
+        nats = (batch["batch"]["targets"].double() + 1).log() * mask
+        score.update(nats, mask, batch["windows"], batch["bytes"], batch["documents"])
+    overlap = np.linspace(0, 1, store.chunks, dtype=np.float32)
+    shares = windows.chunk_scores(score.compute(), overlap)
+    assert shares.documents == store.documents
+    assert np.array_equal(shares.overlap, overlap)
+    nats, tokens = np.zeros(store.chunks), np.zeros(store.chunks)
     for document, length in enumerate(store.document_length):
-        text = store.read(store.document_start[[document]], -(-length // CHUNK_LENGTH))[0, 1:length]
-        assert shares.nats[document] == text.sum()  # of targets, in place of what a model needs for them
-        assert shares.tokens[document] == len(text)
-    assert shares.bytes.tolist() == store.document_bytes.tolist()
+        first = int(store.document_start[document])
+        text = store.read(np.array([first]), -(-length // CHUNK_LENGTH))[0]
+        for place in range(1, length):  # the marker is never predicted
+            nats[first + place // CHUNK_LENGTH] += np.log(float(text[place]) + 1)
+            tokens[first + place // CHUNK_LENGTH] += 1
+    assert shares.tokens.tolist() == tokens.tolist()
+    assert shares.nats == pytest.approx(nats, rel=1e-13)
+    whole = shares.by_document()
+    assert whole.bytes.tolist() == store.document_bytes.tolist()
+    assert whole.tokens.tolist() == (store.document_length - 1).tolist()
+    assert whole.nats.sum() == pytest.approx(nats.sum(), rel=1e-13)
+    assert np.array_equal(shares.document, store.document_of(np.arange(store.chunks)))
+
+
+def test_a_chunk_has_the_bytes_of_its_own_tokens(chunks):
+    """A byte-level tokenizer writes a byte of text as a character of a token: the bytes are counted in the names."""
+    store = chunks.stores["validation"]
+    names = [store.tokenizer.tokenizer.id_to_token(i) for i in range(store.tokenizer.vocabulary_size)]
+    every = np.arange(store.chunks)
+    rows = zip(store.read(every), store.real_tokens(every), strict=True)
+    marker = store.tokenizer.document_marker
+    expected = [sum(len(names[token]) for token in row[:real] if token != marker) for row, real in rows]
+    assert store.chunk_bytes(store.documents).tolist() == expected
+    first = int(store.document_start[1])
+    assert store.chunk_bytes(1).tolist() == expected[:first]
 
 
 def test_fewer_tokens_take_the_first_documents(chunks):

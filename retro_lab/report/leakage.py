@@ -1,0 +1,198 @@
+"""Leakage: how much of a gain is left on text that the model cannot copy from its neighbors.
+
+Scores of the chunks C with r(C) <= alpha, for growing alpha (Borgeaud et al. 2022, Sec. 2.6, Figures 6 and 7), where
+r(C) is what a chunk has in common with what it retrieves (`retro_lab.retrieval.overlaps`). At alpha = 1 they are the
+scores of the whole text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from retro_lab.evaluation.intervals import gain_interval
+from retro_lab.report import formats
+from retro_lab.report.comparison import GAIN, GAIN_PERCENT, OFF, ON, Gain, Scored, comparable, distinct
+from retro_lab.report.tables import Column, Table, Value
+from retro_lab.runs.chunk_scores import ChunkScores
+from retro_lab.runs.records import Evaluation, ModelRecord, RunRecord
+
+ALPHAS = (0.125, 0.25, 0.5, 0.75, 1.0)
+"""The last is every chunk."""
+OVERLAP_NOTE = (
+    "r(C): the longest piece of a chunk's text that stands, token for token, in one of its nearest neighbors or its "
+    "continuation, as a share of the chunk (Borgeaud et al. 2022, Sec. 2.6). Each row scores the chunks that have at "
+    "most so much, in bits per byte; the last one has all of them. Share: of the text's bytes."
+)
+GAIN_NOTE = "Gain: below the baseline on the same chunks, with its 95% interval over documents."
+
+
+@dataclass(frozen=True)
+class Level:
+    """Scores of the chunks with r(C) <= alpha, in bits per byte; None for what was not measured or has no chunks."""
+
+    alpha: float
+    share: float
+    """Share of the text's bytes that these chunks have."""
+    baseline: float | None
+    off: float | None
+    on: float | None
+    gain: Gain | None
+    """Of RETRO[On] over the baseline."""
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """The scores of RETRO[On] on one text, with neighbors of one database, by overlap."""
+
+    label: str
+    """Tells it from others of the same run."""
+    levels: tuple[Level, ...]
+    """One for each of `ALPHAS`."""
+
+    @property
+    def has_gain(self) -> bool:
+        """Whether there is a baseline to compare with."""
+        return any(level.gain for level in self.levels)
+
+
+def run_leakage(run: RunRecord) -> tuple[Leakage, ...]:
+    """Measure the leakage of a run's RETRO on each text and with each database, as it was trained.
+
+    Raises:
+        ArtifactError: The chunks' scores cannot be read.
+    """
+    retro = run.retro
+    if retro is None:
+        return ()
+    entries = [entry for entry in retro.evaluations if entry.k == retro.k and entry.retrieved]
+    names = distinct({entry.text: entry.text.name for entry in entries})
+    databases = distinct({entry.retrieved: entry.retrieved.database for entry in entries if entry.retrieved})
+    several = len(databases) > 1
+    found = []
+    for entry in entries:
+        label = f"{names[entry.text]}, {databases[entry.retrieved]}" if several else names[entry.text]
+        others = [_compared(run, model, entry) for model in (run.baseline, retro)]
+        found.append(Leakage(label, _levels(Scored(run, retro, entry).chunks(), *others)))
+    return tuple(found)
+
+
+def _compared(run: RunRecord, model: ModelRecord | None, on: Evaluation) -> ChunkScores | None:
+    """Return a model's scores without retrieval on the text of `on`; None where they cannot be compared with it."""
+    entry = model.evaluation(0, on.text) if model else None
+    return run.chunk_scores(model, entry) if model and entry and comparable(on, entry) else None
+
+
+def _levels(on: ChunkScores, baseline: ChunkScores | None, off: ChunkScores | None) -> tuple[Level, ...]:
+    assert on.overlap is not None
+    levels = []
+    for alpha in ALPHAS:
+        chosen = on.overlap <= alpha
+        levels.append(
+            Level(
+                alpha=alpha,
+                share=float(on.bytes[chosen].sum() / on.bytes.sum()),
+                baseline=baseline.bits_per_byte(chosen) if baseline else None,
+                off=off.bits_per_byte(chosen) if off else None,
+                on=on.bits_per_byte(chosen),
+                gain=_gain(on, baseline, chosen) if baseline else None,
+            )
+        )
+    return tuple(levels)
+
+
+def _gain(on: ChunkScores, baseline: ChunkScores, chosen: np.ndarray) -> Gain | None:
+    score, level = on.bits_per_byte(chosen), baseline.bits_per_byte(chosen)
+    if score is None or not level:
+        return None
+    interval = gain_interval(on.by_document(chosen), baseline.by_document(chosen))
+    return Gain(level - score, 100 * (level - score) / level, interval)
+
+
+def leakage_table(found: Sequence[Leakage]) -> Table | None:
+    """Return the table of leakage, with what it says in words below it; None if nothing was measured.
+
+    Without a baseline it has neither the baseline's scores nor gains.
+    """
+    if not found:
+        return None
+    several, gains = len(found) > 1, any(leakage.has_gain for leakage in found)
+    columns = (
+        *([Column("text", "Text", numeric=False)] if several else ()),
+        Column("alpha", "r(C) up to", "{:g}".format),
+        Column("byte_share", "Share", formats.share),
+        *([Column("baseline_bits_per_byte", "Base\u00adline", formats.score)] if gains else ()),
+        Column("off_bits_per_byte", OFF, formats.score),
+        Column("on_bits_per_byte", ON, formats.score),
+        *([GAIN, GAIN_PERCENT] if gains else ()),
+    )
+    rows = []
+    for leakage in found:
+        for level in leakage.levels:
+            row: list[Value] = [leakage.label] if several else []
+            row += [level.alpha, level.share, *([level.baseline] if gains else ()), level.off, level.on]
+            rows.append((*row, *(_gain_values(level.gain) if gains else ())))
+    title = "Gain by overlap with what is retrieved" if gains else "Scores by overlap with what is retrieved"
+    notes = (OVERLAP_NOTE, *([GAIN_NOTE] if gains else ()), *leakage_sentences(found))
+    return Table(title, columns, tuple(rows), notes)
+
+
+def _gain_values(gain: Gain | None) -> tuple[Value, ...]:
+    if gain is None:
+        return (None, None, None, None)
+    return (gain.bits_per_byte, *(gain.interval or (None, None)), gain.percent)
+
+
+def leakage_sentences(found: Sequence[Leakage]) -> list[str]:
+    """Say from which overlap on there is a gain, with the text's name if there are several; nothing without a baseline.
+
+    A gain is there where its interval lies above zero.
+    """
+    prefixes = [f"{leakage.label}: " if len(found) > 1 else "" for leakage in found]
+    return [
+        prefix + _sentence(leakage.levels) for prefix, leakage in zip(prefixes, found, strict=True) if leakage.has_gain
+    ]
+
+
+def _sentence(levels: Sequence[Level]) -> str:
+    whole = levels[-1]
+    if whole.gain is None or whole.gain.interval is None:
+        return "The scored text is a single document, so from which r(C) on there is a gain cannot be told."
+    certain = [level for level in levels if _is_certain(level)]
+    if not certain:
+        worse = f"{ON} is worse than the baseline on the whole text" if whole.gain.interval.high < 0 else None
+        return f"There is no gain at any r(C): {worse or 'no interval lies above zero'}."
+    first = certain[0]
+    place = levels.index(first)
+    if place == 0:
+        sentence = f"The gain does not need copied text: it is above zero already at {_where(first)}."
+    else:
+        below = levels[place - 1]
+        if first is not whole:
+            start = f"The gain begins at {_where(first)}"
+        elif below.gain is None or below.gain.bits_per_byte <= 0:
+            start = "All of the gain comes from chunks that lie (nearly) whole in a neighbor"
+        else:
+            start = "A gain is certain only with the chunks that lie (nearly) whole in a neighbor"
+        sentence = f"{start}: {_state(below)}."
+    lost = next((level for level in levels[place:] if not _is_certain(level)), None)
+    return f"{sentence} But {_state(lost)}." if lost else sentence
+
+
+def _is_certain(level: Level) -> bool:
+    return level.gain is not None and level.gain.interval is not None and level.gain.interval.low > 0
+
+
+def _where(level: Level) -> str:
+    return f"r(C) <= {level.alpha:g} ({formats.share(level.share)} of the text)"
+
+
+def _state(level: Level) -> str:
+    """Say what is known of a gain that is not certain."""
+    if level.gain is None:
+        return f"no chunk has r(C) <= {level.alpha:g}"
+    if level.gain.interval is None:
+        return f"at {_where(level)} there is a single document, which has no interval"
+    if level.gain.interval.high < 0:
+        return f"at {_where(level)} {ON} is worse than the baseline"
+    return f"at {_where(level)} it is not distinguishable from zero"
