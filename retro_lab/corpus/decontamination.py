@@ -122,7 +122,7 @@ class DecontaminationStage(Stage):
     """
 
     name = "decontamination"
-    version = 4
+    version = 5
     unit = "documents"
 
     def __init__(self, documents: Artifact, held_out: Artifact, similarity: float) -> None:

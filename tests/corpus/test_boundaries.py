@@ -122,7 +122,7 @@ def test_row_groups_hold_documents_and_are_full_but_the_last(small, tmp_path, si
     path = tmp_path / "documents.parquet"
     with DocumentsWriter(path) as writer:
         for number, size in enumerate(sizes):
-            writer.add({"id": str(number), "source": "", "text": "x" * size, "bytes": size})
+            writer.add({"id": str(number), "source": "", "group": "", "text": "x" * size, "bytes": size})
     metadata = pq.read_metadata(path)
     groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     assert all(0 < rows <= 2 for rows in groups)
@@ -133,7 +133,9 @@ def test_row_groups_hold_documents_and_are_full_but_the_last(small, tmp_path, si
 
 @given(st.lists(st.integers(1, 12), max_size=12), st.integers(1, 30))
 def test_texts_are_grouped_up_to_the_limit_and_not_below_it(sizes, limit):
-    rows = [{"id": str(n), "source": "", "text": "x" * size, "bytes": size} for n, size in enumerate(sizes)]
+    rows = [
+        {"id": str(n), "source": "", "group": "", "text": "x" * size, "bytes": size} for n, size in enumerate(sizes)
+    ]
     batch = pa.RecordBatch.from_pylist(rows, schema=DOCUMENT_COLUMNS)
     groups = [[len(text) for text in texts] for texts in by_bytes(batch, limit)]
     assert [size for group in groups for size in group] == sizes

@@ -40,14 +40,14 @@ WORDS = [
 
 
 class RandomSentences(DocumentSource):
-    """Documents of random words, of very different lengths."""
+    """Documents of random words, of very different lengths; each is a group of its own unless `groups` are given."""
 
-    def __init__(self, documents=24, longest=200, seed=0):
+    def __init__(self, documents=24, longest=200, seed=0, groups=None):
         super().__init__(validation_fraction=0.125, test_fraction=0.125)
-        self.documents, self.longest, self.seed = documents, longest, seed
+        self.documents, self.longest, self.seed, self.groups = documents, longest, seed, groups
 
     def identity(self):
-        return {"documents": self.documents, "longest": self.longest, "seed": self.seed}
+        return {"documents": self.documents, "longest": self.longest, "seed": self.seed, "groups": self.groups}
 
     def parts(self):
         return 2
@@ -57,7 +57,8 @@ class RandomSentences(DocumentSource):
             draw = np.random.default_rng((self.seed, number))
             words = draw.choice(WORDS, draw.integers(3, self.longest))
             split = {3: "validation", 7: "test"}.get(number % 8, "train")
-            yield split, Document(f"document {number}", "random", " ".join(words))
+            group = f"group {number // 8 % self.groups}" if self.groups else ""
+            yield split, Document(f"document {number}", "random", " ".join(words), group=group)
 
 
 @dataclass
