@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus import decontamination, layout, parquet
+from retro_lab.corpus import layout, near_copies, parquet
 from retro_lab.corpus import tokens as tokens_module
 from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
+from retro_lab.corpus.deduplication import DeduplicationStage
 from retro_lab.corpus.documents import SPLITS, Document, DocumentSource
 from retro_lab.corpus.documents_stage import DocumentsStage
+from retro_lab.corpus.near_copies import NearCopiesStage
 from retro_lab.corpus.parquet import DOCUMENT_COLUMNS, DocumentsWriter, by_bytes, document_files, pieces, read_documents
 from retro_lab.corpus.tokenizer import ByteBPE
 from retro_lab.corpus.tokenizer_stage import TokenizerStage
@@ -55,7 +57,7 @@ def small(monkeypatch):
     monkeypatch.setattr(parquet, "GROUPS_IN_PIECE", 2)
     monkeypatch.setattr(parquet, "ROWS", 2)
     monkeypatch.setattr(tokens_module, "ENCODED_BYTES", 40)
-    monkeypatch.setattr(decontamination, "GRAMS_AT_ONCE", 2)
+    monkeypatch.setattr(near_copies, "GRAMS_AT_ONCE", 2)
     monkeypatch.setattr(layout, "BUCKET_DOCUMENTS", 2)
 
 
@@ -69,12 +71,14 @@ def check_every_stage(parts):
     with tempfile.TemporaryDirectory() as name:
         store = ArtifactStore(Path(name))
         documents = store.build(DocumentsStage(Given(*parts)))
-        clean = store.build(DecontaminationStage(documents, store.build(HeldOutStage(documents)), 0.8))
+        kept = store.build(DeduplicationStage(documents, store.build(NearCopiesStage(documents, 0.8))))
+        clean = store.build(DecontaminationStage(kept, store.build(HeldOutStage(documents)), 0.8))
         tokenizer = store.build(TokenizerStage(ByteBPE(300, 1e4), clean))
         texts = [text for part in parts for text in part]
         held = {text.casefold() for text in texts if text.startswith(("held", "last"))}
+        train = {text.casefold(): text for text in reversed(texts) if not text.startswith(("held", "last"))}
         expected = {
-            "train": [text for text in texts if text.casefold() not in held],
+            "train": [text for key, text in reversed(train.items()) if key not in held],
             "validation": [text for text in texts if text.startswith("held")],
             "test": [text for text in texts if text.startswith("last")],
         }

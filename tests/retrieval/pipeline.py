@@ -7,8 +7,10 @@ import numpy as np
 
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
+from retro_lab.corpus.deduplication import DeduplicationStage
 from retro_lab.corpus.documents import SPLITS, Document, DocumentSource
 from retro_lab.corpus.documents_stage import DocumentsStage
+from retro_lab.corpus.near_copies import NearCopiesStage
 from retro_lab.corpus.tokenizer import ByteBPE
 from retro_lab.corpus.tokenizer_stage import TokenizerStage
 from retro_lab.corpus.tokens import TokensStage, TokenStore
@@ -72,10 +74,12 @@ class Chunks:
 
 
 def build_chunks(folder, bert, source=None, chunk_length=CHUNK_LENGTH, similarity=None):
-    """Everything up to the embeddings; decontaminated where a similarity is given."""
+    """Everything up to the embeddings; deduplicated and decontaminated where a similarity is given."""
     artifacts = ArtifactStore(folder)
     documents = artifacts.build(DocumentsStage(source or RandomSentences()))
     if similarity is not None:
+        near_copies = artifacts.build(NearCopiesStage(documents, similarity))
+        documents = artifacts.build(DeduplicationStage(documents, near_copies))
         held_out = artifacts.build(HeldOutStage(documents))
         documents = artifacts.build(DecontaminationStage(documents, held_out, similarity))
     tokenizer = artifacts.build(TokenizerStage(ByteBPE(300, 1e6), documents))
