@@ -121,6 +121,15 @@ class MixtureConfig(CorpusConfig):
 
 
 @dataclass(kw_only=True)
+class DeduplicationConfig:
+    """Which documents are too much like each other to train on, and retrieve from, all of them."""
+
+    similarity: float | None = 0.8
+    """Of training documents whose 13-grams of words have at least this Jaccard similarity, keep the first only; null
+    keeps all."""
+
+
+@dataclass(kw_only=True)
 class DecontaminationConfig:
     """Which documents are too much like held-out ones to train on (Borgeaud et al. 2022, Sec. 2.1)."""
 

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from retro_lab import console
 from retro_lab.artifacts.stage import Artifact
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus.decontamination import DecontaminationFacts, DecontaminationStage, HeldOutStage
+from retro_lab.corpus.decontamination import DecontaminationFacts, DecontaminationStage, HeldOutStage, Nearest
+from retro_lab.corpus.deduplication import DeduplicationFacts, DeduplicationStage
 from retro_lab.corpus.documents import HELD_OUT, SPLITS, DocumentSource, Split
 from retro_lab.corpus.documents_stage import DocumentsFacts, DocumentsStage
+from retro_lab.corpus.filtering import Dropped
+from retro_lab.corpus.near_copies import NearCopiesStage
 from retro_lab.corpus.tokenizer import TokenizerRecipe
 from retro_lab.corpus.tokenizer_stage import TokenizerStage
 from retro_lab.corpus.tokens import TokensStage, TokenStore
@@ -22,12 +25,37 @@ class Corpus:
     name: str
     """Name in reports."""
     documents: Artifact
-    """Documents of all splits, without training documents that nearly duplicate held-out ones."""
+    """Documents of all splits, without training documents that nearly duplicate others or held-out ones."""
     tokenizer: Artifact
     lossy: bool
     """Whether the tokenizer may lose text."""
     stores: Mapping[Split, TokenStore]
     """Tokens of each split that was built."""
+
+    @property
+    def deduplicated(self) -> Dropped | None:
+        """What deduplication dropped; None if it was off."""
+        return (
+            self.documents.read_facts(DeduplicationFacts).deduplication
+            if "deduplication" in self.documents.facts
+            else None
+        )
+
+    @property
+    def decontaminated(self) -> Dropped | None:
+        """What decontamination dropped; None if it was off."""
+        return (
+            self.documents.read_facts(DecontaminationFacts).decontamination
+            if "decontamination" in self.documents.facts
+            else None
+        )
+
+    @property
+    def nearest(self) -> Mapping[Split, Nearest]:
+        """How similar training documents are to those of each held-out split; empty without decontamination."""
+        return (
+            self.documents.read_facts(DecontaminationFacts).nearest if "decontamination" in self.documents.facts else {}
+        )
 
 
 def build_corpus(
@@ -36,7 +64,8 @@ def build_corpus(
     recipe: TokenizerRecipe,
     *,
     name: str,
-    similarity: float | None,
+    deduplication: float | None,
+    decontamination: float | None,
     chunk_length: int,
     seed: int,
 ) -> Corpus:
@@ -47,17 +76,20 @@ def build_corpus(
         source: Source of the documents.
         recipe: How to make the tokenizer, which may learn from the training documents.
         name: Name of the corpus in reports.
-        similarity: Jaccard similarity to a held-out document at which a training document is dropped; None keeps all.
+        deduplication: Jaccard similarity to an earlier training document at which one is dropped; None keeps all.
+        decontamination: The same for the similarity to a held-out document.
         chunk_length: Tokens in a chunk; each document begins a new one.
         seed: Seed of the documents' order.
 
     Raises:
-        ConfigurationError: The similarity is out of range, or held-out documents do not decode to their text.
+        ConfigurationError: A similarity is out of range, or held-out documents do not decode to their text.
         CorpusError: The source cannot be read, or a split has no documents.
     """
-    documents = _build_documents(artifacts, source)
-    if similarity is not None:
-        documents = _decontaminate(artifacts, documents, documents, similarity)
+    documents = read = _build_documents(artifacts, source)
+    if deduplication is not None:
+        documents = _deduplicate(artifacts, documents, deduplication)
+    if decontamination is not None:
+        documents = _decontaminate(artifacts, documents, read, decontamination)
     tokenizer = artifacts.build(TokenizerStage(recipe, documents))
     stores = _build_stores(artifacts, documents, tokenizer, recipe.lossy, SPLITS, chunk_length, seed)
     return Corpus(name, documents, tokenizer, recipe.lossy, stores)
@@ -69,24 +101,27 @@ def build_other_corpus(
     like: Corpus,
     *,
     name: str,
-    similarity: float | None,
+    deduplication: float | None,
+    decontamination: float | None,
     chunk_length: int,
     seed: int,
     splits: Sequence[Split] = SPLITS,
 ) -> Corpus:
     """Build another corpus with the tokenizer of `like`, to retrieve from or to score models on.
 
-    Its training split contains no document that nearly duplicates a held-out one of this corpus or of `like`. Tokens
-    are built for `splits` only; the other arguments are those of `build_corpus`.
+    With decontamination, its training split contains no document that nearly duplicates a held-out one of this corpus
+    or of `like`. Tokens are built for `splits` only; the other arguments are those of `build_corpus`.
 
     Raises:
-        ConfigurationError: The similarity is out of range, or held-out documents do not decode to their text.
+        ConfigurationError: A similarity is out of range, or held-out documents do not decode to their text.
         CorpusError: The source cannot be read, or a split has no documents.
     """
-    documents = _build_documents(artifacts, source)
-    if similarity is not None and "train" in splits:
-        for held_out in (documents, like.documents):
-            documents = _decontaminate(artifacts, documents, held_out, similarity)
+    documents = read = _build_documents(artifacts, source)
+    if deduplication is not None and "train" in splits:
+        documents = _deduplicate(artifacts, documents, deduplication)
+    if decontamination is not None and "train" in splits:
+        for held_out in (read, like.documents):
+            documents = _decontaminate(artifacts, documents, held_out, decontamination)
     stores = _build_stores(artifacts, documents, like.tokenizer, like.lossy, splits, chunk_length, seed)
     return Corpus(name, documents, like.tokenizer, like.lossy, stores)
 
@@ -101,18 +136,29 @@ def _build_documents(artifacts: ArtifactStore, source: DocumentSource) -> Artifa
     return documents
 
 
+def _deduplicate(artifacts: ArtifactStore, documents: Artifact, similarity: float) -> Artifact:
+    """Drop training documents that nearly duplicate earlier ones, and report how many."""
+    near_copies = artifacts.build(NearCopiesStage(documents, similarity))
+    kept = artifacts.build(DeduplicationStage(documents, near_copies))
+    _report_dropped("deduplication", kept.read_facts(DeduplicationFacts).deduplication, "others")
+    return kept
+
+
 def _decontaminate(artifacts: ArtifactStore, documents: Artifact, others: Artifact, similarity: float) -> Artifact:
     """Drop training documents that nearly duplicate held-out ones of `others`, and report how many."""
     held_out = artifacts.build(HeldOutStage(others))
     clean = artifacts.build(DecontaminationStage(documents, held_out, similarity))
-    facts = clean.read_facts(DecontaminationFacts).decontamination
-    if facts.dropped:
-        console.status(
-            "decontamination",
-            f"dropped {facts.dropped['documents']:,} training documents that nearly duplicate held-out ones, such as "
-            f"{facts.examples[0]}",
-        )
+    _report_dropped("decontamination", clean.read_facts(DecontaminationFacts).decontamination, "held-out ones")
     return clean
+
+
+def _report_dropped(stage: str, found: Dropped, others: str) -> None:
+    if found.dropped:
+        console.status(
+            stage,
+            f"dropped {found.dropped['documents']:,} training documents that nearly duplicate {others}, such as "
+            f"{found.examples[0]}",
+        )
 
 
 def _build_stores(

@@ -41,7 +41,7 @@ class DocumentsStage(Stage):
     """Read a source once: drop and count documents that cannot be used, and write those of each split as Parquet."""
 
     name = "documents"
-    version = 3
+    version = 4
     unit = "parts"
 
     def __init__(self, source: DocumentSource) -> None:
@@ -106,7 +106,13 @@ class DocumentsStage(Stage):
                 if reason is None:
                     size = text_bytes(document.text)
                     writers[split].add(
-                        {"id": document.id, "source": document.source, "text": document.text, "bytes": size}
+                        {
+                            "id": document.id,
+                            "source": document.source,
+                            "group": document.group,
+                            "text": document.text,
+                            "bytes": size,
+                        }
                     )
                     kept[split] += Counter(documents=1, bytes=size)
                     continue

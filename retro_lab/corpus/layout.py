@@ -1,6 +1,6 @@
 """Layout of encoded documents in a token store: in shuffled order, each on a chunk boundary.
 
-Shards are read one after the other and each document is written to its place, so memory holds about 90 bytes for each
+Shards are read one after the other and each document is written to its place, so memory holds about 180 bytes for each
 document and one shard, never all tokens.
 """
 
@@ -15,10 +15,14 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from retro_lab.corpus.documents import name_hash
+from retro_lab.corpus.parquet import DOCUMENT_COLUMNS
+
 ENCODED_NAME, TABLE_NAME = "tokens.bin", "documents.parquet"
 """Files of a shard: concatenated ids, and a table of the documents, which the finished store has too."""
 TOKENS_NAME, LEFT_NAME = "tokens.npy", "tokens_left.npy"
 START_NAME, LENGTH_NAME, BYTES_NAME = "document_start.npy", "document_length.npy", "document_bytes.npy"
+GROUP_NAME = "document_group.npy"
 """Files of the store: ids, tokens left of its document from each chunk on, and tables of the documents."""
 BUCKET_DOCUMENTS = 2**18
 """Rows of the table of documents that are sorted at a time, ..."""
@@ -29,7 +33,7 @@ MAX_BUCKETS = 256
 class TokenLayout:
     """Where each document of some shards goes, for D documents, C chunks and chunk length m.
 
-    The table of the documents in a shard has the columns id, source, bytes and tokens.
+    The table of the documents in a shard has the columns id, source, group, bytes and tokens.
     """
 
     def __init__(self, shards: Sequence[Path], chunk_length: int, seed: int) -> None:
@@ -58,7 +62,28 @@ class TokenLayout:
         np.save(folder / START_NAME, self._start.astype(np.int64))
         np.save(folder / LENGTH_NAME, self.lengths[self._order].astype(np.int64))
         np.save(folder / BYTES_NAME, self.bytes[self._order].astype(np.int64))
+        np.save(folder / GROUP_NAME, self._groups())
         self._write_table(folder / TABLE_NAME)
+
+    def _groups(self) -> np.ndarray:
+        """Return the first document of each document's group in the store's order, int32 [D].
+
+        Groups are compared by hashes of their names, of which only a few are in memory at once.
+        """
+        hashes = np.empty(len(self._place), np.uint64)
+        first = 0
+        for shard in self._shards:
+            with pq.ParquetFile(shard / TABLE_NAME) as file:
+                for batch in file.iter_batches(columns=["group"]):
+                    places = self._place[first : first + batch.num_rows]
+                    hashes[places] = np.fromiter(map(name_hash, batch["group"].to_pylist()), np.uint64, len(places))
+                    first += batch.num_rows
+        order = np.argsort(hashes, kind="stable").astype(np.int32)  # the first document of a group stays the first
+        hashes = hashes[order]
+        begins = np.append(True, hashes[1:] != hashes[:-1])[: len(order)]
+        groups = np.empty_like(order)
+        groups[order] = order[np.maximum.accumulate(np.where(begins, np.arange(len(order), dtype=np.int32), 0))]
+        return groups
 
     def _write_tokens(self, folder: Path, dtype: np.dtype, marker: int) -> None:
         # With one chunk of padding at the end, every neighbor's continuation can be read without a bounds check.
@@ -84,10 +109,10 @@ class TokenLayout:
             left.write(self.chunks, np.zeros(1, np.uint32))
 
     def _write_table(self, path: Path) -> None:
-        """Write id and source of each document in the store's order, by way of buckets of neighboring places."""
+        """Write id, source and group of each document in the store's order, by way of buckets of neighboring places."""
         total = len(self._place)
         size = max(BUCKET_DOCUMENTS, -(-total // MAX_BUCKETS))
-        schema = pa.schema([("id", pa.large_string()), ("source", pa.string())])
+        schema = pa.schema([DOCUMENT_COLUMNS.field(name) for name in ("id", "source", "group")])
         placed = schema.append(pa.field("place", pa.int64()))
         with TemporaryDirectory(dir=path.parent) as name, pq.ParquetWriter(path, schema, compression="zstd") as table:
             buckets = [Path(name) / str(bucket) for bucket in range(-(-total // size))]
@@ -95,7 +120,7 @@ class TokenLayout:
                 writers = [stack.enter_context(pa.ipc.new_stream(str(bucket), placed)) for bucket in buckets]
                 first = 0
                 for shard, count in zip(self._shards, self._counts, strict=True):
-                    rows = pq.read_table(shard / TABLE_NAME, columns=["id", "source"])
+                    rows = pq.read_table(shard / TABLE_NAME, columns=schema.names)
                     places = self._place[first : first + count]
                     rows = rows.append_column("place", pa.array(places, pa.int64()))
                     for bucket in np.unique(places // size):

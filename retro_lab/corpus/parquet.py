@@ -15,7 +15,13 @@ from retro_lab.artifacts.stage import Artifact
 from retro_lab.corpus.documents import Split
 
 DOCUMENT_COLUMNS = pa.schema(
-    [("id", pa.large_string()), ("source", pa.string()), ("text", pa.large_string()), ("bytes", pa.int64())]
+    [
+        ("id", pa.large_string()),
+        ("source", pa.string()),
+        ("group", pa.large_string()),
+        ("text", pa.large_string()),
+        ("bytes", pa.int64()),
+    ]
 )
 ROW_GROUP_BYTES = 16 * 2**20
 """Bytes of text in a row group, which is held in memory until it is written, and decoded at once by readers."""

@@ -7,7 +7,7 @@ So a chunk id is a position divided by m, a training sequence is l consecutive c
 of the neighbor table, and a neighbor with its continuation is two consecutive chunks, cut at the document's end.
 
 Memory does not grow with the text: building takes some 300 MB for row groups, 125 bytes for each byte of the longest
-document while it is encoded, and, at the end, about 90 bytes for each document.
+document while it is encoded, and, at the end, about 180 bytes for each document.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +26,7 @@ from retro_lab.corpus.documents import HELD_OUT, Split
 from retro_lab.corpus.layout import (
     BYTES_NAME,
     ENCODED_NAME,
+    GROUP_NAME,
     LEFT_NAME,
     LENGTH_NAME,
     START_NAME,
@@ -69,7 +70,7 @@ class TokensStage(Stage):
     """
 
     name = "tokens"
-    version = 4
+    version = 5
     unit = "documents"
     combines_shards = True
 
@@ -160,6 +161,7 @@ class TokenStore:
         """Tokens of each document, including its marker, [documents]."""
         self.document_bytes = tokens.array(BYTES_NAME)
         """UTF-8 bytes of each document's text, [documents]."""
+        self._group = tokens.array(GROUP_NAME)
         # Plain views of the memory maps: indexing np.memmap itself is slower.
         self._rows = np.asarray(tokens.array(TOKENS_NAME)).reshape(-1, self.chunk_length)
         self._left = np.asarray(tokens.array(LEFT_NAME))
@@ -177,6 +179,13 @@ class TokenStore:
                 raise damaged(folder / name, f"it does not add up to {total}")
         if self.document_start[0] != 0 or not np.array_equal(np.diff(self.document_start), chunks):
             raise damaged(folder / START_NAME, "documents do not begin where others end")
+        group, documents = np.asarray(self._group), np.arange(len(chunks))
+        if not (
+            len(group) == len(documents)
+            and ((group >= 0) & (group <= documents)).all()
+            and np.array_equal(group[group], group)
+        ):
+            raise damaged(folder / GROUP_NAME, "it does not name the first document of each group")
         for name, rows in ((TOKENS_NAME, self._rows), (LEFT_NAME, self._left)):
             if len(rows) != self.chunks + 1:
                 raise damaged(folder / name, f"it does not hold {self.chunks} chunks and padding")
@@ -188,7 +197,7 @@ class TokenStore:
 
     @property
     def documents_table(self) -> Path:
-        """Parquet file with the `id` and `source` of each document, in the store's order."""
+        """Parquet file with the `id`, `source` and `group` of each document, in the store's order."""
         return self.artifact.folder / TABLE_NAME
 
     def read(self, chunks: np.ndarray, count: int = 1) -> np.ndarray:
@@ -208,6 +217,10 @@ class TokenStore:
     def document_of(self, chunks: np.ndarray) -> np.ndarray:
         """Return the document that each chunk belongs to."""
         return np.searchsorted(self.document_start, chunks, side="right") - 1
+
+    def group_of(self, chunks: np.ndarray) -> np.ndarray:
+        """Return the first document of the group that each chunk belongs to; its document if all are on their own."""
+        return self._group[self.document_of(chunks)]
 
     def real_tokens(self, chunks: np.ndarray, count: int = 1) -> np.ndarray:
         """Return how many tokens, from each chunk's first on, belong to its document, at most `count` x m; int64."""

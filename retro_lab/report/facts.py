@@ -5,7 +5,7 @@ from collections.abc import Callable
 from retro_lab.report import formats
 from retro_lab.report.tables import Column, Table, Value
 from retro_lab.runs.folder import BASELINE, LONGER_BASELINE, RETRO
-from retro_lab.runs.records import ModelRecord, RunRecord
+from retro_lab.runs.records import DroppedDocuments, ModelRecord, RunRecord
 
 NAMES = {BASELINE: "Baseline", LONGER_BASELINE: "Baseline, same FLOPs", RETRO: "RETRO"}
 Fact = Callable[[ModelRecord], Value]
@@ -16,6 +16,9 @@ TRAINING: dict[str, Fact] = {
     "Training split": lambda model: _text(model.corpus.train_tokens, model.corpus.train_documents),
     "Validation split": lambda model: _text(model.corpus.validation_tokens, model.corpus.validation_documents),
     "Test split": lambda model: _text(model.corpus.test_tokens, model.corpus.test_documents),
+    "Near-copies among training documents": lambda model: _dropped(model.corpus.deduplicated),
+    "Near-copies of held-out documents": lambda model: _dropped(model.corpus.decontaminated),
+    "Nearest training document": lambda model: _nearest(model),
     "Trained on": lambda model: _trained(model),
     "Passes over the training split": lambda model: _passes(model),
     "Training FLOPs": lambda model: formats.flops(model.flops),
@@ -72,6 +75,24 @@ def _facts(title: str, run: RunRecord, facts: dict[str, Fact], *, numeric: bool)
 
 def _text(tokens: int, documents: int) -> str:
     return f"{formats.count(tokens)} tokens, {documents:,} documents"
+
+
+def _dropped(found: DroppedDocuments | None) -> str:
+    if found is None:
+        return "kept"
+    return f"{found.documents:,} documents dropped, from a similarity of {found.similarity:g} on"
+
+
+def _nearest(model: ModelRecord) -> Value:
+    """Say how similar the nearest training document is to held-out ones, in shared 13-grams of words."""
+    found = model.corpus.nearest_training_document
+    return (
+        "; ".join(
+            f"{split} split: median similarity {nearest.median:.2f}, largest {nearest.largest:.2f}"
+            for split, nearest in found.items()
+        )
+        or None
+    )
 
 
 def _trained(model: ModelRecord) -> Value:

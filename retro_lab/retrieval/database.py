@@ -107,7 +107,7 @@ class Database:
     def neighbors_of(self, queries: TokenStore) -> Neighbors:
         """Search for the nearest chunks of the database for every chunk of a text.
 
-        If that is the database's own store, neighbors in the chunk's own document are left out.
+        If that is the database's own store, neighbors in the chunk's own group of documents are left out.
         """
         fingerprint = queries.artifact.fingerprint
         if fingerprint not in self._neighbors:

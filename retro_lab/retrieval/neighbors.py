@@ -24,7 +24,7 @@ from retro_lab.retrieval.searchers import NO_NEIGHBOR, Searcher
 IDS_NAME, DISTANCES_NAME = "ids.npy", "distances.npy"
 SHARD_QUERIES = 65_536
 FILTER_MARGIN = 16
-"""Neighbors fetched in addition to those stored, as some are dropped for being in the query's document."""
+"""Neighbors fetched in addition to those stored, as some are dropped for being in the query's group."""
 FETCHED_AT_ONCE = 2**24
 """Largest number of neighbors of all queries of one search together: 0.2 GB of ids and distances."""
 
@@ -43,13 +43,14 @@ class Ranking:
 class SearchStage(Stage):
     """Search one database shard for the neighbors of every chunk of a split.
 
-    If queries and database are the same token store, neighbors in the query's own document are dropped: they may
-    contain the text that is to be predicted (Borgeaud et al. 2022, Sec. 2.1). A continuation ends with its document, so
-    retrieved tokens always come from the document that is compared here.
+    If queries and database are the same token store, neighbors in the query's own group are dropped. Those of its own
+    document may contain the text that is to be predicted (Borgeaud et al. 2022, Sec. 2.1); those of its group are out
+    of reach for a held-out chunk, whose whole group is held out, and training must see neighbors as scoring does. A
+    continuation ends with its document, so retrieved tokens always come from the group that is compared here.
     """
 
     name = "search"
-    version = 3
+    version = 4
     unit = "queries"
 
     def __init__(
@@ -80,8 +81,8 @@ class SearchStage(Stage):
         self.same_store = query_store.artifact.fingerprint == database_store.artifact.fingerprint
 
     def settings(self) -> Mapping[str, Any]:
-        """Return the searcher's settings, the neighbors stored, and whether the query's own document is left out."""
-        settings = {**self.searcher.settings(), "stored": self.stored, "same_document_dropped": self.same_store}
+        """Return the searcher's settings, the neighbors stored, and whether the query's own group is left out."""
+        settings = {**self.searcher.settings(), "stored": self.stored, "same_group_dropped": self.same_store}
         if self.ranking is None:
             return settings
         return settings | {"candidates": self.ranking.candidates, **self.ranking.bm25.settings()}
@@ -148,8 +149,8 @@ class SearchStage(Stage):
                 found_distances, found = self.searcher.search(chunks[rows], fetch, probe_scale)
                 keep = found != NO_NEIGHBOR
                 if self.same_store:
-                    own = self.query_store.document_of(chunks[rows])
-                    keep &= self.database_store.document_of(found) != own[:, None]
+                    own = self.query_store.group_of(chunks[rows])
+                    keep &= self.database_store.group_of(found) != own[:, None]
                 ids[rows], distances[rows] = _first_kept(found, found_distances, keep, wanted)
                 # A list that is not full has all that the index finds at this probe scale; a full one may be cut off.
                 not_full = (found == NO_NEIGHBOR).any(1)

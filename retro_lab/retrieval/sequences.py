@@ -101,7 +101,7 @@ class Sequences:
     """Reads batches of sequences from a token store; `retrieved` is None for a model without retrieval.
 
     If the store is also the database, no chunk retrieves from its own sequence. Searches drop neighbors in the query's
-    own document, but a sequence may contain several documents, and a later neighbor in it would reveal tokens that are
+    own group, but a sequence may contain several documents, and a later neighbor in it would reveal tokens that are
     still to be predicted.
     """
 

@@ -20,7 +20,7 @@ UNDECIDING = (
     "name", "data.workers",
 )  # fmt: skip
 """Settings that do not affect what is trained, except for `PRECISION`."""
-BUILT = ("corpus", "decontamination", "tokenizer", "database", "embedder", "index")
+BUILT = ("corpus", "deduplication", "decontamination", "tokenizer", "database", "embedder", "index")
 """Groups that affect a model only through the artifacts built from them, so their fingerprints identify them."""
 USED = ("k", "value")
 """Settings of `retrieval` that the model itself uses; the neighbors' fingerprint covers the others."""

@@ -31,6 +31,23 @@ class Parameters:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DroppedDocuments:
+    """Training documents that were dropped for their Jaccard similarity to others."""
+
+    documents: int
+    similarity: float
+    """Similarity from which on they were dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearestTrainingDocument:
+    """Similarity of the nearest training document to each document of a held-out split: its median and largest."""
+
+    median: float
+    largest: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class CorpusSummary:
     """The corpus that a model was trained and evaluated on."""
 
@@ -41,6 +58,12 @@ class CorpusSummary:
     validation_documents: int
     test_tokens: int
     test_documents: int
+    deduplicated: DroppedDocuments | None
+    """Near-copies of other training documents; None if they were kept."""
+    decontaminated: DroppedDocuments | None
+    """Near-copies of held-out documents; None if they were kept."""
+    nearest_training_document: dict[str, NearestTrainingDocument]
+    """By held-out split; empty without decontamination."""
 
 
 @dataclass(frozen=True, kw_only=True)

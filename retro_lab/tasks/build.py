@@ -41,6 +41,12 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             f"{database.neighbors_of(store).with_neighbors:.1%} of them with neighbors",
             soft_wrap=True,
         )
+    for split, nearest in inputs.corpus.nearest.items():
+        console.output.print(
+            f"{split}: nearest training document: median similarity {nearest.median:.2f}, largest "
+            f"{nearest.largest:.2f} ({nearest.document} like {nearest.like})",
+            soft_wrap=True,
+        )
     for index in database.indexes:
         facts = index.facts
         recalls = ", ".join(f"recall@{count} {share}" for count, share in index.recalls.items())
@@ -127,7 +133,8 @@ class Inputs:
     def _settings(self) -> dict[str, Any]:
         """The settings that turn documents into tokens, the same for every corpus."""
         return {
-            "similarity": self._config.decontamination.similarity,
+            "deduplication": self._config.deduplication.similarity,
+            "decontamination": self._config.decontamination.similarity,
             "chunk_length": self._config.model.chunk_length,
             "seed": self._config.database.seed,
         }

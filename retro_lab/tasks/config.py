@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from retro_lab.corpus.config import CorpusConfig, DecontaminationConfig, TokenizerConfig
+from retro_lab.corpus.config import CorpusConfig, DecontaminationConfig, DeduplicationConfig, TokenizerConfig
 from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.config import EvaluationConfig, check_stride
 from retro_lab.model.config import ModelConfig, SizeConfig
@@ -148,6 +148,7 @@ class RunConfig:
     corpora: dict[str, CorpusConfig] = field(default_factory=dict)
     """Other corpora by name, to retrieve from (`database.corpus`) or to score (`evaluation.datasets`). Options of
     `corpus` need no entry here. Add your own files with `+corpus@corpora.NAME=local corpora.NAME.path=FILE`."""
+    deduplication: DeduplicationConfig = field(default_factory=DeduplicationConfig)
     decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
     tokenizer: TokenizerConfig
     embedder: EmbedderConfig

@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 
 from retro_lab import console
 from retro_lab.corpus.corpus import Corpus
+from retro_lab.corpus.filtering import Dropped
 from retro_lab.cost.flops import TRAINING_TO_FORWARD
 from retro_lab.model.retro import RetroModel
 from retro_lab.runs.folder import RunFolder, model_name
@@ -17,7 +18,9 @@ from retro_lab.runs.records import (
     RESULT_NAME,
     CorpusSummary,
     DatabaseSummary,
+    DroppedDocuments,
     ModelRecord,
+    NearestTrainingDocument,
     Parameters,
     load_result,
     write_result,
@@ -210,7 +213,19 @@ def _summarize_corpus(corpus: Corpus) -> CorpusSummary:
         validation_documents=documents["validation"],
         test_tokens=tokens["test"],
         test_documents=documents["test"],
+        deduplicated=_summarize_dropped(corpus.deduplicated),
+        decontaminated=_summarize_dropped(corpus.decontaminated),
+        nearest_training_document={
+            split: NearestTrainingDocument(median=nearest.median, largest=nearest.largest)
+            for split, nearest in corpus.nearest.items()
+        },
     )
+
+
+def _summarize_dropped(found: Dropped | None) -> DroppedDocuments | None:
+    if found is None:
+        return None
+    return DroppedDocuments(documents=found.dropped.get("documents", 0), similarity=found.similarity)
 
 
 def _summarize_database(inputs: Inputs) -> DatabaseSummary:

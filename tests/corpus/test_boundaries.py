@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus import decontamination, layout, parquet
+from retro_lab.corpus import layout, near_copies, parquet
 from retro_lab.corpus import tokens as tokens_module
 from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
+from retro_lab.corpus.deduplication import DeduplicationStage
 from retro_lab.corpus.documents import SPLITS, Document, DocumentSource
 from retro_lab.corpus.documents_stage import DocumentsStage
+from retro_lab.corpus.near_copies import NearCopiesStage
 from retro_lab.corpus.parquet import DOCUMENT_COLUMNS, DocumentsWriter, by_bytes, document_files, pieces, read_documents
 from retro_lab.corpus.tokenizer import ByteBPE
 from retro_lab.corpus.tokenizer_stage import TokenizerStage
@@ -55,7 +57,7 @@ def small(monkeypatch):
     monkeypatch.setattr(parquet, "GROUPS_IN_PIECE", 2)
     monkeypatch.setattr(parquet, "ROWS", 2)
     monkeypatch.setattr(tokens_module, "ENCODED_BYTES", 40)
-    monkeypatch.setattr(decontamination, "GRAMS_AT_ONCE", 2)
+    monkeypatch.setattr(near_copies, "GRAMS_AT_ONCE", 2)
     monkeypatch.setattr(layout, "BUCKET_DOCUMENTS", 2)
 
 
@@ -69,12 +71,14 @@ def check_every_stage(parts):
     with tempfile.TemporaryDirectory() as name:
         store = ArtifactStore(Path(name))
         documents = store.build(DocumentsStage(Given(*parts)))
-        clean = store.build(DecontaminationStage(documents, store.build(HeldOutStage(documents)), 0.8))
+        kept = store.build(DeduplicationStage(documents, store.build(NearCopiesStage(documents, 0.8))))
+        clean = store.build(DecontaminationStage(kept, store.build(HeldOutStage(documents)), 0.8))
         tokenizer = store.build(TokenizerStage(ByteBPE(300, 1e4), clean))
         texts = [text for part in parts for text in part]
         held = {text.casefold() for text in texts if text.startswith(("held", "last"))}
+        train = {text.casefold(): text for text in reversed(texts) if not text.startswith(("held", "last"))}
         expected = {
-            "train": [text for text in texts if text.casefold() not in held],
+            "train": [text for key, text in reversed(train.items()) if key not in held],
             "validation": [text for text in texts if text.startswith("held")],
             "test": [text for text in texts if text.startswith("last")],
         }
@@ -122,7 +126,7 @@ def test_row_groups_hold_documents_and_are_full_but_the_last(small, tmp_path, si
     path = tmp_path / "documents.parquet"
     with DocumentsWriter(path) as writer:
         for number, size in enumerate(sizes):
-            writer.add({"id": str(number), "source": "", "text": "x" * size, "bytes": size})
+            writer.add({"id": str(number), "source": "", "group": "", "text": "x" * size, "bytes": size})
     metadata = pq.read_metadata(path)
     groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     assert all(0 < rows <= 2 for rows in groups)
@@ -133,7 +137,9 @@ def test_row_groups_hold_documents_and_are_full_but_the_last(small, tmp_path, si
 
 @given(st.lists(st.integers(1, 12), max_size=12), st.integers(1, 30))
 def test_texts_are_grouped_up_to_the_limit_and_not_below_it(sizes, limit):
-    rows = [{"id": str(n), "source": "", "text": "x" * size, "bytes": size} for n, size in enumerate(sizes)]
+    rows = [
+        {"id": str(n), "source": "", "group": "", "text": "x" * size, "bytes": size} for n, size in enumerate(sizes)
+    ]
     batch = pa.RecordBatch.from_pylist(rows, schema=DOCUMENT_COLUMNS)
     groups = [[len(text) for text in texts] for texts in by_bytes(batch, limit)]
     assert [size for group in groups for size in group] == sizes

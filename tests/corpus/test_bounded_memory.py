@@ -114,6 +114,7 @@ def test_one_file_is_many_shards_of_tokens_with_every_document_in_its_place(tmp_
     texts = {document.id: document.text for split, document in source.read(0) if split == "train"}
     assert set(table["id"].to_pylist()) == set(texts)
     assert table["id"].to_pylist() != sorted(texts)
+    assert table["group"] == table["id"]
     for number, identifier in enumerate(table["id"].to_pylist()):
         first, after = store.document_start[number : number + 2]
         length = store.document_length[number]
@@ -131,7 +132,8 @@ def test_shards_of_tokens_do_not_change_what_is_built(tmp_path, source, monkeypa
     monkeypatch.setattr(tokens_module, "ENCODED_BYTES", 200)
     monkeypatch.setattr("retro_lab.corpus.layout.BUCKET_DOCUMENTS", 7)
     cut = build_tokens(tmp_path / "cut", source)[1]
-    files = ("tokens.npy", "tokens_left.npy", "document_start.npy", "document_length.npy", "document_bytes.npy")
+    files = ("tokens.npy", "tokens_left.npy", "document_start.npy", "document_length.npy", "document_bytes.npy",
+             "document_group.npy")  # fmt: skip
     for name in files:
         assert (whole.artifact.folder / name).read_bytes() == (cut.artifact.folder / name).read_bytes()
     assert pq.read_table(whole.documents_table) == pq.read_table(cut.documents_table)

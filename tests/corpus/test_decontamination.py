@@ -4,6 +4,7 @@ import random
 import re
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,20 +12,12 @@ from written_files import write_lines
 
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus import parquet
-from retro_lab.corpus.decontamination import (
-    DecontaminationStage,
-    HeldOutDocuments,
-    HeldOutStage,
-    bands,
-    grams_of,
-    jaccard,
-    signature,
-)
+from retro_lab.corpus.decontamination import EDGES, DecontaminationStage, HeldOutStage
 from retro_lab.corpus.documents import HELD_OUT
 from retro_lab.corpus.documents_stage import DocumentsStage
+from retro_lab.corpus.grams import grams_of, jaccard
 from retro_lab.corpus.parquet import document_files, read_documents
 from retro_lab.corpus.sources.local import LocalSource
-from retro_lab.corpus.sources.python_source import PythonSource
 from retro_lab.errors import ConfigurationError, CorpusError
 
 
@@ -47,62 +40,12 @@ def test_texts_shorter_than_a_gram_are_like_themselves_alone(text):
     assert jaccard(grams_of(text), grams_of("something else")) == 0
 
 
-def holding(texts, similarity=0.8):
-    """Held-out documents of these texts, numbered from 0."""
-    held_out = HeldOutDocuments(similarity)
-    for number, text in enumerate(texts):
-        held_out.add(str(number), grams_of(text), signature(grams_of(text)).hashvalues)
-    return held_out
-
-
 def test_chinese_and_japanese_are_compared_by_characters():
     text = "今天天气很好我们一起去公园散步吧然后回家吃晚饭看书睡觉"
     changed = text[:20] + "了" + text[21:]  # 13-grams begin at the first 15 characters; 7 of them end before this one
     assert len(grams_of(text)) == 15
     assert jaccard(grams_of(text), grams_of(changed)) == pytest.approx(8 / 22)
     assert jaccard(grams_of("ab今天cd"), grams_of("ab 今 天 cd")) == 1
-
-
-@pytest.mark.parametrize("similarity", [0.1, 0.3, 0.5, 0.8, 0.95, 1.0])
-def test_bands_find_what_is_just_similar_enough(similarity):
-    count, rows = bands(similarity)
-    assert count * rows <= 128
-    assert 1 - (1 - similarity**rows) ** count >= 0.9999
-
-
-def test_a_long_document_is_compared_in_pieces():
-    words = [str(number) for number in range(30_000)]
-    held_out = holding([" ".join(words)])
-    similarity, identifier = held_out.most_similar(" ".join(words[3000:]))
-    assert (similarity, identifier) == (pytest.approx(0.9, abs=0.001), "0")
-
-
-@pytest.mark.parametrize("threshold", [0.8, 0.5])
-def test_recall_and_precision_on_real_text(threshold):
-    """Files of an installed package, and edited copies of them at every similarity; exact Jaccard is the judge."""
-    draw = random.Random(0)
-    source = PythonSource(["transformers"], ["models/*/image_processing_*.py"], max_bytes=1.5e6)
-    texts = [document.text for part in range(source.parts()) for _, document in source.read(part)]
-    held, train = texts[::4], [text for place, text in enumerate(texts) if place % 4]
-    for text in held:
-        words = re.findall(r"\w+", text)
-        for changed in (0.002, 0.01, 0.02, 0.05):
-            train.append(" ".join("edited" if draw.random() < changed else word for word in words))
-    held_out = holding(held, threshold)
-    held_grams = [exact_grams(text) for text in held]
-
-    def exact(text):
-        grams = exact_grams(text)
-        return max(len(grams & other) / len(grams | other) for other in held_grams)
-
-    truth = np.array([exact(text) for text in train])
-    found = np.array([held_out.most_similar(text)[0] for text in train])
-    wanted, dropped = truth >= threshold, found >= threshold
-    assert wanted.sum() > 30
-    assert (~wanted & (truth > threshold - 0.3)).sum() > 10  # near misses are among them
-    np.testing.assert_allclose(found[dropped], truth[dropped])
-    assert (dropped & wanted).sum() / dropped.sum() == 1
-    assert (dropped & wanted).sum() / wanted.sum() >= 0.99
 
 
 WORDS = [f"word{number}" for number in range(16)]
@@ -170,6 +113,68 @@ def test_nothing_left_to_train_on_is_told(tmp_path):
 def test_an_impossible_similarity_is_refused(similarity):
     with pytest.raises(ConfigurationError, match=r"decontamination\.similarity"):
         DecontaminationStage(None, None, similarity)
+
+
+def test_the_nearest_training_document_of_each_held_out_one_is_recorded(tmp_path, monkeypatch):
+    """Of those that are kept, exactly, and in any shards; a dropped one is nearest to none."""
+    draw = random.Random(0)
+    held = [[str(number) for number in range(start, start + draw.randint(5, 120))] for start in range(0, 4000, 200)]
+    train = [words[draw.randint(0, len(words) // 2) : draw.randint(len(words) // 2, len(words))] for words in held * 2]
+    train = [" ".join([*words, *(f"new{draw.random()}" for _ in range(draw.randint(0, 40)))]) for words in train]
+    held = [" ".join(words) for words in held]
+    monkeypatch.setattr(parquet, "ROW_GROUP_DOCUMENTS", 4)
+    monkeypatch.setattr(parquet, "GROUPS_IN_PIECE", 1)
+    store, documents = documents_of(tmp_path, [*train, held[3] + "!"], held[:12], held[12:])
+    clean = clean_of(store, documents, 0.7)
+    kept = texts_of(clean, "train")
+    similarities = np.array([[jaccard(grams_of(text), grams_of(other)) for other in kept] for text in held])
+    assert 0 < len(train) + 1 - len(kept) < 30
+    table = pq.read_table(clean.folder / "nearest.parquet")
+    np.testing.assert_allclose(table["similarity"].to_numpy(), similarities.max(1))
+    assert table["split"].to_pylist() == ["validation"] * 12 + ["test"] * 8
+    ids = [i for path in document_files(clean, "train") for b in read_documents(path) for i in b["id"].to_pylist()]
+    assert table["nearest"].to_pylist() == [ids[row.argmax()] if row.any() else None for row in similarities]
+    for split, rows in (("validation", slice(0, 12)), ("test", slice(12, 20))):
+        nearest, found = clean.facts["nearest"][split], similarities[rows].max(1)
+        assert nearest["median"] == pytest.approx(np.median(found))
+        assert nearest["largest"] == pytest.approx(found.max())
+        assert nearest["document"] == f"{split}.jsonl:{found.argmax() + 1}"
+        assert nearest["like"] == ids[similarities[rows][found.argmax()].argmax()]
+        assert nearest["counts"] == np.histogram(found, EDGES)[0].tolist()
+
+
+def test_held_out_documents_that_share_nothing_have_no_nearest_one(tmp_path):
+    store, documents = documents_of(tmp_path, ["one text", "another"], ["held out"])
+    nearest = clean_of(store, documents, 0.8).facts["nearest"]["validation"]
+    assert nearest == {
+        "median": 0,
+        "largest": 0,
+        "document": "validation.jsonl:1",
+        "like": None,
+        "counts": [1, 0, 0, 0, 0],
+    }
+
+
+@pytest.mark.parametrize("threshold", [0.8, 0.3])
+def test_what_is_dropped_is_what_exact_similarity_says(tmp_path, threshold):
+    """Edited copies at every similarity, and long texts that share a part; sets of tuples of words are the judge."""
+    draw = random.Random(1)
+    held = [[draw.choice("abcdefgh") * draw.randint(1, 9) for _ in range(300)] for _ in range(12)]
+    train = [
+        " ".join("edited" if draw.random() < changed else word for word in words)
+        for words in held
+        for changed in (0.002, 0.005, 0.01, 0.02, 0.05)
+    ]
+    held = [" ".join(words) for words in held]
+    store, documents = documents_of(tmp_path, train, held[:6], held[6:])
+    sets = [exact_grams(text) for text in held]
+    truth = [
+        max(len(grams & other) / len(grams | other) for other in sets)
+        for grams in (exact_grams(text) for text in train)
+    ]
+    expected = [text for text, similarity in zip(train, truth, strict=True) if similarity < threshold]
+    assert 0 < len(expected) < len(train) - 10
+    assert texts_of(clean_of(store, documents, threshold), "train") == expected
 
 
 def test_a_large_file_is_compared_in_shards_with_the_same_result(tmp_path, monkeypatch):

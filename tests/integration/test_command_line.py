@@ -300,7 +300,7 @@ def test_documents_shorter_than_a_chunk_are_built_and_less_than_a_sequence_is_re
 
 def test_what_is_too_long_or_too_like_a_held_out_document_is_not_trained_on(tmp_path, workplace, embedder):
     texts = [json.loads(line)["text"] for line in (workplace / "corpus.jsonl").read_text().splitlines()][:20]
-    held, train = texts[:4], [*texts[4:], texts[1] + "  # a copy", "long " * 1000]
+    held, train = texts[:4], [*texts[4:], texts[1] + "  # a copy", "long " * 1000, texts[9] + "  # a copy"]
     for name, rows in (("held", held), ("train", train)):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in rows))
     paths = ["corpus.path=train.jsonl", "corpus.test_path=held.jsonl", "corpus.max_document_bytes=2000"]
@@ -308,10 +308,13 @@ def test_what_is_too_long_or_too_like_a_held_out_document_is_not_trained_on(tmp_
     said = " ".join(done.stderr.split())
     assert "skipped 1 longer than corpus.max_document_bytes, such as train.jsonl:18: longer" in said
     assert "dropped 1 training documents that nearly duplicate held-out ones, such as train.jsonl:17:" in said
+    assert "dropped 1 training documents that nearly duplicate others, such as train.jsonl:19:" in said
     assert "train: 16 documents" in done.stdout
+    assert "test: nearest training document: median similarity" in done.stdout
     run(tmp_path, *paths, embedder, "corpus.max_document_bytes=0", "task=build", check=2)
-    off = run(tmp_path, embedder, *paths, "task=build", "decontamination=none")
-    assert "train: 17 documents" in off.stdout
+    off = run(tmp_path, embedder, *paths, "task=build", "decontamination=none", "deduplication=none")
+    assert "nearest training document" not in off.stdout
+    assert "train: 18 documents" in off.stdout
     facts = [
         json.loads(path.read_text())["facts"] for path in tmp_path.glob("artifacts/decontamination/*/manifest.json")
     ]

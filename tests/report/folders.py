@@ -11,8 +11,10 @@ from retro_lab.runs.chunk_scores import ChunkScores, DocumentScores, write_chunk
 from retro_lab.runs.records import (
     CorpusSummary,
     DatabaseSummary,
+    DroppedDocuments,
     Evaluation,
     ModelRecord,
+    NearestTrainingDocument,
     Provenance,
     Retrieved,
     ScoredText,
@@ -31,6 +33,9 @@ CORPUS = CorpusSummary(
     validation_documents=12,
     test_tokens=90_000,
     test_documents=12,
+    deduplicated=DroppedDocuments(documents=1_234, similarity=0.8),
+    decontaminated=None,
+    nearest_training_document={"test": NearestTrainingDocument(median=0.0123, largest=0.741)},
 )
 DATABASE = DatabaseSummary(
     corpus="python_source", chunks=22_000, tokens=1_400_000, fraction=0.5, index="Flat", chunks_with_neighbors=0.9996

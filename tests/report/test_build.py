@@ -84,6 +84,12 @@ def test_a_run_gets_a_page_with_tables_and_figures(run_folder: Path) -> None:
     assert len(re.findall(r"The gain does not need copied text: .* at r\(C\) <= 0\.125", page.text)) == 2
 
 
+def test_what_was_dropped_and_how_similar_training_text_is_are_said(run_folder: Path) -> None:
+    page = Page(write_run_report(run_folder).page).text
+    assert "1,234 documents dropped, from a similarity of 0.8 on" in page
+    assert "test split: median similarity 0.01, largest 0.74" in page
+
+
 def test_figures_are_valid_files(run_folder: Path) -> None:
     write_run_report(run_folder)
     figures = run_folder / "report" / "figures"

@@ -7,8 +7,10 @@ import numpy as np
 
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
+from retro_lab.corpus.deduplication import DeduplicationStage
 from retro_lab.corpus.documents import SPLITS, Document, DocumentSource
 from retro_lab.corpus.documents_stage import DocumentsStage
+from retro_lab.corpus.near_copies import NearCopiesStage
 from retro_lab.corpus.tokenizer import ByteBPE
 from retro_lab.corpus.tokenizer_stage import TokenizerStage
 from retro_lab.corpus.tokens import TokensStage, TokenStore
@@ -40,14 +42,14 @@ WORDS = [
 
 
 class RandomSentences(DocumentSource):
-    """Documents of random words, of very different lengths."""
+    """Documents of random words, of very different lengths; each is a group of its own unless `groups` are given."""
 
-    def __init__(self, documents=24, longest=200, seed=0):
+    def __init__(self, documents=24, longest=200, seed=0, groups=None):
         super().__init__(validation_fraction=0.125, test_fraction=0.125)
-        self.documents, self.longest, self.seed = documents, longest, seed
+        self.documents, self.longest, self.seed, self.groups = documents, longest, seed, groups
 
     def identity(self):
-        return {"documents": self.documents, "longest": self.longest, "seed": self.seed}
+        return {"documents": self.documents, "longest": self.longest, "seed": self.seed, "groups": self.groups}
 
     def parts(self):
         return 2
@@ -57,7 +59,8 @@ class RandomSentences(DocumentSource):
             draw = np.random.default_rng((self.seed, number))
             words = draw.choice(WORDS, draw.integers(3, self.longest))
             split = {3: "validation", 7: "test"}.get(number % 8, "train")
-            yield split, Document(f"document {number}", "random", " ".join(words))
+            group = f"group {number // 8 % self.groups}" if self.groups else ""
+            yield split, Document(f"document {number}", "random", " ".join(words), group=group)
 
 
 @dataclass
@@ -71,10 +74,12 @@ class Chunks:
 
 
 def build_chunks(folder, bert, source=None, chunk_length=CHUNK_LENGTH, similarity=None):
-    """Everything up to the embeddings; decontaminated where a similarity is given."""
+    """Everything up to the embeddings; deduplicated and decontaminated where a similarity is given."""
     artifacts = ArtifactStore(folder)
     documents = artifacts.build(DocumentsStage(source or RandomSentences()))
     if similarity is not None:
+        near_copies = artifacts.build(NearCopiesStage(documents, similarity))
+        documents = artifacts.build(DeduplicationStage(documents, near_copies))
         held_out = artifacts.build(HeldOutStage(documents))
         documents = artifacts.build(DecontaminationStage(documents, held_out, similarity))
     tokenizer = artifacts.build(TokenizerStage(ByteBPE(300, 1e6), documents))

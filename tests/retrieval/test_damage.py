@@ -81,6 +81,9 @@ def change(path, place, value):
         ("document_length.npy", 0, -5),
         ("document_start.npy", 2, 10**6),
         ("document_start.npy", 0, 1),
+        ("document_group.npy", 3, -1),
+        ("document_group.npy", 3, 2**20),
+        ("document_group.npy", 0, 1),
         ("tokens.npy", 5, 2**16 - 1),
     ],
 )

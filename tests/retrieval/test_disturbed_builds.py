@@ -22,6 +22,8 @@ from retro_lab.tasks import verify
 
 STAGES = (
     "documents",
+    "near_copies",
+    "deduplication",
     "held_out",
     "decontamination",
     "tokenizer",

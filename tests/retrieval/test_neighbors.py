@@ -1,10 +1,11 @@
 """Search and merging: what a chunk retrieves, and what it never may."""
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pipeline import build_chunks, index, search
+from pipeline import RandomSentences, build_chunks, index, search
 
 from retro_lab.retrieval.config import Method, Value
 from retro_lab.retrieval.neighbors import NO_NEIGHBOR, merge_sorted
@@ -36,6 +37,55 @@ def test_training_chunks_never_retrieve_their_own_document(chunks, method):
         documents = set(document_of_token[begin : begin + lengths[query, rank]])
         assert len(documents) == 1
         assert document_of_token[query * m] not in documents
+
+
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory, tiny_bert):
+    """Three groups, each of more than a hundred documents to train on."""
+    source = RandomSentences(documents=480, longest=30, groups=3)
+    return build_chunks(tmp_path_factory.mktemp("groups"), tiny_bert, source)
+
+
+def groups_of(store):
+    """The name of each chunk's group, from the table of documents."""
+    names = np.array(pq.read_table(store.documents_table)["group"].to_pylist())
+    return np.repeat(names, np.diff(store.document_start))
+
+
+@pytest.mark.parametrize("method", list(Method))
+def test_training_chunks_never_retrieve_their_own_group(grouped, method):
+    """A held-out chunk cannot, as its whole group is held out; training has to see neighbors as scoring does."""
+    store = grouped.stores["train"]
+    groups = groups_of(store)
+    assert sorted(np.unique(groups)) == ["group 0", "group 1", "group 2"]
+    assert min(len(np.unique(store.document_of(np.flatnonzero(groups == name)))) for name in groups[:9]) > 100
+    ids = search(grouped, "train", stored=6, method=method).ids
+    assert (ids != NO_NEIGHBOR).all()
+    assert (groups[ids] != groups[:, None]).all()
+
+
+@pytest.mark.parametrize("settings", [{}, {"factory": "IVF4,Flat", "search": "nprobe=1"}])
+def test_the_neighbors_are_the_nearest_of_other_groups(grouped, settings):
+    """All of them, however many chunks of the query's own group are nearer, also if only one list was probed first."""
+    store = grouped.stores["train"]
+    groups = groups_of(store)
+    keys = grouped.embeddings["train"].range(0, store.chunks)
+    exact = np.where(groups[:, None] == groups, np.inf, ((keys[:, None] - keys[None]) ** 2).sum(-1))
+    wanted = np.isfinite(exact).sum(1)
+    found = search(grouped, "train", stored=store.chunks, **settings)
+    np.testing.assert_array_equal((found.ids != NO_NEIGHBOR).sum(1), wanted)
+    np.testing.assert_allclose(found.distances, np.sort(exact, 1), rtol=1e-3, atol=1e-4)
+
+
+def test_chunks_of_a_group_name_its_first_document(grouped, chunks):
+    store, groups = grouped.stores["train"], groups_of(grouped.stores["train"])
+    everything = np.arange(store.chunks)
+    found = store.group_of(everything)
+    firsts = {name: store.document_of(everything[groups == name][:1])[0] for name in groups}
+    assert found.tolist() == [firsts[name] for name in groups]
+    store = chunks.stores["train"]
+    everything = np.arange(store.chunks)
+    np.testing.assert_array_equal(store.group_of(everything), store.document_of(everything))
 
 
 @pytest.mark.parametrize("cuts", [[], [40]])

@@ -19,8 +19,10 @@ from pipeline import RandomSentences, build_chunks
 from retro_lab.artifacts.fingerprint import canonical_json
 from retro_lab.artifacts.stage import Artifact, Stage
 from retro_lab.corpus.decontamination import DecontaminationStage, HeldOutStage
+from retro_lab.corpus.deduplication import DeduplicationStage
 from retro_lab.corpus.documents import Document
 from retro_lab.corpus.documents_stage import DocumentsStage
+from retro_lab.corpus.near_copies import NearCopiesStage
 from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.corpus.tokenizer_stage import TokenizerStage
 from retro_lab.corpus.tokens import TokensStage
@@ -42,8 +44,8 @@ DENSE = {
 }
 METHODS = [*DENSE, "bm25", "hybrid"]
 PIPELINE: list[type[Stage]] = [
-    DocumentsStage, HeldOutStage, DecontaminationStage, TokenizerStage, TokensStage, EmbeddingsStage, IndexStage,
-    SearchStage, NeighborsStage, OverlapsStage,
+    DocumentsStage, NearCopiesStage, DeduplicationStage, HeldOutStage, DecontaminationStage, TokenizerStage,
+    TokensStage, EmbeddingsStage, IndexStage, SearchStage, NeighborsStage, OverlapsStage,
 ]  # fmt: skip
 STORED = 24
 WIDTH = 8
@@ -209,7 +211,8 @@ def built(request, chunks, inputs, searched, tmp_path):
 
 
 CASES = [
-    *("documents", "documents: local files", "held_out", "decontamination", "tokenizer", "tokens", "embeddings"),
+    *("documents", "documents: local files", "near_copies", "deduplication", "held_out", "decontamination"),
+    *("tokenizer", "tokens", "embeddings"),
     *(f"index: {method}" for method in DENSE),
     *(f"search: {method}" for method in METHODS),
     "neighbors",

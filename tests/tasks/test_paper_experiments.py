@@ -95,7 +95,7 @@ def test_retrofit_has_settings_of_its_own(size: str, planned: Planned) -> None:
     assert config.schedule.tokens == 6e6 * 2048
     assert steps(config) == pytest.approx(0.0293 * 204.8e6 / 256, rel=0.001)  # "6 million sequences (3%)"
     baseline = compose([f"+experiment=paper_{size}"])
-    for section in ("size", "model", "tokenizer", "corpus", "decontamination", "embedder"):
+    for section in ("size", "model", "tokenizer", "corpus", "deduplication", "decontamination", "embedder"):
         assert getattr(config, section) == getattr(baseline, section), section
     assert config.init.checkpoint == f"outputs/paper_{size}/baseline"
     assert "12,288,000,000 tokens" in planned("+experiment=paper_retrofit", f"size={size}")
