@@ -16,7 +16,7 @@ from retro_lab.evaluation.windows import Windows
 from retro_lab.model.config import SizeConfig
 from retro_lab.model.validation import check_model
 from retro_lab.retrieval.database import Database
-from retro_lab.retrieval.sequences import Retrieved, Sequences
+from retro_lab.retrieval.sequences import Sequences
 from retro_lab.runs.folder import RunFolder
 from retro_lab.runs.identity import identity
 from retro_lab.runs.trained_model import ModelSettings, has_model, weights_checksum
@@ -121,10 +121,7 @@ def _in_folder(nodes: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
 
 def sequences(config: RunConfig, store: TokenStore, database: Database | None) -> Sequences:
     """Return the sequences of a text, with their neighbors if there is a database."""
-    retrieved = None
-    if database is not None:
-        ids = database.neighbors_of(store).ids
-        retrieved = Retrieved(database.store, ids, config.retrieval.value)
+    retrieved = database.retrieved_by(store, config.retrieval.value) if database is not None else None
     return Sequences(store, retrieved, config.data.sequence_length, with_documents=config.model.document_masks)
 
 

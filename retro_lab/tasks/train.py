@@ -178,7 +178,7 @@ def _announce(
     lines = {
         "model": f"{model_name(k)}, size {config.size.name}: {counts['total']:,} parameters, "
         f"{counts['non_embedding']:,} without embeddings",
-        "database": f"{inputs.database.chunks:,} chunks of {inputs.database.name}, k = {k}" if k else "none",
+        "database": f"{inputs.database.description}, k = {k}" if k else "none",
         "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}, precision {trainer.precision}",
         "training": f"{steps:,} steps of {tokens_per_step:,} tokens, {steps * tokens_per_step:,} in all",
         "folder": str(folder),

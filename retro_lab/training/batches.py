@@ -1,7 +1,7 @@
 """The endless stream of training batches, a function of only the seed and the step.
 
 Each batch of an epoch takes the next positions of a seeded permutation of all sequences, which is computed on demand
-and never stored (`retro_lab.training.permutation`). There is no state between batches: a run that resumes at any step,
+and never stored (`retro_lab.permutation`). There is no state between batches: a run that resumes at any step,
 with any number of workers and ranks, gets exactly the batches of an uninterrupted run.
 """
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from retro_lab.errors import ConfigurationError, CorpusError
+from retro_lab.permutation import permute
 from retro_lab.retrieval.sequences import Batch, Sequences
-from retro_lab.training.permutation import permute
 
 ORDERED_AT_ONCE = 64
 """Number of global batches whose positions in the permutation are computed together."""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from retro_lab.training.permutation import permute
+from retro_lab.permutation import permute
 
 seeds = st.integers(0, 2**40)
 
