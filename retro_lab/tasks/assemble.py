@@ -29,8 +29,13 @@ from retro_lab.training.precision import checked_precision
 
 
 def without_retrieval(config: RunConfig) -> RunConfig:
-    """Return the configuration of the baseline twin: the same, but without neighbors and the layers for them."""
-    return replace(config, retrieval=replace(config.retrieval, k=0), size=replace(config.size, cca_layers=[]))
+    """Return the configuration of the baseline twin: the same, but without neighbors and all that is done with them."""
+    return replace(
+        config,
+        retrieval=replace(config.retrieval, k=0),
+        size=replace(config.size, cca_layers=[]),
+        data=replace(config.data, neighbor_dropout=0.0),
+    )
 
 
 def model_size(config: RunConfig) -> SizeConfig:

@@ -134,6 +134,7 @@ def _train(config: RunConfig, folder: RunFolder, inputs: Inputs) -> ModelRecord:
         seed=config.seed,
         workers=config.data.workers,
         overfit_batches=config.data.overfit_batches,
+        neighbor_dropout=config.data.neighbor_dropout,
     )
     _announce(config, model, inputs, trainer, schedule, path)
     if trainer.is_global_zero:
