@@ -11,6 +11,7 @@ POSITIVE: Rule = (lambda value: value > 0, "must be positive")
 NOT_NEGATIVE: Rule = (lambda value: value >= 0, "must be 0 or more")
 SHARE: Rule = (lambda value: 0 < value <= 1, "is a share, above 0 and up to 1")
 RATIO: Rule = (lambda value: 0 <= value <= 1, "is a share, from 0 to 1")
+DROPPED: Rule = (lambda value: 0 <= value < 1, "is a share, at least 0 and below 1")
 DECAY: Rule = (lambda value: 0 <= value < 1, "is a rate of decay, at least 0 and below 1")
 SEED: Rule = (lambda value: 0 <= value < 2**32, "must be from 0 to 4,294,967,295")
 

@@ -10,7 +10,8 @@ from enum import Enum
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, get_args, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
 
@@ -103,6 +104,8 @@ def _type_name(kind: Any) -> str:
     """Write a type as a user knows it: choices are named."""
     if isinstance(kind, type) and issubclass(kind, Enum):
         return " | ".join(kind.__members__)
+    if isinstance(kind, UnionType):
+        return " | ".join("None" if part is NoneType else _type_name(part) for part in get_args(kind))
     return kind.__name__ if type(kind) is type else re.sub(r"(\w+\.)+", "", str(kind))
 
 

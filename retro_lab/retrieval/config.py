@@ -27,6 +27,14 @@ class Method(StrEnum):
     hybrid = "hybrid"
 
 
+class Control(StrEnum):
+    """Neighbors of which it is known beforehand what they can add: nothing, or all."""
+
+    random = "random"
+    shuffled = "shuffled"
+    oracle = "oracle"
+
+
 class Metric(StrEnum):
     """How the distance of two embeddings is measured."""
 
@@ -56,6 +64,10 @@ class RetrievalConfig:
     method: Method = Method.dense
     """How neighbors are found: `dense` (nearest embeddings), `bm25` (shared tokens, no embeddings at all) or `hybrid`
     (dense candidates, ranked by BM25)."""
+    control: Control | None = None
+    """Neighbors for control, in training and in scores: `random` (chunks of the database at random) and `shuffled` (the
+    neighbors of another chunk) can add nothing; `oracle` (the chunk itself, with the text to be predicted) must add
+    much. null takes those that are found."""
     candidates: int = 64
     """Dense candidates for each chunk, from each database shard, that `hybrid` ranks again."""
     bm25_k1: float = 1.5
@@ -74,6 +86,11 @@ class RetrievalConfig:
             bm25_k1=NOT_NEGATIVE,
             bm25_b=RATIO,
         )
+        if self.control is Control.oracle and self.value is Value.neighbor:
+            raise ConfigurationError(
+                "retrieval.control=oracle is the text to be predicted, which retrieval.value=neighbor leaves out; use "
+                "retrieval.value=continuation or neighbor_and_continuation."
+            )
 
 
 @dataclass(kw_only=True)

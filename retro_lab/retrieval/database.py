@@ -12,13 +12,23 @@ from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval.bm25 import BM25
-from retro_lab.retrieval.config import DatabaseConfig, EmbedderConfig, IndexConfig, Method, RetrievalConfig
+from retro_lab.retrieval.config import (
+    Control,
+    DatabaseConfig,
+    EmbedderConfig,
+    IndexConfig,
+    Method,
+    RetrievalConfig,
+    Value,
+)
+from retro_lab.retrieval.controls import OracleStage, RandomSearcher, ShuffledStage
 from retro_lab.retrieval.embedder import Embedder
 from retro_lab.retrieval.embeddings import Embeddings, EmbeddingsStage
 from retro_lab.retrieval.index import Index, IndexStage
 from retro_lab.retrieval.neighbors import Neighbors, NeighborsStage, Ranking, SearchStage
 from retro_lab.retrieval.overlaps import Overlaps, OverlapsStage
 from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher, Searcher
+from retro_lab.retrieval.sequences import Retrieved
 
 
 class Database:
@@ -30,7 +40,7 @@ class Database:
         chunks: Chunks in the database.
         tokens: Tokens in them, without padding.
         fraction: Share of the store's chunks.
-        indexes: One FAISS index for each shard; none for BM25.
+        indexes: One FAISS index for each shard; none where no embeddings are compared.
     """
 
     def __init__(
@@ -46,7 +56,7 @@ class Database:
         *,
         k: int,
     ) -> None:
-        """Divide the store into shards; embed and index them, except for BM25, which compares tokens.
+        """Divide the store into shards; embed and index them, if neighbors are found by their embeddings.
 
         Args:
             artifacts: Where artifacts are kept.
@@ -76,8 +86,12 @@ class Database:
         self.tokens = int(store.document_length[:documents].sum())
         self._stored = max(k, 1, retrieval.stored)
         self._bm25 = BM25(store, retrieval.bm25_k1, retrieval.bm25_b)
-        self._ranking = Ranking(retrieval.candidates, self._bm25) if retrieval.method == Method.hybrid else None
-        self._embedder = None if retrieval.method == Method.bm25 else _build_embedder(embedder)
+        self._control, self._seed = retrieval.control, config.seed
+        searched = self._control in (None, Control.shuffled)
+        hybrid = searched and retrieval.method == Method.hybrid
+        self._ranking = Ranking(retrieval.candidates, self._bm25) if hybrid else None
+        embedded = searched and retrieval.method != Method.bm25
+        self._embedder = _build_embedder(embedder) if embedded else None
         self._shard_size = embedder.shard_size
         # What was built, by the fingerprint of the text.
         self._embeddings: dict[str, Embeddings] = {}
@@ -93,32 +107,40 @@ class Database:
 
     @property
     def method(self) -> str:
-        """How neighbors are found: the FAISS factory string, BM25, or both."""
-        if not self.indexes:
-            return "BM25"
-        factory = self.indexes[-1].facts.factory
-        return f"{factory}, ranked by BM25" if self._ranking else factory
+        """How neighbors are found: the FAISS factory string, BM25, or both; or which control takes their place."""
+        if self._control in (Control.random, Control.oracle):
+            return f"{self._control} neighbors"
+        found = self.indexes[-1].facts.factory if self.indexes else "BM25"
+        if self._ranking:
+            found = f"{found}, ranked by BM25"
+        return f"{found}, {self._control} neighbors" if self._control else found
 
     @property
     def description(self) -> str:
         """The database in words."""
+        if self._control == Control.oracle:
+            return "the text to be predicted (oracle neighbors)"
         return f"{self.chunks:,} chunks of {self.name} ({self.method})"
 
     def neighbors_of(self, queries: TokenStore) -> Neighbors:
-        """Search for the nearest chunks of the database for every chunk of a text.
+        """Search for the nearest chunks of the database for every chunk of a text, or make those of the control.
 
-        If that is the database's own store, neighbors in the chunk's own group of documents are left out.
+        If that is the database's own store, neighbors in the chunk's own group of documents are left out, but for the
+        oracle.
         """
         fingerprint = queries.artifact.fingerprint
         if fingerprint not in self._neighbors:
-            searches = [
-                self._artifacts.build(
-                    SearchStage(searcher, queries, self.store, self._stored, self._query_batch, self._ranking)
-                )
-                for searcher in self._searchers(queries)
-            ]
-            self._neighbors[fingerprint] = Neighbors(self._artifacts.build(NeighborsStage(searches)))
+            self._neighbors[fingerprint] = self._find(queries)
         return self._neighbors[fingerprint]
+
+    def source_of(self, queries: TokenStore) -> TokenStore:
+        """Return the tokens that the neighbors of a text are chunks of: the database, but for the oracle the text."""
+        return queries if self._control == Control.oracle else self.store
+
+    def retrieved_by(self, queries: TokenStore, values: Value) -> Retrieved:
+        """Return the neighbors of the chunks of a text as tokens, of which `values` says what a model reads."""
+        ids = self.neighbors_of(queries).ids
+        return Retrieved(self.source_of(queries), ids, values, reveals=self._control == Control.oracle)
 
     def overlaps_of(self, queries: TokenStore) -> Overlaps:
         """Compare every chunk of a text with its nearest neighbors (Borgeaud et al. 2022, Sec. 2.6).
@@ -127,7 +149,7 @@ class Database:
         """
         fingerprint = queries.artifact.fingerprint
         if fingerprint not in self._overlaps:
-            stage = OverlapsStage(queries, self.store, self.neighbors_of(queries))
+            stage = OverlapsStage(queries, self.source_of(queries), self.neighbors_of(queries))
             self._overlaps[fingerprint] = Overlaps(self._artifacts.build(stage))
         return self._overlaps[fingerprint]
 
@@ -152,7 +174,22 @@ class Database:
     def _shards(self) -> list[tuple[int, int]]:
         return list(zip([0, *self._cuts], self._cuts, strict=False))
 
+    def _find(self, queries: TokenStore) -> Neighbors:
+        build = self._artifacts.build
+        if self._control == Control.oracle:
+            return Neighbors(build(OracleStage(queries, self._stored)))
+        searches = [
+            build(SearchStage(searcher, queries, self.store, self._stored, self._query_batch, self._ranking))
+            for searcher in self._searchers(queries)
+        ]
+        found = Neighbors(build(NeighborsStage(searches)))
+        if self._control == Control.shuffled:
+            return Neighbors(build(ShuffledStage(queries, self.store, found, self._seed)))
+        return found
+
     def _searchers(self, queries: TokenStore) -> list[Searcher]:
+        if self._control == Control.random:  # which needs no shards: a draw costs nothing
+            return [RandomSearcher(queries, self.store, self.chunks, self._seed)]
         if self._embedder is None:
             return [BM25Searcher(queries, self._bm25, start, stop) for start, stop in self._shards]
         embeddings = self._embed(queries)

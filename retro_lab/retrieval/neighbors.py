@@ -6,6 +6,7 @@ Both contain ids and distances for every chunk (see `searchers`), sorted by dist
 sorted lists gives the neighbors in any set of shards, so databases of many sizes cost one search.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -151,7 +152,7 @@ class SearchStage(Stage):
                 if self.same_store:
                     own = self.query_store.group_of(chunks[rows])
                     keep &= self.database_store.group_of(found) != own[:, None]
-                ids[rows], distances[rows] = _first_kept(found, found_distances, keep, wanted)
+                ids[rows], distances[rows] = first_kept(found, found_distances, keep, wanted)
                 # A list that is not full has all that the index finds at this probe scale; a full one may be cut off.
                 not_full = (found == NO_NEIGHBOR).any(1)
                 more = np.where(not_full, probe_scale < self.searcher.largest_probe_scale, fetch < size)
@@ -161,7 +162,7 @@ class SearchStage(Stage):
         return ids, distances
 
 
-def _first_kept(ids: np.ndarray, distances: np.ndarray, keep: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def first_kept(ids: np.ndarray, distances: np.ndarray, keep: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the first `count` kept entries of each sorted row, padded with -1 and infinity at the end."""
     ids, distances = np.where(keep, ids, NO_NEIGHBOR), np.where(keep, distances, np.inf)
     order = np.argsort(~keep, axis=1, kind="stable")[:, :count]
@@ -189,36 +190,19 @@ class NeighborsFacts:
     with_neighbors: float
 
 
-class NeighborsStage(Stage):
-    """Merge the searches of the database shards in use into one table for a split."""
+class NeighborTableStage(Stage):
+    """A stage that writes a table with the form of `neighbors`; shards are ranges of queries."""
 
-    name = "neighbors"
     unit = "queries"
     combines_shards = True
 
-    def __init__(self, searches: Sequence[Artifact]) -> None:
-        """Merge `searches`, one for each database shard, in the order of the shards."""
-        self.searches = searches
-
-    def settings(self) -> Mapping[str, Any]:
-        """Return nothing: the inputs decide the output."""
-        return {}
-
-    def inputs(self) -> Mapping[str, Artifact]:
-        """Return the searches, by the number of their database shard."""
-        return {f"shard_{number:03}": search for number, search in enumerate(self.searches)}
-
-    def shard_sizes(self) -> Sequence[int]:
-        """Return the queries in each shard of the searches."""
-        first = self.searches[0]
-        return [len(first.array(IDS_NAME, shard)) for shard in range(first.shards)]
+    @abstractmethod
+    def rows(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and distances of one range of queries, [queries, K], as `Neighbors` has them."""
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
-        """Merge one range of queries; ids fit 32 bits while the database has fewer than 2^31 chunks."""
-        ids, distances = merge_sorted(
-            [search.array(IDS_NAME, shard) for search in self.searches],
-            [search.array(DISTANCES_NAME, shard) for search in self.searches],
-        )
+        """Write one range of queries; ids fit 32 bits while the database has fewer than 2^31 chunks."""
+        ids, distances = self.rows(shard)
         dtype = np.int32 if ids.max(initial=0) < 2**31 else np.int64
         np.save(folder / IDS_NAME, ids.astype(dtype), allow_pickle=False)
         np.save(folder / DISTANCES_NAME, distances, allow_pickle=False)
@@ -237,9 +221,39 @@ class NeighborsStage(Stage):
         return asdict(NeighborsFacts(queries, sum(fact["with_neighbors"] for fact in facts) / queries))
 
 
+class NeighborsStage(NeighborTableStage):
+    """Merge the searches of the database shards in use into one table for a split."""
+
+    name = "neighbors"
+
+    def __init__(self, searches: Sequence[Artifact]) -> None:
+        """Merge `searches`, one for each database shard, in the order of the shards."""
+        self.searches = searches
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return nothing: the inputs decide the output."""
+        return {}
+
+    def inputs(self) -> Mapping[str, Artifact]:
+        """Return the searches, by the number of their database shard."""
+        return {f"shard_{number:03}": search for number, search in enumerate(self.searches)}
+
+    def shard_sizes(self) -> Sequence[int]:
+        """Return the queries in each shard of the searches."""
+        first = self.searches[0]
+        return [len(first.array(IDS_NAME, shard)) for shard in range(first.shards)]
+
+    def rows(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """Merge one range of queries."""
+        return merge_sorted(
+            [search.array(IDS_NAME, shard) for search in self.searches],
+            [search.array(DISTANCES_NAME, shard) for search in self.searches],
+        )
+
+
 @dataclass(frozen=True)
 class Neighbors:
-    """Read-only view of a `neighbors` artifact: K neighbors of each of C chunks."""
+    """Read-only view of a `neighbors` artifact, or of a control in its place: K neighbors of each of C chunks."""
 
     artifact: Artifact
 

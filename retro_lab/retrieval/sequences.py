@@ -38,9 +38,13 @@ class Batch(TypedDict):
 class Retrieved:
     """Neighbors of the chunks of a token store, as tokens of a database store."""
 
-    def __init__(self, database: TokenStore, ids: np.ndarray, values: Value) -> None:
-        """Look neighbors up in `ids`, [chunks, K], sorted by distance, and return what `values` names (Sec. 2.1)."""
+    def __init__(self, database: TokenStore, ids: np.ndarray, values: Value, *, reveals: bool = False) -> None:
+        """Look neighbors up in `ids`, [chunks, K], sorted by distance, and return what `values` names (Sec. 2.1).
+
+        With `reveals`, a sequence may retrieve what it holds or predicts, as it does from the oracle alone.
+        """
         self.database = database
+        self.reveals = reveals
         self.ids = np.asarray(ids)
         self.values = values
         self.span = 1 if values is Value.neighbor else 2
@@ -120,7 +124,9 @@ class Sequences:
         self.with_documents = with_documents
         self.chunks_per_sequence = length // store.chunk_length
         self._from_itself = (
-            retrieved is not None and retrieved.database.artifact.fingerprint == store.artifact.fingerprint
+            retrieved is not None
+            and not retrieved.reveals
+            and retrieved.database.artifact.fingerprint == store.artifact.fingerprint
         )
 
     def read(self, first_chunks: np.ndarray, k: int) -> Batch:

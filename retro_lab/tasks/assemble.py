@@ -16,7 +16,7 @@ from retro_lab.evaluation.windows import Windows
 from retro_lab.model.config import SizeConfig
 from retro_lab.model.validation import check_model
 from retro_lab.retrieval.database import Database
-from retro_lab.retrieval.sequences import Retrieved, Sequences
+from retro_lab.retrieval.sequences import Sequences
 from retro_lab.runs.folder import BASELINE, RunFolder
 from retro_lab.runs.identity import identity
 from retro_lab.runs.trained_model import ModelSettings, has_model, weights_checksum
@@ -29,8 +29,13 @@ from retro_lab.training.precision import checked_precision
 
 
 def without_retrieval(config: RunConfig) -> RunConfig:
-    """Return the configuration of the baseline twin: the same, but without neighbors and the layers for them."""
-    return replace(config, retrieval=replace(config.retrieval, k=0), size=replace(config.size, cca_layers=[]))
+    """Return the configuration of the baseline twin: the same, but without neighbors and all that is done with them."""
+    return replace(
+        config,
+        retrieval=replace(config.retrieval, k=0),
+        size=replace(config.size, cca_layers=[]),
+        data=replace(config.data, neighbor_dropout=0.0),
+    )
 
 
 def model_size(config: RunConfig) -> SizeConfig:
@@ -121,10 +126,7 @@ def _in_folder(nodes: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
 
 def sequences(config: RunConfig, store: TokenStore, database: Database | None) -> Sequences:
     """Return the sequences of a text, with their neighbors if there is a database."""
-    retrieved = None
-    if database is not None:
-        ids = database.neighbors_of(store).ids
-        retrieved = Retrieved(database.store, ids, config.retrieval.value)
+    retrieved = database.retrieved_by(store, config.retrieval.value) if database is not None else None
     return Sequences(store, retrieved, config.data.sequence_length, with_documents=config.model.document_masks)
 
 

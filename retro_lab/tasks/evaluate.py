@@ -165,7 +165,7 @@ def _measured(config: RunConfig, text: HeldOutText, k: int, inputs: Inputs) -> t
     database = inputs.database
     retrieved = Retrieved(
         database=database.description,
-        source=database.store.artifact.fingerprint,
+        source=database.source_of(text.store).artifact.fingerprint,
         neighbors=database.neighbors_of(text.store).artifact.fingerprint,
     )
     return scored, k, retrieved

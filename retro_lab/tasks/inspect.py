@@ -23,11 +23,11 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     task, inputs = config.task, Inputs(config)
     assert isinstance(task, InspectConfig)
     split, chunk = task.split, task.chunk
-    store, source = dict[str, TokenStore](inputs.corpus.stores.items())[split], inputs.database.store
+    store = dict[str, TokenStore](inputs.corpus.stores.items())[split]
     if chunk is not None and not 0 <= chunk < store.chunks:
         raise ConfigurationError(f"task.chunk={chunk} is not one of the {store.chunks} chunks of the {split} split.")
     chunks = [chunk] if chunk is not None else np.linspace(0, store.chunks - 1, task.count + 2, dtype=int)[1:-1]
-    table = inputs.database.neighbors_of(store)
+    table, source = inputs.database.neighbors_of(store), inputs.database.source_of(store)
     ids, distances = table.ids, table.distances
     for number in chunks:
         _show(store, int(number), f"{split} chunk {number}", "white")

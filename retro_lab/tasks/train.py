@@ -141,6 +141,7 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs) -> M
         seed=config.seed,
         workers=config.data.workers,
         overfit_batches=config.data.overfit_batches,
+        neighbor_dropout=config.data.neighbor_dropout,
     )
     _announce(config, model, inputs, trainer, schedule, path)
     if trainer.is_global_zero:
@@ -185,7 +186,7 @@ def _announce(
     lines = {
         "model": f"{folder.name}, size {config.size.name}: {counts['total']:,} parameters, "
         f"{counts['non_embedding']:,} without embeddings",
-        "database": f"{inputs.database.chunks:,} chunks of {inputs.database.name}, k = {k}" if k else "none",
+        "database": f"{inputs.database.description}, k = {k}" if k else "none",
         "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}, precision {trainer.precision}",
         "training": f"{steps:,} steps of {tokens_per_step:,} tokens, {steps * tokens_per_step:,} in all",
         "folder": str(folder),

@@ -1,7 +1,7 @@
 """The endless stream of training batches, a function of only the seed and the step.
 
 Each batch of an epoch takes the next positions of a seeded permutation of all sequences, which is computed on demand
-and never stored (`retro_lab.training.permutation`). There is no state between batches: a run that resumes at any step,
+and never stored (`retro_lab.permutation`). There is no state between batches: a run that resumes at any step,
 with any number of workers and ranks, gets exactly the batches of an uninterrupted run.
 """
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from retro_lab.errors import ConfigurationError, CorpusError
+from retro_lab.permutation import chances, permute
 from retro_lab.retrieval.sequences import Batch, Sequences
-from retro_lab.training.permutation import permute
 
 ORDERED_AT_ONCE = 64
 """Number of global batches whose positions in the permutation are computed together."""
@@ -63,17 +63,19 @@ class TrainingBatches(IterableDataset[TrainingBatch]):
         rank: int = 0,
         world: int = 1,
         repeated: int | None = None,
+        neighbor_dropout: float = 0.0,
     ) -> None:
         """Yield the pieces of rank `rank` of `world`, `piece_size` sequences each.
 
-        With `repeated`, only the first `repeated` global batches are used, again and again.
+        With `repeated`, only the first `repeated` global batches are used, again and again. Of the sequences, a share
+        of `neighbor_dropout` has no neighbors: which ones depends on the seed and their places in the stream alone.
 
         Raises:
             CorpusError: The corpus is shorter than one sequence.
         """
         self.sequences, self.piece_size, self.k, self.seed = sequences, piece_size, k, seed
         self.start_step, self.accumulated, self.rank, self.world = start_step, accumulated, rank, world
-        self.repeated = repeated
+        self.repeated, self.neighbor_dropout = repeated, neighbor_dropout
         self.sequence_count = sequences.store.chunks // sequences.chunks_per_sequence
         if self.sequence_count == 0:
             raise CorpusError(
@@ -83,16 +85,25 @@ class TrainingBatches(IterableDataset[TrainingBatch]):
 
     def global_batches(self, steps: np.ndarray) -> np.ndarray:
         """Return the first chunk of every sequence of `steps`, [steps, accumulated, world, piece_size]."""
-        if self.repeated is not None:
-            steps = steps % self.repeated
-        shape = (self.accumulated, self.world, self.piece_size)
-        places = steps[:, None] * np.prod(shape) + np.arange(np.prod(shape))
+        places = self._places(steps)
         epochs, places = np.divmod(places, self.sequence_count)
         order = np.empty_like(places)
         for epoch in np.unique(epochs):
             rows = epochs == epoch
             order[rows] = permute(places[rows], self.sequence_count, self.seed, int(epoch))
-        return (order * self.sequences.chunks_per_sequence).reshape(len(steps), *shape)
+        return order * self.sequences.chunks_per_sequence
+
+    def without_neighbors(self, steps: np.ndarray) -> np.ndarray:
+        """Return which sequences of `steps` see no neighbors, bool [steps, accumulated, world, piece_size]."""
+        return chances(self._places(steps), self.seed) < self.neighbor_dropout
+
+    def _places(self, steps: np.ndarray) -> np.ndarray:
+        """Return the place of every sequence in the stream of all epochs."""
+        if self.repeated is not None:
+            steps = steps % self.repeated
+        shape = (self.accumulated, self.world, self.piece_size)
+        places = steps[:, None] * np.prod(shape) + np.arange(np.prod(shape))
+        return places.reshape(len(steps), *shape)
 
     def __iter__(self) -> Iterator[TrainingBatch]:
         """Yield pieces forever; with n workers, each yields every n-th piece, and the loader restores the order."""
@@ -101,11 +112,16 @@ class TrainingBatches(IterableDataset[TrainingBatch]):
         number = 0
         steps = self.start_step + np.arange(ORDERED_AT_ONCE)
         while True:
-            for global_batch in self.global_batches(steps):
-                mine = [pieces[self.rank] for pieces in global_batch[(offset - number) % workers :: workers]]
+            global_batches = zip(self.global_batches(steps), self.without_neighbors(steps), strict=True)
+            for global_batch, dropped in global_batches:
+                pieces = zip(global_batch[:, self.rank], dropped[:, self.rank], strict=True)
+                mine = list(pieces)[(offset - number) % workers :: workers]
                 number += self.accumulated
                 if mine:  # count the tokens of the global batch only where the number is needed
                     text_tokens = torch.tensor(int(self.sequences.is_text(global_batch.ravel()).sum()))
-                for first_chunks in mine:
-                    yield TrainingBatch(batch=self.sequences.read(first_chunks, self.k), text_tokens=text_tokens)
+                for first_chunks, alone in mine:
+                    batch = self.sequences.read(first_chunks, self.k)
+                    if self.k:
+                        batch["neighbor_lengths"][torch.from_numpy(alone)] = 0
+                    yield TrainingBatch(batch=batch, text_tokens=text_tokens)
             steps += ORDERED_AT_ONCE

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from retro_lab.ranges import DECAY, NOT_NEGATIVE, POSITIVE, RATIO, check_ranges
+from retro_lab.ranges import DECAY, DROPPED, NOT_NEGATIVE, POSITIVE, RATIO, check_ranges
 
 
 class Init(StrEnum):
@@ -33,6 +33,9 @@ class DataConfig:
     """Sequences in one optimizer step, over all devices and accumulated batches."""
     overfit_batches: int | None = None
     """Train only on the first N batches, again and again (`debug=overfit` sets 1); null trains on all the text."""
+    neighbor_dropout: float = 0.0
+    """Share of the training sequences that see no neighbors, so that RETRO[Off] is trained as well and stays near the
+    baseline. Not in the paper."""
     workers: int = 0
     """Processes that assemble batches; 0 assembles them in the training process."""
 
@@ -44,6 +47,7 @@ class DataConfig:
             sequence_length=POSITIVE,
             batch_size=POSITIVE,
             overfit_batches=POSITIVE,
+            neighbor_dropout=DROPPED,
             workers=NOT_NEGATIVE,
         )
 

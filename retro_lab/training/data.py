@@ -23,15 +23,17 @@ class RetroDataModule(ScoredData):
         seed: int,
         workers: int,
         overfit_batches: int | None = None,
+        neighbor_dropout: float = 0.0,
     ) -> None:
         """Train on global batches of `batch_size` sequences of `train` with k neighbors; validate on `validation`.
 
-        With `overfit_batches`, training uses only that many batches, again and again.
+        With `overfit_batches`, training uses only that many batches, again and again. Of the sequences, a share of
+        `neighbor_dropout` sees no neighbors.
         """
         super().__init__(validation)
         self.train = train
         self.batch_size, self.k, self.seed, self.workers = batch_size, k, seed, workers
-        self.overfit_batches = overfit_batches
+        self.overfit_batches, self.neighbor_dropout = overfit_batches, neighbor_dropout
 
     def train_dataloader(self) -> DataLoader[TrainingBatch]:
         """Load batches from the trainer's current step on, which is not 0 after resuming.
@@ -51,6 +53,7 @@ class RetroDataModule(ScoredData):
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
             repeated=self.overfit_batches,
+            neighbor_dropout=self.neighbor_dropout,
         )
         return DataLoader(
             batches,

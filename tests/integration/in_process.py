@@ -1,6 +1,7 @@
 """Commands of the real command line in the process of the tests, made small, on a corpus that is made in a moment."""
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -47,6 +48,10 @@ def small(arguments: Iterable[str]) -> list[str]:
     """Return the overrides that make a command small, but for those that it gives itself."""
     given = {argument.partition("=")[0].lstrip("+~") for argument in arguments}
     settings = {key: value for key, value in SMALL.items() if key not in given}
+    others = [
+        found[1] for argument in arguments if (found := re.match(r"\+corpus@(corpora\.\w+)=python_source", argument))
+    ]
+    settings |= {f"{other}.max_bytes": "1e5" for other in others}
     return [*(f"{key}={value}" for key, value in settings.items()), f"embedder.model={EMBEDDER}"]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -102,3 +103,27 @@ def test_ranks_average_to_the_gradient_of_one(sequences: Sequences, whole: Any, 
     assert logged == pytest.approx(whole[1], rel=1e-6)
     for name, parameter in module.model.named_parameters():
         torch.testing.assert_close(parameter.grad, whole[0][name], rtol=0, atol=1e-12)
+
+
+def test_a_sequence_whose_neighbors_are_dropped_is_one_of_retro_off(sequences: Sequences) -> None:
+    """Its loss and its gradient are those without neighbors; the others of its batch keep theirs."""
+    batches = TrainingBatches(sequences, 16, 2, 1, neighbor_dropout=0.5)
+    piece, alone = next(iter(batches))["batch"], torch.from_numpy(batches.without_neighbors(np.arange(1)).ravel())
+    assert 0 < alone.sum() < len(alone)
+    model = new_module(sequences).model
+    tokens, targets, neighbors = (piece[name].long() for name in ("tokens", "targets", "neighbors"))  # type: ignore[literal-required]
+    with torch.no_grad():
+        dropped = model.token_losses(tokens, targets, neighbors, piece["neighbor_lengths"])
+        off = model.token_losses(tokens, targets, None, None)
+    torch.testing.assert_close(dropped[alone], off[alone], rtol=0, atol=1e-12)
+    assert (dropped[~alone] - off[~alone]).abs().amax(1).min() > 1e-6
+    model.token_losses(
+        tokens[alone], targets[alone], neighbors[alone], piece["neighbor_lengths"][alone]
+    ).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    model.token_losses(tokens[alone], targets[alone], None, None).sum().backward()
+    for name, parameter in model.named_parameters():
+        zero = torch.zeros_like(parameter)
+        found, expected = (gradient if gradient is not None else zero for gradient in (gradients[name], parameter.grad))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)

@@ -193,6 +193,59 @@ def test_resuming_gives_the_same_next_batches_with_any_number_of_workers(sequenc
         assert all(torch.equal(piece["batch"][name], expected["batch"][name]) for name in expected["batch"])
 
 
+def dropped(sequences, count, **settings):
+    """Which of the first sequences of the stream see no neighbors, and the batches that say so."""
+    pieces = [piece["batch"] for piece in islice(TrainingBatches(sequences, k=2, seed=3, **settings), count)]
+    alone = torch.cat([(piece["neighbor_lengths"] == 0).flatten(1).all(1) for piece in pieces])
+    return alone, pieces
+
+
+def test_a_share_of_the_sequences_sees_no_neighbors_and_nothing_else_changes(sequences):
+    whole, pieces = dropped(sequences, 500, piece_size=8)
+    assert not whole.any()  # every sequence of this text has neighbors
+    alone, changed = dropped(sequences, 500, piece_size=8, neighbor_dropout=0.25)
+    deviation = (0.25 * 0.75 / len(alone)) ** 0.5
+    assert abs(float(alone.float().mean()) - 0.25) < 4 * deviation
+    for piece, expected, rows in zip(changed, pieces, alone.split(8), strict=True):
+        for name in expected:
+            same = slice(None) if name != "neighbor_lengths" else ~rows
+            assert torch.equal(piece[name][same], expected[name][same]), name
+    # Other epochs leave out others: a sequence is seen with and without neighbors.
+    per_epoch = sequences.store.chunks // 4
+    order = TrainingBatches(sequences, 8, 2, 3).global_batches(np.arange(500)).ravel()
+    shares = [float(alone[order == first].float().mean()) for first in np.unique(order)]
+    assert len(shares) == per_epoch
+    assert 0 < min(shares) < max(shares) < 1
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 5))
+def test_who_sees_no_neighbors_does_not_depend_on_how_the_batch_is_cut(sequences, world, accumulated, start_step):
+    whole, _ = dropped(sequences, 4, piece_size=36, neighbor_dropout=0.5, start_step=start_step)
+    cut = {"piece_size": 36 // world // accumulated, "accumulated": accumulated, "world": world}
+    ranks = [
+        dropped(sequences, 4 * accumulated, rank=rank, neighbor_dropout=0.5, start_step=start_step, **cut)[0]
+        for rank in range(world)
+    ]
+    pieces = torch.stack([rank.reshape(4, accumulated, -1) for rank in ranks], dim=2)
+    assert torch.equal(pieces.flatten(), whole)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_who_sees_no_neighbors_is_the_same_after_resuming(sequences, workers):
+    whole, _ = dropped(sequences, 12, piece_size=4, neighbor_dropout=0.5)
+    resumed = TrainingBatches(sequences, 4, 2, 3, neighbor_dropout=0.5, start_step=5)
+    loader = DataLoader(resumed, batch_size=None, num_workers=workers)
+    lengths = [piece["batch"]["neighbor_lengths"] for piece in islice(iter(loader), 7)]
+    assert torch.equal((torch.cat(lengths) == 0).flatten(1).all(1), whole[20:])
+    assert 0 < whole.float().mean() < 1
+
+
+def test_a_baseline_has_no_neighbors_to_drop(sequences):
+    batch = next(iter(TrainingBatches(sequences, 4, 0, 3, neighbor_dropout=0.5)))["batch"]
+    expected = next(iter(TrainingBatches(sequences, 4, 0, 3)))["batch"]
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
 @given(st.integers(1, 3), st.integers(0, 9), st.integers(1, 3))
 def test_the_first_batches_are_repeated_wherever_a_run_resumes(sequences, repeated, start_step, accumulated):
     shape = {"accumulated": accumulated, "world": 2, "rank": 1}

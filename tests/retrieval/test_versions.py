@@ -28,6 +28,7 @@ from retro_lab.corpus.tokenizer_stage import TokenizerStage
 from retro_lab.corpus.tokens import TokensStage
 from retro_lab.retrieval.bm25 import BM25
 from retro_lab.retrieval.config import IndexConfig
+from retro_lab.retrieval.controls import OracleStage, RandomSearcher, ShuffledStage
 from retro_lab.retrieval.embeddings import Embeddings, EmbeddingsStage
 from retro_lab.retrieval.index import Index, IndexStage
 from retro_lab.retrieval.neighbors import Neighbors, NeighborsStage, Ranking, SearchStage
@@ -42,10 +43,10 @@ DENSE = {
     "refined": {"factory": "IVF4,SQ4,Refine(SQ8)", "search": "nprobe=4,k_factor_rf=2"},
     "graph": {"factory": "HNSW8,Flat", "search": "efSearch=64"},
 }
-METHODS = [*DENSE, "bm25", "hybrid"]
+METHODS = [*DENSE, "bm25", "hybrid", "random"]
 PIPELINE: list[type[Stage]] = [
     DocumentsStage, NearCopiesStage, DeduplicationStage, HeldOutStage, DecontaminationStage, TokenizerStage,
-    TokensStage, EmbeddingsStage, IndexStage, SearchStage, NeighborsStage, OverlapsStage,
+    TokensStage, EmbeddingsStage, IndexStage, SearchStage, NeighborsStage, OverlapsStage, ShuffledStage, OracleStage,
 ]  # fmt: skip
 STORED = 24
 WIDTH = 8
@@ -157,7 +158,9 @@ def searched(chunks):
     for method in METHODS:
         index = None
         searcher = BM25Searcher(store, bm25, 0, store.chunks)
-        if method != "bm25":
+        if method == "random":
+            searcher = RandomSearcher(store, store, store.chunks, 0)
+        elif method != "bm25":
             config = IndexConfig(**DENSE.get(method, DENSE["exact"]))
             index = Index(build(IndexStage(keys, 0, store.chunks, config, held_out, STORED, 0)))
             searcher = DenseSearcher(keys, index)
@@ -199,6 +202,14 @@ def built(request, chunks, inputs, searched, tmp_path):
             opened.set_parameters("k_factor_rf=32")
             output.append([opened._candidates_each(count) for count in (1, 5, 10, 40, 100, 1000)])
         return Built(artifact, digest(output))
+    if stage == "oracle":
+        artifact = chunks.artifacts.build(OracleStage(chunks.stores["validation"], STORED))
+        return Built(artifact, digest([artifact.facts, artifact.array("ids.npy").tolist()]))
+    if stage == "shuffled":
+        store = chunks.stores["train"]
+        neighbors = Neighbors(chunks.artifacts.build(NeighborsStage([searched["exact"][1]])))
+        artifact = chunks.artifacts.build(ShuffledStage(store, store, neighbors, 0))
+        return Built(artifact, digest([artifact.facts, artifact.array("ids.npy").tolist()]))
     if stage == "neighbors":
         artifact = chunks.artifacts.build(NeighborsStage([searched["exact"][1], searched["exact"][1]]))
         return Built(artifact, digest([artifact.facts, content(artifact)]))
@@ -217,6 +228,8 @@ CASES = [
     *(f"search: {method}" for method in METHODS),
     "neighbors",
     "overlaps",
+    "shuffled",
+    "oracle",
 ]
 
 

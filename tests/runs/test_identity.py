@@ -55,6 +55,7 @@ DECIDING = [
     ["seed=1"],
     ["size=172m"],
     ["data.batch_size=8"],
+    ["data.neighbor_dropout=0.1"],
     ["optimizer.lr=1e-4"],
     ["init=retrofit", "init.checkpoint=x.ckpt"],
     ["model.dropout=0.1"],
@@ -95,7 +96,7 @@ def test_trainers_of_one_precision_share_a_folder() -> None:
 
 
 def test_a_baseline_is_the_same_whatever_its_twin_retrieves() -> None:
-    config = without_retrieval(compose([QUICKSTART, "retrieval.k=4"]))
+    config = without_retrieval(compose([QUICKSTART, "retrieval.k=4", "data.neighbor_dropout=0.1"]))
     alone = without_retrieval(compose([QUICKSTART, "retrieval.k=0"]))
     assert identity(asdict(config), "32-true", {"corpus": "abc"}) == identity(
         asdict(alone), "32-true", {"corpus": "abc"}

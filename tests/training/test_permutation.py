@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from retro_lab.training.permutation import permute
+from retro_lab.permutation import chances, permute
 
 seeds = st.integers(0, 2**40)
 
@@ -58,3 +58,15 @@ def test_what_stands_together_does_not_stay_together() -> None:
     order = permute(np.arange(count), count, 0, 0)
     for left, right in ((np.arange(count), order), (order[:-1], order[1:]), (order[:-2], order[2:])):
         assert abs(np.corrcoef(left, right)[0, 1]) < 5 / np.sqrt(count)
+
+
+def test_chances_are_even_and_unlike_each_other() -> None:
+    count = 100_000
+    drawn = chances(np.arange(count), 0)
+    assert ((drawn >= 0) & (drawn < 1)).all()
+    counts = np.bincount((drawn * 100).astype(int), minlength=100)
+    statistic = ((counts - count / 100) ** 2 / (count / 100)).sum()
+    assert abs(statistic - 99) < 5 * np.sqrt(2 * 99)
+    for other in (chances(np.arange(count), 1), np.roll(drawn, 1), permute(np.arange(count), count, 0, 0)):
+        assert abs(np.corrcoef(drawn, other)[0, 1]) < 5 / np.sqrt(count)
+    np.testing.assert_array_equal(chances(np.arange(count)[::-1].reshape(-1, 2), 0).ravel()[::-1], drawn)

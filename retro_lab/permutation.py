@@ -1,4 +1,4 @@
-"""A seeded permutation that is computed entry by entry: shuffling any number of sequences takes no memory.
+"""Seeded order and chance that are computed entry by entry: shuffling any number of sequences takes no memory.
 
 A generalized Feistel network permutes the pairs (i, j) of a rectangle just large enough for the range (Black and
 Rogaway 2002): in each round, one number of the pair is shifted, modulo its side, by a hash of the other. The few
@@ -28,6 +28,21 @@ def permute(places: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray
     while (outside := numbers >= count).any():
         numbers[outside] = _rectangle(numbers[outside], sides, keys)
     return numbers.astype(np.int64)
+
+
+def chances(numbers: np.ndarray, seed: int) -> np.ndarray:
+    """Return a random number for each of `numbers`, which that number and `seed` determine.
+
+    Args:
+        numbers: Not negative, int64 of any shape.
+        seed: Not negative.
+
+    Returns:
+        float64 of the same shape, at least 0 and below 1, evenly distributed.
+    """
+    keys = np.random.SeedSequence(seed, spawn_key=(0,)).generate_state(2, np.uint64)
+    mixed = _hash(_hash(numbers.astype(np.uint64) ^ keys[0]) ^ keys[1])
+    return (mixed >> np.uint64(11)) / 2.0**53
 
 
 def _rectangle(numbers: np.ndarray, sides: np.ndarray, keys: np.ndarray) -> np.ndarray:
