@@ -14,9 +14,12 @@ from retro_lab.evaluation.intervals import gain_interval
 from retro_lab.report import formats
 from retro_lab.report.comparison import GAIN, GAIN_PERCENT, OFF, ON, Gain, Scored, comparable, distinct
 from retro_lab.report.tables import Column, Table, Value
+from retro_lab.retrieval.overlaps import COPIED
 from retro_lab.runs.chunk_scores import ChunkScores
 from retro_lab.runs.records import Evaluation, ModelRecord, RunRecord
 
+UNEQUAL = 0.1
+"""Shares of chunks with near-copies that differ by more than this are worth a warning."""
 ALPHAS = (0.125, 0.25, 0.5, 0.75, 1.0)
 """The last is every chunk."""
 OVERLAP_NOTE = (
@@ -39,6 +42,8 @@ class Level:
     on: float | None
     gain: Gain | None
     """Of RETRO[On] over the baseline."""
+    over_off: Gain | None
+    """Of RETRO[On] over RETRO[Off]."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,10 @@ class Leakage:
     """Tells it from others of the same run."""
     levels: tuple[Level, ...]
     """One for each of `ALPHAS`."""
+    copied: float
+    """Share of the text's chunks with r(C) >= `COPIED`."""
+    copied_in_training: float
+    """The same of the training chunks, with the database that RETRO was trained with."""
 
     @property
     def has_gain(self) -> bool:
@@ -73,7 +82,11 @@ def run_leakage(run: RunRecord) -> tuple[Leakage, ...]:
     for entry in entries:
         label = f"{names[entry.text]}, {databases[entry.retrieved]}" if several else names[entry.text]
         others = [_compared(run, model, entry) for model in (run.baseline, retro)]
-        found.append(Leakage(label, _levels(Scored(run, retro, entry).chunks(), *others)))
+        on = Scored(run, retro, entry).chunks()
+        assert on.overlap is not None
+        copied = float((on.overlap >= COPIED).mean())
+        trained = retro.database.training_overlaps[str(COPIED)] if retro.database else 0.0
+        found.append(Leakage(label, _levels(on, *others), copied, trained))
     return tuple(found)
 
 
@@ -96,6 +109,7 @@ def _levels(on: ChunkScores, baseline: ChunkScores | None, off: ChunkScores | No
                 off=off.bits_per_byte(chosen) if off else None,
                 on=on.bits_per_byte(chosen),
                 gain=_gain(on, baseline, chosen) if baseline else None,
+                over_off=_gain(on, off, chosen) if off else None,
             )
         )
     return tuple(levels)
@@ -133,7 +147,7 @@ def leakage_table(found: Sequence[Leakage]) -> Table | None:
             row += [level.alpha, level.share, *([level.baseline] if gains else ()), level.off, level.on]
             rows.append((*row, *(_gain_values(level.gain) if gains else ())))
     title = "Gain by overlap with what is retrieved" if gains else "Scores by overlap with what is retrieved"
-    notes = (OVERLAP_NOTE, *([GAIN_NOTE] if gains else ()), *leakage_sentences(found))
+    notes = (OVERLAP_NOTE, *([GAIN_NOTE] if gains else ()), *leakage_sentences(found), *copy_sentences(found))
     return Table(title, columns, tuple(rows), notes)
 
 
@@ -146,12 +160,31 @@ def _gain_values(gain: Gain | None) -> tuple[Value, ...]:
 def leakage_sentences(found: Sequence[Leakage]) -> list[str]:
     """Say from which overlap on there is a gain, with the text's name if there are several; nothing without a baseline.
 
-    A gain is there where its interval lies above zero.
+    A gain is there where its interval lies above zero, and so does that over RETRO[Off]: what is better without
+    neighbors too is not a gain of retrieval.
     """
     prefixes = [f"{leakage.label}: " if len(found) > 1 else "" for leakage in found]
     return [
         prefix + _sentence(leakage.levels) for prefix, leakage in zip(prefixes, found, strict=True) if leakage.has_gain
     ]
+
+
+def copy_sentences(found: Sequence[Leakage]) -> list[str]:
+    """Say how often a chunk is nearly a copy of what it retrieves, in training and in each text."""
+    prefixes = [f"{leakage.label}: " if len(found) > 1 else "" for leakage in found]
+    return [prefix + _copies(leakage) for prefix, leakage in zip(prefixes, found, strict=True)]
+
+
+def _copies(leakage: Leakage) -> str:
+    """Compare how often training and scoring see a near-copy of the chunk, and warn where they differ."""
+    training, scoring = formats.share(leakage.copied_in_training), formats.share(leakage.copied)
+    said = f"At least {COPIED:.0%} of a chunk stands in one piece of a neighbor for {training} of the training chunks "
+    said += f"and {scoring} of these."
+    difference = leakage.copied_in_training - leakage.copied
+    if abs(difference) <= UNEQUAL:
+        return said
+    more, less = ("more", "too much") if difference > 0 else ("less", "too little")
+    return f"{said} Training saw copies {more} often than there are here, and may have taught RETRO to copy {less}."
 
 
 def _sentence(levels: Sequence[Level]) -> str:
@@ -160,8 +193,12 @@ def _sentence(levels: Sequence[Level]) -> str:
         return "The scored text is a single document, so from which r(C) on there is a gain cannot be told."
     certain = [level for level in levels if _is_certain(level)]
     if not certain:
-        worse = f"{ON} is worse than the baseline on the whole text" if whole.gain.interval.high < 0 else None
-        return f"There is no gain at any r(C): {worse or 'no interval lies above zero'}."
+        reason = "no interval lies above zero"
+        if whole.gain.interval.high < 0:
+            reason = f"{ON} is worse than the baseline on the whole text"
+        elif any(_is_above_zero(level.gain) for level in levels):
+            reason = f"where {ON} is better than the baseline, {OFF} is too"
+        return f"There is no gain of retrieval at any r(C): {reason}."
     first = certain[0]
     place = levels.index(first)
     if place == 0:
@@ -180,7 +217,11 @@ def _sentence(levels: Sequence[Level]) -> str:
 
 
 def _is_certain(level: Level) -> bool:
-    return level.gain is not None and level.gain.interval is not None and level.gain.interval.low > 0
+    return _is_above_zero(level.gain) and (level.off is None or _is_above_zero(level.over_off))
+
+
+def _is_above_zero(gain: Gain | None) -> bool:
+    return gain is not None and gain.interval is not None and gain.interval.low > 0
 
 
 def _where(level: Level) -> str:
@@ -195,4 +236,6 @@ def _state(level: Level) -> str:
         return f"at {_where(level)} there is a single document, which has no interval"
     if level.gain.interval.high < 0:
         return f"at {_where(level)} {ON} is worse than the baseline"
+    if level.gain.interval.low > 0:
+        return f"at {_where(level)} it is no gain of retrieval, as {OFF} has it too"
     return f"at {_where(level)} it is not distinguishable from zero"

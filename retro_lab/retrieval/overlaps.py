@@ -29,6 +29,8 @@ COMPARED = 10
 """Neighbors that a chunk is compared with, if as many are stored (Sec. 2.6)."""
 THRESHOLDS = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Overlaps for which the facts tell the share of chunks with at least as much."""
+COPIED = 0.75
+"""A chunk with this overlap, one of `THRESHOLDS`, is nearly a copy of what it retrieves."""
 SHARD_QUERIES = 65_536
 READ_AT_ONCE = 1024
 """Chunks whose neighbors are read together: 2.6 MB of `uint16` tokens for 10 neighbors of 128."""

@@ -79,7 +79,9 @@ class DatabaseSummary:
     index: str
     chunks_with_neighbors: float
     """Share of the training chunks that have at least one neighbor."""
-    flops: float | None = None
+    training_overlaps: dict[str, float]
+    """Share of the training chunks with r(C) of at least so much (`retro_lab.retrieval.overlaps`)."""
+    flops: float | None
     """FLOPs to embed its chunks and the training chunks, and to find the neighbors of the latter; None if not known."""
 
 

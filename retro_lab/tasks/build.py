@@ -14,6 +14,7 @@ from retro_lab.corpus.corpus import Corpus, build_corpus, build_other_corpus
 from retro_lab.corpus.documents import SPLITS, Split
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.retrieval.database import Database
+from retro_lab.retrieval.overlaps import COPIED
 from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks.config import RunConfig
 
@@ -35,10 +36,12 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     stores = dict[str, TokenStore](inputs.corpus.stores.items())
     stores |= {text.description: text.store for text in inputs.texts if text.name not in stores}
     for split, store in stores.items():
+        copied = database.overlaps_of(store).facts.at_least[str(COPIED)]
         console.output.print(
             f"{split}: {store.documents:,} documents, {store.facts.tokens:,} tokens, "
             f"{store.chunks:,} chunks, "
-            f"{database.neighbors_of(store).with_neighbors:.1%} of them with neighbors",
+            f"{database.neighbors_of(store).with_neighbors:.1%} of them with neighbors, "
+            f"{copied:.1%} with at least {COPIED:.0%} of their text in one piece of a neighbor",
             soft_wrap=True,
         )
     for split, nearest in inputs.corpus.nearest.items():
@@ -66,9 +69,9 @@ class Inputs:
 
     def build(self) -> None:
         """Build everything now, so that no build can fail after hours of training."""
-        for text in self.texts:
-            if self._config.retrieval.k:
-                self.database.overlaps_of(text.store)
+        texts = [text.store for text in self.texts]
+        for store in (self.corpus.stores["train"], *texts) if self._config.retrieval.k else ():
+            self.database.overlaps_of(store)
 
     @cached_property
     def corpus(self) -> Corpus:

@@ -238,5 +238,6 @@ def _summarize_database(inputs: Inputs) -> DatabaseSummary:
         fraction=database.fraction,
         index=database.method,
         chunks_with_neighbors=database.neighbors_of(inputs.corpus.stores["train"]).with_neighbors,
+        training_overlaps=database.overlaps_of(inputs.corpus.stores["train"]).facts.at_least,
         flops=database.flops(inputs.corpus.stores["train"]),
     )

@@ -38,7 +38,14 @@ CORPUS = CorpusSummary(
     nearest_training_document={"test": NearestTrainingDocument(median=0.0123, largest=0.741)},
 )
 DATABASE = DatabaseSummary(
-    corpus="python_source", chunks=22_000, tokens=1_400_000, fraction=0.5, index="Flat", chunks_with_neighbors=0.9996
+    corpus="python_source",
+    chunks=22_000,
+    tokens=1_400_000,
+    fraction=0.5,
+    index="Flat",
+    chunks_with_neighbors=0.9996,
+    training_overlaps={"0.75": 0.4},
+    flops=1e13,
 )
 PROVENANCE = Provenance(
     command="python -m retro_lab +experiment=quickstart",

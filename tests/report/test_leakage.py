@@ -16,7 +16,7 @@ from rich.console import Console
 from retro_lab.report.caveats import run_caveats
 from retro_lab.report.comparison import run_table
 from retro_lab.report.figures import leakage_figure
-from retro_lab.report.leakage import ALPHAS, leakage_sentences, leakage_table, run_leakage
+from retro_lab.report.leakage import ALPHAS, copy_sentences, leakage_sentences, leakage_table, run_leakage
 from retro_lab.report.tables import Table
 from retro_lab.runs.chunk_scores import ChunkScores, write_chunk_scores
 from retro_lab.runs.records import Evaluation, ModelRecord, load_run, write_result
@@ -41,8 +41,9 @@ def write_run(
     saved: Saved,
     documents: int = 40,
     overlaps: tuple[float, ...] = OVERLAPS,
+    off: Saved = lambda overlap: -0.1,
 ) -> dict[str, ChunkScores]:
-    """Write a run whose RETRO[On] is better than its baseline by `saved`, on some chunks a bit more, on some less.
+    """Write a run whose RETRO[On] is better than its baseline by `saved`, give or take a bit; RETRO[Off] by `off`.
 
     Returns:
         The scores of `baseline`, `off` and `on`.
@@ -53,7 +54,7 @@ def write_run(
     hard = random.normal(2, 0.3, len(sizes))
     own = hard - saved(overlap) + random.normal(0, 0.05, len(sizes))
     scores, entries = {}, {}
-    for name, level, k in (("baseline", hard, 0), ("off", hard + 0.1, 0), ("on", own, retro.k)):
+    for name, level, k in (("baseline", hard, 0), ("off", hard - off(overlap), 0), ("on", own, retro.k)):
         scores[name] = ChunkScores(
             document=np.arange(documents).repeat(len(overlaps)),
             nats=level * math.log(2) * sizes,
@@ -126,8 +127,8 @@ SAID: list[tuple[Saved, str]] = [
         lambda overlap: np.where(overlap == 1, 1.0, 0.004),
         rf"A gain is certain only with the chunks that .* in a neighbor: at r\(C\) <= 0\.75 \(.*\) {DOUBTFUL}",
     ),
-    (lambda overlap: 0.0, r"There is no gain at any r\(C\): no interval lies above zero"),
-    (lambda overlap: -0.3, rf"There is no gain at any r\(C\): {WORSE} on the whole text"),
+    (lambda overlap: 0.0, r"There is no gain of retrieval at any r\(C\): no interval lies above zero"),
+    (lambda overlap: -0.3, rf"There is no gain of retrieval at any r\(C\): {WORSE} on the whole text"),
     (
         lambda overlap: np.where(overlap < 0.3, 0.3, -2.0),
         rf"The gain does not need copied text: .* But at r\(C\) <= 0\.5 \(.*\) {WORSE}",
@@ -146,8 +147,35 @@ def test_what_is_said_follows_from_the_chunks(
     assert re.fullmatch(rf"{said}[^.]*\.", sentence), sentence
     table = leakage_table(found)
     assert table is not None
-    assert table.notes[-1] == sentence
-    assert sentence in run_caveats(run, found)
+    assert table.notes[-2:] == (sentence, *copy_sentences(found))
+    assert {sentence, *copy_sentences(found)} <= set(run_caveats(run, found))
+
+
+def test_what_is_better_without_neighbors_too_is_not_a_gain_of_retrieval(
+    tmp_path: Path, baseline: ModelRecord, retro: ModelRecord
+) -> None:
+    for off, said in (
+        (lambda overlap: 0.3, r"There is no gain of retrieval at any .*: where .* is better .*, RETRO\[Off\] is too\."),
+        (
+            lambda overlap: np.where(overlap < 0.5, 0.3, -2.0),
+            r"The gain begins at r\(C\) <= 0\.75 .*: at .* it is no gain of retrieval, as RETRO\[Off\] has it too\.",
+        ),
+    ):
+        write_run(tmp_path, baseline, retro, lambda overlap: 0.3, off=off)
+        (sentence,) = leakage_sentences(run_leakage(load_run(tmp_path)))
+        assert re.fullmatch(said, sentence), sentence
+
+
+def test_training_that_sees_more_copies_than_scoring_is_named(
+    tmp_path: Path, baseline: ModelRecord, retro: ModelRecord
+) -> None:
+    assert retro.database is not None
+    for share, said in ((0.2, "and 16.7% of these."), (0.9, "to copy too much."), (0.0, "to copy too little.")):
+        database = replace(retro.database, training_overlaps={"0.75": share})
+        write_run(tmp_path, baseline, replace(retro, database=database), lambda overlap: 0.3)
+        (sentence,) = copy_sentences(run_leakage(load_run(tmp_path)))
+        assert sentence.startswith("At least 75% of a chunk stands in one piece of a neighbor for ")
+        assert sentence.endswith(said)
 
 
 def test_levels_without_chunks_are_dashes_and_are_said_to_be(
