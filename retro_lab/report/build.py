@@ -21,6 +21,7 @@ from retro_lab.report.compute import compute_sentence
 from retro_lab.report.figures import curve_figure, leakage_figure, neighbors_figure, sweep_figure
 from retro_lab.report.leakage import leakage_table, run_leakage
 from retro_lab.report.pages import Picture, cell_link, run_page, sweep_page
+from retro_lab.report.seeds import seed_sentences
 from retro_lab.report.style import save
 from retro_lab.report.tables import Table
 from retro_lab.runs.records import RESULT_NAME, RunRecord, load_run
@@ -97,6 +98,7 @@ def write_sweep_report(sweep_folder: Path) -> WrittenReport:
             _write_run(cell.run)
         links.append(cell_link(cell) if has_page else None)
     table = sweep_table(sweep)
+    table = replace(table, notes=(*table.notes, *seed_sentences(sweep)))
     figures = _present({AXIS: sweep_figure(sweep)})
     page = sweep_page(sweep, table, list(figures), links)
     failures = {cell.name: cell.error or "" for cell in sweep.with_status("failed")}

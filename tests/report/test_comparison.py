@@ -12,7 +12,9 @@ from rich.console import Console
 
 from retro_lab.evaluation.intervals import gain_interval
 from retro_lab.report.comparison import cell_baseline, run_table, sweep_table
+from retro_lab.report.seeds import seed_sentences
 from retro_lab.report.tables import Table
+from retro_lab.runs.folder import RunFolder
 from retro_lab.runs.records import Evaluation, ModelRecord, load_run
 from retro_lab.runs.sweeps import load_sweep
 
@@ -221,3 +223,14 @@ def test_scores_in_other_windows_are_no_gain(run_folder: Path, retro: ModelRecor
     rows = by_key(run_table(load_run(run_folder)))
     assert {row["gain_percent"] for row in rows} == {None}
     assert {row["text"] for row in rows} == {"test", "test (2)"}
+
+
+def test_seeds_have_a_mean_and_a_spread(tmp_path: Path, baseline: ModelRecord, retro: ModelRecord) -> None:
+    for seed, level in (("0", 1.9), ("1", 1.8), ("2", 1.7)):
+        folder = tmp_path / f"seed={seed}"
+        write_models(folder, baseline, replace(retro, evaluations=(evaluation(2, level),)))
+        RunFolder(folder, ("+experiment=quickstart", f"seed={seed}")).note()
+    write_grid(tmp_path, {"seed": ["0", "1", "2"]})
+    assert seed_sentences(load_sweep(tmp_path)) == [
+        "mean gain of 3 seeds +0.200, standard deviation 0.100 bits per byte."
+    ]
