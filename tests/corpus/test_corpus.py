@@ -44,7 +44,9 @@ def artifacts(tmp_path):
 @pytest.fixture
 def first(artifacts, tmp_path):
     given = source(tmp_path / "first", texts(9, 0), texts(3, 1), texts(3, 2))
-    return build_corpus(artifacts, given, ByteBPE(300, 1e6), name="first", similarity=0.8, **BUILD)
+    return build_corpus(
+        artifacts, given, ByteBPE(300, 1e6), name="first", deduplication=0.8, decontamination=0.8, **BUILD
+    )
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_another_corpus_has_the_tokenizer_of_the_first_and_no_copy_of_what_eithe
     artifacts, first, other_source
 ):
     own, given = other_source
-    other = build_other_corpus(artifacts, given, first, name="other", similarity=0.8, **BUILD)
+    other = build_other_corpus(artifacts, given, first, name="other", deduplication=0.8, decontamination=0.8, **BUILD)
     assert (other.name, first.name) == ("other", "first")
     assert other.tokenizer == first.tokenizer
     assert texts_of(other, "train") == own
@@ -73,7 +75,9 @@ def test_another_corpus_has_the_tokenizer_of_the_first_and_no_copy_of_what_eithe
 def test_only_the_splits_asked_for_are_built(artifacts, first, other_source):
     before = {path.name for path in artifacts.root.glob("*/*")}
     given = other_source[1]
-    other = build_other_corpus(artifacts, given, first, name="other", similarity=0.8, splits=["test"], **BUILD)
+    other = build_other_corpus(
+        artifacts, given, first, name="other", deduplication=0.8, decontamination=0.8, splits=["test"], **BUILD
+    )
     assert [*other.stores] == ["test"]
     built = [path.parent.name for path in artifacts.root.glob("*/*/manifest.json") if path.parent.name not in before]
     kinds = sorted(path.parent.name for path in artifacts.root.glob("*/*") if path.name in built)
@@ -99,8 +103,10 @@ def test_another_corpus_is_refused_where_the_tokenizer_loses_its_text_and_that_i
     known = source(tmp_path / "known", ["the"], ["the dog"], ["dog"])
     unknown = source(tmp_path / "unknown", ["the"], ["dog"], ["an unknown word"])
     for lossy in (True, False):
-        first = build_corpus(artifacts, known, Lossy(lossy), name="known", similarity=None, **BUILD)
-        others = {"name": "unknown", "similarity": None, **BUILD}
+        first = build_corpus(
+            artifacts, known, Lossy(lossy), name="known", deduplication=None, decontamination=None, **BUILD
+        )
+        others = {"name": "unknown", "deduplication": None, "decontamination": None, **BUILD}
         assert build_other_corpus(artifacts, unknown, first, splits=["train", "validation"], **others).stores
         if lossy:
             assert build_other_corpus(artifacts, unknown, first, **others).stores["test"].facts.altered == 1
