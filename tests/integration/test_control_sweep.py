@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from in_process import furnish, run
 
-from retro_lab.report.comparison import cell_baseline
 from retro_lab.runs.records import load_run
 from retro_lab.runs.sweeps import load_sweep
 
@@ -45,31 +44,29 @@ def test_a_gain_is_of_what_neighbors_say(
     monkeypatch.chdir(workplace)
     assert run(["+sweep=controls", "name=controls", *SWEPT], monkeypatch) == 0, capfd.readouterr().err
     sweep = load_sweep(Path("outputs/sweeps/controls"))
-    assert sweep.axes == ("retrieval",)
-    cells = {cell.overrides["retrieval"]: cell for cell in sweep.cells}
-    assert list(cells) == ["none", "default", "random", "shuffled", "oracle"]
-    baseline = cells["none"].run
-    assert baseline.retro is None
-    level = baseline.baseline.evaluation(0).bits_per_byte
+    assert sweep.axes == ("retrieval.control",)
+    cells = {cell.overrides["retrieval.control"]: cell for cell in sweep.cells}
+    assert list(cells) == ["null", "random", "shuffled", "oracle"]
+    assert all(cell.run.longer_baseline is None for cell in sweep.cells)
+    [level] = {cell.run.baseline.evaluation(0).bits_per_byte for cell in sweep.cells}
     # No model knows letters drawn at random before it sees them, but for the few passages that it learns by heart.
     assert level == pytest.approx(math.log2(LETTERS), abs=0.05)
     gains = {}
-    for name in ("default", "random", "shuffled", "oracle"):
-        assert cell_baseline(sweep, cells[name]) == baseline
-        retro = cells[name].run.retro
+    for name, cell in cells.items():
+        retro = cell.run.retro
         gains[name] = level - retro.evaluation(retro.k).bits_per_byte
     # One random chunk in 150 is of the same passage by chance, and one in 600 the right one: 0.01 bits a neighbor.
     assert abs(gains["random"]) < 0.05
     assert abs(gains["shuffled"]) < 0.05
-    assert gains["default"] > 1
-    assert gains["oracle"] > gains["default"] + 0.5
+    assert gains["null"] > 1
+    assert gains["oracle"] > gains["null"] + 0.5
 
     # What was trained with true neighbors is scored with random ones as well: then they say nothing.
-    folder = Path("outputs/sweeps/controls/retrieval=default")
+    folder = Path("outputs/sweeps/controls/retrieval.control=null")
     evaluate = ["+experiment=quickstart", "task=evaluate", "paths.outputs=outputs/sweeps/controls"]
-    evaluate += ["name='retrieval=default'", "retrieval.control=random"]
+    evaluate += ["name='retrieval.control=null'", "retrieval.control=random"]
     assert run([*evaluate, *SWEPT], monkeypatch) == 0, capfd.readouterr().err
-    before, after = cells["default"].run.retro, load_run(folder).retro
+    before, after = cells["null"].run.retro, load_run(folder).retro
     assert set(before.evaluations) < set(after.evaluations)
     [scored] = set(after.evaluations) - set(before.evaluations)
     assert scored.retrieved.database.endswith("(random neighbors)")
