@@ -179,12 +179,12 @@ def _copies(leakage: Leakage) -> str:
     """Compare how often training and scoring see a near-copy of the chunk, and warn where they differ."""
     training, scoring = formats.share(leakage.copied_in_training), formats.share(leakage.copied)
     said = f"At least {COPIED:.0%} of a chunk stands in one piece of a neighbor for {training} of the training chunks "
-    said += f"and {scoring} of these."
+    said += f"and {scoring} of the scored ones."
     difference = leakage.copied_in_training - leakage.copied
     if abs(difference) <= UNEQUAL:
         return said
     more, less = ("more", "too much") if difference > 0 else ("less", "too little")
-    return f"{said} Training saw copies {more} often than there are here, and may have taught RETRO to copy {less}."
+    return f"{said} Training saw copies {more} often than scoring does, and may have taught RETRO to copy {less}."
 
 
 def _sentence(levels: Sequence[Level]) -> str:

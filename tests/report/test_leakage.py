@@ -170,7 +170,11 @@ def test_training_that_sees_more_copies_than_scoring_is_named(
     tmp_path: Path, baseline: ModelRecord, retro: ModelRecord
 ) -> None:
     assert retro.database is not None
-    for share, said in ((0.2, "and 16.7% of these."), (0.9, "to copy too much."), (0.0, "to copy too little.")):
+    for share, said in (
+        (0.2, "and 16.7% of the scored ones."),
+        (0.9, "to copy too much."),
+        (0.0, "to copy too little."),
+    ):
         database = replace(retro.database, training_overlaps={"0.75": share})
         write_run(tmp_path, baseline, replace(retro, database=database), lambda overlap: 0.3)
         (sentence,) = copy_sentences(run_leakage(load_run(tmp_path)))
