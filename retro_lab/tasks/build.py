@@ -69,8 +69,8 @@ class Inputs:
 
     def build(self) -> None:
         """Build everything now, so that no build can fail after hours of training."""
-        texts = [text.store for text in self.texts]
-        for store in (self.corpus.stores["train"], *texts) if self._config.retrieval.k else ():
+        stores = [*self.corpus.stores.values(), *(text.store for text in self.texts)]
+        for store in stores if self._config.retrieval.k else ():
             self.database.overlaps_of(store)
 
     @cached_property

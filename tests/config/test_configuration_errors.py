@@ -26,7 +26,7 @@ WRONG_OVERRIDES = {
     "evaluation.k=3": "evaluation.k takes list[int]",
     "data.batch_size=null": "data.batch_size takes int",
     "model.cca_positions=maybe": "model.cca_positions takes bool",
-    "size=huge": "There is no size=huge. The options are 172m, 1_5b, 425m, 7_5b, tiny, wikitext103.",
+    "size=huge": "There is no size=huge. The options are 172m, 1_5b, 425m, 7_5b, small, tiny, wikitext103.",
     "size=425": "There is no size=425; did you mean 425m?",
     "sise=tiny": "There is no setting sise; did you mean size?",
     "corpus=locale": "There is no corpus=locale; did you mean local?",

@@ -20,6 +20,7 @@ SMALL = {
     "corpus.test_fraction": "0.2",
     "tokenizer.vocabulary_size": "300",
     "data.sequence_length": "64",
+    "data.batch_size": "4",
     "evaluation.stride": "32",
     "evaluation.curve_points": "1",
     "evaluation.curve_tokens": "200",

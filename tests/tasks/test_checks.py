@@ -62,7 +62,7 @@ def test_no_setting_takes_what_is_no_number_of_its_kind(key: str, value: str) ->
         ("trainer.precision=16", r"trainer\.precision=16 needs a GPU"),
         (
             "size.cca_layers=[]",
-            r"retrieval\.k=2 neighbors are not used by any layer, because size\.cca_layers is empty",
+            r"retrieval\.k=1 neighbors are not used by any layer, because size\.cca_layers is empty",
         ),
         ("model.chunk_length=0", r"model\.chunk_length must be a positive whole number, not 0"),
     ],
@@ -112,12 +112,13 @@ def test_comparing_needs_no_baseline_but_the_one_that_is_named(tmp_path: Path, m
 
 def test_a_step_that_the_memory_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "memory", lambda accelerator: 16e9)
-    large = ["data.batch_size=100000"]
+    large = ["data.batch_size=1000000"]
     with pytest.raises(
-        ConfigurationError, match=r"data\.batch_size=100000 makes 100,000 sequences .* at least .*TB, more than the 16"
+        ConfigurationError,
+        match=r"data\.batch_size=1000000 makes 1,000,000 sequences .* at least .*TB, more than the 16",
     ):
         check_training(compose([QUICKSTART, *large]))
-    check_training(compose([QUICKSTART, *large, "trainer.accumulate_grad_batches=5000"]))
+    check_training(compose([QUICKSTART, *large, "trainer.accumulate_grad_batches=50000"]))
     with pytest.raises(ConfigurationError, match=r"size=7_5b takes at least .* use a smaller size"):
         check_training(compose(["size=7_5b", "trainer=cpu", "data.batch_size=1"]))
 

@@ -98,7 +98,9 @@ def test_flops_and_hours_of_the_papers_largest_model(planned) -> None:
 def test_utilization_peak_and_tokens_scale_the_hours(planned) -> None:
     once = planned()["Training"]
     twice = planned("task.utilization=0.8", "task.peak_tflops=494.5", "schedule.tokens=838860800000")["Training"]
-    assert number(twice["GPU hours"][0]) == pytest.approx(2 * number(once["GPU hours"][0]), rel=0.01)
+    assert number(twice["GPU hours"][0]) == pytest.approx(
+        2 * number(once["GPU hours"][0]), rel=0.03
+    )  # two digits are printed
     assert number(twice["FLOPs"][0]) == pytest.approx(2 * number(once["FLOPs"][0]), rel=0.01)
 
 
