@@ -1,6 +1,7 @@
 """Commands of the real command line in the process of the tests, made small, on a corpus that is made in a moment."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -59,10 +60,14 @@ def small(arguments: Iterable[str]) -> list[str]:
 def run(arguments: Iterable[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """Run the command line in this process, which has torch loaded, and return its exit code."""
     monkeypatch.setattr(sys, "argv", ["retro-lab", *arguments])
+    environment = dict(os.environ)
     try:
         cli.main()
     except SystemExit as end:
         return int(end.code or 0)
     finally:
         HydraConfig.instance().cfg = None
+        # A DDP strategy names its port there, which commands of later tests would take for theirs.
+        os.environ.clear()
+        os.environ.update(environment)
     return 0
