@@ -35,27 +35,23 @@ class Corpus:
     @property
     def deduplicated(self) -> Dropped | None:
         """What deduplication dropped; None if it was off."""
-        return (
-            self.documents.read_facts(DeduplicationFacts).deduplication
-            if "deduplication" in self.documents.facts
-            else None
-        )
+        if "deduplication" not in self.documents.facts:
+            return None
+        return self.documents.read_facts(DeduplicationFacts).deduplication
 
     @property
     def decontaminated(self) -> Dropped | None:
         """What decontamination dropped; None if it was off."""
-        return (
-            self.documents.read_facts(DecontaminationFacts).decontamination
-            if "decontamination" in self.documents.facts
-            else None
-        )
+        return self._decontamination.decontamination if self._decontamination else None
 
     @property
     def nearest(self) -> Mapping[Split, Nearest]:
         """How similar training documents are to those of each held-out split; empty without decontamination."""
-        return (
-            self.documents.read_facts(DecontaminationFacts).nearest if "decontamination" in self.documents.facts else {}
-        )
+        return self._decontamination.nearest if self._decontamination else {}
+
+    @property
+    def _decontamination(self) -> DecontaminationFacts | None:
+        return self.documents.read_facts(DecontaminationFacts) if "decontamination" in self.documents.facts else None
 
 
 def build_corpus(

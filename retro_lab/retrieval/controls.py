@@ -17,7 +17,7 @@ import numpy as np
 from retro_lab.artifacts.stage import Artifact
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.permutation import permute
-from retro_lab.retrieval.neighbors import SHARD_QUERIES, Neighbors, NeighborTableStage, first_kept
+from retro_lab.retrieval.neighbors import SHARD_QUERIES, Neighbors, NeighborTableStage, first_kept, query_shards
 from retro_lab.retrieval.searchers import NO_NEIGHBOR, Searcher
 
 
@@ -87,7 +87,7 @@ class ShuffledStage(NeighborTableStage):
 
     def shard_sizes(self) -> Sequence[int]:
         """Return the queries in each shard."""
-        return _ranges(self.query_store)
+        return query_shards(self.query_store)
 
     def prepare(self) -> AbstractContextManager[Any]:
         """Decide which chunk's neighbors each gets: 8 bytes for each chunk, 40 at first."""
@@ -126,7 +126,7 @@ class OracleStage(NeighborTableStage):
 
     def shard_sizes(self) -> Sequence[int]:
         """Return the queries in each shard."""
-        return _ranges(self.query_store)
+        return query_shards(self.query_store)
 
     def rows(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """Return each chunk of one range at a distance of 0 from itself."""
@@ -148,8 +148,3 @@ def others(store: TokenStore, seed: int) -> np.ndarray:
     other = np.empty_like(order)
     other[order] = np.roll(order, -(store.chunks // 2))
     return other
-
-
-def _ranges(store: TokenStore) -> list[int]:
-    """Return the chunks of a store in each shard."""
-    return [min(SHARD_QUERIES, store.chunks - start) for start in range(0, store.chunks, SHARD_QUERIES)]

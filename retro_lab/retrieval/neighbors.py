@@ -101,8 +101,7 @@ class SearchStage(Stage):
 
     def shard_sizes(self) -> Sequence[int]:
         """Return the queries in each shard."""
-        count = self.query_store.chunks
-        return [min(SHARD_QUERIES, count - start) for start in range(0, count, SHARD_QUERIES)]
+        return query_shards(self.query_store)
 
     def prepare(self) -> AbstractContextManager[Any]:
         """Read what is searched into memory before the first shard."""
@@ -160,6 +159,11 @@ class SearchStage(Stage):
             pending = np.concatenate(unsatisfied)
             fetch, probe_scale = fetch * 4, probe_scale * 4
         return ids, distances
+
+
+def query_shards(store: TokenStore) -> list[int]:
+    """Return the chunks in each shard of what is stored for every chunk of a text, in order."""
+    return [min(SHARD_QUERIES, store.chunks - start) for start in range(0, store.chunks, SHARD_QUERIES)]
 
 
 def first_kept(ids: np.ndarray, distances: np.ndarray, keep: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

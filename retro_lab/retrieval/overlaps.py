@@ -20,7 +20,7 @@ from retro_lab.artifacts.arrays import create_array
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.retrieval.config import Value
-from retro_lab.retrieval.neighbors import Neighbors
+from retro_lab.retrieval.neighbors import SHARD_QUERIES, Neighbors, query_shards
 from retro_lab.retrieval.sequences import Retrieved
 from retro_lab.retrieval.substrings import longest_common_substrings
 
@@ -31,7 +31,6 @@ THRESHOLDS = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Overlaps for which the facts tell the share of chunks with at least as much."""
 COPIED = 0.75
 """A chunk with this overlap, one of `THRESHOLDS`, is nearly a copy of what it retrieves."""
-SHARD_QUERIES = 65_536
 READ_AT_ONCE = 1024
 """Chunks whose neighbors are read together: 2.6 MB of `uint16` tokens for 10 neighbors of 128."""
 
@@ -104,8 +103,7 @@ class OverlapsStage(Stage):
 
     def shard_sizes(self) -> Sequence[int]:
         """Return the queries in each shard."""
-        count = self.query_store.chunks
-        return [min(SHARD_QUERIES, count - start) for start in range(0, count, SHARD_QUERIES)]
+        return query_shards(self.query_store)
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
         """Write `overlaps.npy`, float32 [queries of the shard]."""

@@ -139,7 +139,8 @@ def test_how_the_work_is_cut_changes_nothing(chunks, overlaps_of, tmp_path, monk
     store = chunks.stores["validation"]
     size = {"exactly full": store.chunks, "one more": store.chunks + 1, "one less": store.chunks - 1}.get(shard, shard)
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    monkeypatch.setattr(overlaps, "SHARD_QUERIES", size)
+    for module in ("neighbors", "overlaps"):
+        monkeypatch.setattr(f"retro_lab.retrieval.{module}.SHARD_QUERIES", size)
     monkeypatch.setattr(overlaps, "READ_AT_ONCE", max(1, size - 1))
     stage = OverlapsStage(store, chunks.stores["train"], neighbors)
     assert sum(stage.shard_sizes()) == store.chunks
