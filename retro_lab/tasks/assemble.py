@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 from hydra.utils import instantiate
 from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.loggers import Logger
 
 from retro_lab import console
 from retro_lab.artifacts.fingerprint import file_checksum
@@ -24,7 +25,6 @@ from retro_lab.tasks.build import Inputs
 from retro_lab.tasks.config import RunConfig
 from retro_lab.training.checkpoints import DurableCheckpoints
 from retro_lab.training.config import Init
-from retro_lab.training.loggers import build_loggers
 from retro_lab.training.precision import checked_precision
 
 
@@ -87,15 +87,14 @@ def start_weights(config: RunConfig, folder: RunFolder) -> Path | None:
 
 
 def build_trainer(
-    config: RunConfig, folder: Path, steps: int, callbacks: list[pl.Callback], logging: bool = True
+    config: RunConfig, folder: Path, steps: int, callbacks: Iterable[pl.Callback], loggers: Iterable[Logger] = ()
 ) -> pl.Trainer:
-    """Instantiate trainer, callbacks and loggers; a null `dirpath` or `save_dir` is filled with the model's folder."""
+    """Instantiate trainer and callbacks; a null `dirpath` is filled with the model's folder."""
     console.quiet_loggers()  # Lightning set up its own logger when it was imported
     # The validation interval counts batches; with gradient accumulation an optimizer step takes several of them.
     batches_per_step = config.trainer.get("accumulate_grad_batches") or 1
     interval = max(1, round(steps / max(1, config.evaluation.curve_points)))
-    configured = [instantiate(node) for node in _in_folder(config.callbacks, folder)]
-    loggers = build_loggers(_in_folder(config.logger, folder), folder) if logging else []
+    configured = [instantiate(node) for node in in_folder(config.callbacks, folder)]
     trainer: pl.Trainer = instantiate(
         config.trainer,
         max_steps=steps,
@@ -107,14 +106,14 @@ def build_trainer(
         enable_model_summary=False,
         default_root_dir=str(folder),
         callbacks=[*configured, *callbacks],
-        logger=loggers or False,
+        logger=[*loggers] or False,
     )
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin of the user's own
         trainer.strategy.checkpoint_io = DurableCheckpoints()
     return trainer
 
 
-def _in_folder(nodes: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+def in_folder(nodes: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Return the non-null entries of a group, with null folders filled from `folder`."""
     filled = {"dirpath": str(folder / "checkpoints"), "save_dir": str(folder)}
     return [

@@ -28,10 +28,11 @@ from retro_lab.runs.records import (
 )
 from retro_lab.runs.trained_model import ModelSettings, open_run
 from retro_lab.tasks import report
-from retro_lab.tasks.assemble import build_trainer, model_identity, windows
+from retro_lab.tasks.assemble import build_trainer, in_folder, model_identity, windows
 from retro_lab.tasks.build import HeldOutText, Inputs
 from retro_lab.tasks.checks import check_evaluation
 from retro_lab.tasks.config import RunConfig
+from retro_lab.training.loggers import finish_loggers, log_scores, reopen_loggers
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
@@ -52,7 +53,11 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             check_scored(folder.path / name, model_identity(_with_k(config, record.k), folder, inputs))
         folder.note()
         for name, record in records.items():
-            evaluate(_with_k(config, record.k), folder.path / name, record, inputs)
+            scored = evaluate(_with_k(config, record.k), folder.path / name, record, inputs)
+            if scored != record:
+                loggers = reopen_loggers(in_folder(config.logger, folder.path / name), folder.path / name)
+                log_scores(loggers, scored)
+                finish_loggers(loggers)
         report.run(config, folder)
 
 
@@ -85,7 +90,7 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
     missing = {text: [key for key in keys if key not in known] for text, keys in wanted.items()}
     if any(missing.values()):
         trained = open_run(folder)
-        trainer = build_trainer(config, folder, steps=1, callbacks=[], logging=False)
+        trainer = build_trainer(config, folder, steps=1, callbacks=())
         for text, keys in missing.items():
             if not keys:
                 continue

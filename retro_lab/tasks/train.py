@@ -1,10 +1,12 @@
 """`task=train`: train one model, RETRO or (with `retrieval.k=0`) its baseline, and evaluate it."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import pytorch_lightning as pl
 from hydra.utils import instantiate
+from pytorch_lightning.loggers import Logger
 
 from retro_lab import console
 from retro_lab.corpus.corpus import Corpus
@@ -29,6 +31,7 @@ from retro_lab.runs.trained_model import save_model
 from retro_lab.tasks import report
 from retro_lab.tasks.assemble import (
     build_trainer,
+    in_folder,
     model_identity,
     model_settings,
     sequences,
@@ -43,10 +46,11 @@ from retro_lab.training.checkpoints import CHECKPOINT, resumable
 from retro_lab.training.config import Init
 from retro_lab.training.data import RetroDataModule
 from retro_lab.training.divergence import DivergenceGuard
-from retro_lab.training.loggers import finish_loggers
+from retro_lab.training.loggers import build_loggers, describe_run, finish_loggers, log_scores, reopen_loggers
 from retro_lab.training.module import RetroModule, freeze_all_but_retrieval
 from retro_lab.training.progress import LongTrainingNotice
 from retro_lab.training.schedule import WarmupCosine
+from retro_lab.training.speed import TrainingSpeed
 from retro_lab.training.training import TrainingClock, ValidationCurve, fit, load_baseline_weights, stopped_by
 
 
@@ -85,16 +89,22 @@ def train_model(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs)
     """
     path = folder.model(name)
     result = path / RESULT_NAME
+    loggers = build_loggers(in_folder(config.logger, path), path) if not result.is_file() else []
     if result.is_file():
         record = load_result(result)
         end = f"; it was {record.stop}: delete {result} to train on from there" if record.stop else ""
         console.status(name, f"reusing {path}, trained on {record.tokens:,} tokens{end}")
     else:
-        record = _train(name, config, folder, inputs)
-    return evaluate(config, path, record, inputs)
+        record = _train(name, config, folder, inputs, loggers)
+    scored = evaluate(config, path, record, inputs)
+    if scored != record:
+        loggers = loggers or reopen_loggers(in_folder(config.logger, path), path)
+        log_scores(loggers, scored)
+    finish_loggers(loggers)
+    return scored
 
 
-def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs) -> ModelRecord:
+def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, loggers: list[Logger]) -> ModelRecord:
     k, corpus = config.retrieval.k, inputs.corpus
     database = inputs.database if k else None
     train, validation = corpus.stores["train"], corpus.stores["validation"]
@@ -122,7 +132,9 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs) -> M
         f"(name=NAME). Earlier checkpoints are kept in {path / CHECKPOINT.parent}."
     )
     notice = LongTrainingNotice(tokens_per_step)
-    trainer = build_trainer(config, path, steps, [curve, clock, guard, notice])
+    training_flops = TRAINING_TO_FORWARD * mean_token_flops(settings, k, settings.sequence_length)
+    speed = TrainingSpeed(tokens_per_step, training_flops, config.compute.peak_flops)
+    trainer = build_trainer(config, path, steps, [curve, clock, guard, notice, speed], loggers)
     scored = sorted({0, k})
     module = RetroModule(
         model,
@@ -144,8 +156,24 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs) -> M
         neighbor_dropout=config.data.neighbor_dropout,
     )
     _announce(config, model, inputs, trainer, schedule, path)
+    parameters, database_summary = Parameters(**model.parameter_counts()), _summarize_database(inputs) if k else None
+    identity = model_identity(config, folder, inputs)
+    describe_run(
+        trainer.loggers,
+        asdict(config),
+        {
+            "model": name,
+            "parameters": asdict(parameters),
+            "steps": steps,
+            "training_flops_per_token": training_flops,
+            "corpus_fingerprint": identity["corpus"],
+            "database_fingerprint": identity.get("database"),
+            "database": asdict(database_summary) if database_summary else None,
+            "provenance": asdict(provenance()),
+        },
+    )
     if trainer.is_global_zero:
-        write_identity(path, model_identity(config, folder, inputs))
+        write_identity(path, identity)
     fit(trainer, module, data, path)
     stopped = stopped_by(trainer)
     if stopped:
@@ -155,21 +183,20 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs) -> M
         model=name,
         size=config.size.name,
         k=k,
-        parameters=Parameters(**model.parameter_counts()),
+        parameters=parameters,
         tokens=tokens,
         steps=trainer.global_step,
         planned_steps=steps if stopped else None,
         stopped=stopped,
-        flops=TRAINING_TO_FORWARD * mean_token_flops(settings, k, settings.sequence_length) * tokens,
+        flops=training_flops * tokens,
         seconds=round(clock.seconds, 1),
         seed=config.seed,
         corpus=_summarize_corpus(corpus),
-        database=_summarize_database(inputs) if k else None,
+        database=database_summary,
         evaluations=(),
         curve=curve.curve,
         provenance=provenance(),
     )
-    finish_loggers(trainer.loggers)
     if trainer.is_global_zero:
         save_model(path, model, settings, train.tokenizer)
         write_result(path / RESULT_NAME, record)

@@ -66,6 +66,13 @@ class ComputeConfig:
     checkpoint_activations: bool = False
     """Keep only the input of each block for the backward pass, and recompute the block there: a fraction of the memory
     for about a third more time."""
+    peak_flops: float | None = None
+    """FLOP/s of one device, which the logged model FLOPs utilization (MFU) is a share of; null measures a product of
+    large matrices in the training precision."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check_ranges("compute", self, peak_flops=POSITIVE)
 
 
 @dataclass(kw_only=True)

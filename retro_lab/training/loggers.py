@@ -1,5 +1,6 @@
 """Lightning's loggers, which record the curves of a training run, built from the `logger` group."""
 
+import json
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,8 +11,15 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 
 from retro_lab import console
 from retro_lab.errors import ConfigurationError
+from retro_lab.runs.records import ModelRecord
 
 WANDB_ID_NAME = "wandb_id.txt"
+TOKENS = "tokens"
+"""Metric that trackers take for the x-axis: training tokens, which runs of any batch size share, as steps are not."""
+
+
+UNTOLD = ("logger", "callbacks", "paths", "corpora")
+"""Groups of settings that are not logged."""
 
 
 def build_loggers(nodes: Iterable[Mapping[str, Any]], folder: Path) -> list[Logger]:
@@ -30,6 +38,11 @@ def build_loggers(nodes: Iterable[Mapping[str, Any]], folder: Path) -> list[Logg
         if wandb.run is not None:  # left open by a failed job of this multirun; this job would continue it
             wandb.finish(exit_code=1)
     return [_build_wandb(node, folder) if _is_wandb(node) else instantiate(node) for node in nodes]
+
+
+def reopen_loggers(nodes: Iterable[Mapping[str, Any]], folder: Path) -> list[Logger]:
+    """Build those loggers again that can continue the run of a trained model: W&B, if the model has a W&B run."""
+    return build_loggers((node for node in nodes if _is_wandb(node) and (folder / WANDB_ID_NAME).is_file()), folder)
 
 
 def _is_wandb(node: Mapping[str, Any]) -> bool:
@@ -72,7 +85,8 @@ def _start_wandb(node: Mapping[str, Any], folder: Path, offline: bool) -> Logger
     if console.is_main_process():
         if not offline and not wandb.login(prompt=False, verify=True):
             raise wandb.errors.UsageError("there is no key; `wandb login` asks for one")
-        logger.experiment  # noqa: B018
+        logger.experiment.define_metric(TOKENS)
+        logger.experiment.define_metric("*", step_metric=TOKENS, step_sync=True)  # in place of Lightning's steps
     return logger
 
 
@@ -83,6 +97,32 @@ def _wandb_id(folder: Path) -> str | None:
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(secrets.token_hex(4), encoding="utf-8")
     return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def describe_run(loggers: Iterable[Logger], settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Tell loggers what is trained.
+
+    Args:
+        loggers: Of the run.
+        settings: The whole configuration as nested dictionaries. What only says where and how to log is left out, since
+            a tracker's settings can hold keys.
+        facts: What the configuration does not say, such as the number of parameters; under the name `run`.
+    """
+    told = {name: value for name, value in settings.items() if name not in UNTOLD} | {"run": facts}
+    plain = json.loads(json.dumps(told, default=str))
+    for logger in loggers:
+        logger.log_hyperparams(plain)
+
+
+def log_scores(loggers: Iterable[Logger], record: ModelRecord) -> None:
+    """Log the final scores: bits per byte and perplexity on each text with each k."""
+    scores = {TOKENS: float(record.tokens)}
+    for entry in reversed(record.evaluations):  # of several of one text and k, the first is the latest requested
+        scores[f"{entry.text.name}/bits_per_byte/k={entry.k}"] = entry.bits_per_byte
+        scores[f"{entry.text.name}/perplexity/k={entry.k}"] = entry.perplexity
+    for logger in loggers:
+        logger.log_metrics(scores, step=record.steps)
+        logger.save()
 
 
 def finish_loggers(loggers: Iterable[Any]) -> None:

@@ -111,7 +111,7 @@ class RetroModule(ScoringModule):
         if gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         else:
-            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+            self.log("train/gradient_norm", nn.utils.clip_grad_norm_(parameters, gradient_clip_val))
 
 
 def _is_decayed(name: str, parameter: nn.Parameter) -> bool:

@@ -37,6 +37,7 @@ SMALL = [
     "size.encoder_ffw_width=32",
     "schedule.warmup_steps=2",
     "callbacks.checkpoint.every_n_train_steps=2",
+    "trainer.log_every_n_steps=2",
 ]
 
 
@@ -111,6 +112,51 @@ def test_no_library_chatter(compared):
         assert chatter not in compared.stderr + compared.stdout
 
 
+def tracked(folder, name, model):
+    """What W&B's own reader finds in the offline runs of a model: the state of each, and its records."""
+    files = sorted((folder / "outputs" / name / model).glob("wandb/offline-run-*/*.wandb"))
+    reader = Path(sys.executable).with_name("wandb")
+    found = []
+    for file in files:
+        read = [
+            subprocess.run(
+                [reader, "leet", "inspect", *flags, "--json", file], capture_output=True, text=True, check=True
+            )
+            for flags in (["--summary"], [])
+        ]
+        found.append((json.loads(read[0].stdout), [json.loads(line) for line in read[1].stdout.splitlines()]))
+    return found
+
+
+def test_wandb_holds_the_configuration_and_the_scores(workplace, compared, embedder):
+    [(state, log)] = tracked(workplace, "whole", "retro")
+    record = records(workplace, "whole")["retro"]
+    run_of = next(entry["run"] for entry in log if entry["type"] == "run")
+    assert state["state"] == "finished"
+    assert (run_of["display_name"], run_of["run_group"], run_of["job_type"]) == ("whole/retro", "whole", "compare")
+    assert set(run_of["tags"]) == {"local", "tiny", "k=2", "scratch"}
+    config = state["config"]
+    assert config["optimizer"]["lr"] == 6e-3
+    assert config["retrieval"]["k"] == 2
+    assert config["run"]["parameters"] == record["parameters"]
+    assert config["run"]["database_fingerprint"] != config["run"]["corpus_fingerprint"]
+    assert config["run"]["provenance"]["commit"] == record["provenance"]["commit"]
+    assert not {"logger", "callbacks", "paths"} & config.keys()
+    summary = state["summary"]
+    for entry in record["evaluations"]:
+        assert summary[f"test/bits_per_byte/k={entry['k']}"] == pytest.approx(entry["bits_per_byte"])
+    assert {"validation/bits_per_byte/k=0", "validation/bits_per_byte/k=2", "train/loss"} <= summary.keys()
+    assert summary["train/tokens_per_second"] > 0
+    assert 0 < summary["train/mfu"] < 1
+    assert summary["train/gradient_norm"] > 0
+    assert summary["tokens"] == record["tokens"]
+    axes = {entry["metric"].get("step_metric") for entry in log if entry["type"] == "metric"}
+    assert "tokens" in axes
+    [(baseline, _)] = tracked(workplace, "whole", "baseline")
+    assert baseline["config"]["retrieval"]["k"] == 0
+    assert baseline["run_id"] != state["run_id"]
+
+
 def test_the_second_run_reuses_everything_and_says_so(workplace, compared, embedder):
     before = records(workplace, "whole")
     again = run(workplace, embedder, "name=whole")
@@ -138,6 +184,9 @@ def test_evaluate_with_more_neighbors_adds_them_to_the_result(workplace, compare
     run(workplace, embedder, "name=whole", "task=evaluate", "evaluation.k=[0,1,4]")
     entries = records(workplace, "whole")["retro"]["evaluations"]
     assert [entry["k"] for entry in entries] == [0, 1, 2, 4]
+    *_, (state, _) = tracked(workplace, "whole", "retro")  # the scores go into the same W&B run
+    assert state["summary"]["test/bits_per_byte/k=4"] == pytest.approx(entries[-1]["bits_per_byte"])
+    assert len({state["run_id"] for state, _ in tracked(workplace, "whole", "retro")}) == 1
 
 
 def test_inspect_shows_chunks_and_neighbors(workplace, compared, embedder):
