@@ -21,6 +21,7 @@ class Task(StrEnum):
 
     build = "build"
     compare = "compare"
+    dashboard = "dashboard"
     evaluate = "evaluate"
     inspect = "inspect"
     plan = "plan"
@@ -41,7 +42,7 @@ class Task(StrEnum):
     @property
     def once_per_sweep(self) -> bool:
         """Whether it runs once for a sweep, in its folder, rather than for every cell."""
-        return self is Task.report
+        return self in (Task.dashboard, Task.report)
 
 
 class InspectedSplit(StrEnum):
