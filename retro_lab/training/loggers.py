@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from retro_lab import console
 from retro_lab.errors import ConfigurationError
 from retro_lab.runs.records import ModelRecord
+from retro_lab.training.trackio_logger import TrackioLogger
 
 WANDB_ID_NAME = "wandb_id.txt"
 TOKENS = "tokens"
@@ -37,16 +38,32 @@ def build_loggers(nodes: Iterable[Mapping[str, Any]], folder: Path) -> list[Logg
 
         if wandb.run is not None:  # left open by a failed job of this multirun; this job would continue it
             wandb.finish(exit_code=1)
-    return [_build_wandb(node, folder) if _is_wandb(node) else instantiate(node) for node in nodes]
+    return [_build_wandb(node, folder) if _is_wandb(node) else _build_other(node, folder) for node in nodes]
+
+
+def _build_other(node: Mapping[str, Any], folder: Path) -> Logger:
+    named = {"name": _name(node, folder)} if _is_trackio(node) else {}
+    logger: Logger = instantiate(node, **named)
+    return logger
+
+
+def _name(node: Mapping[str, Any], folder: Path) -> str:
+    """Return the name of a model's run in a tracker: each model of a run has one of its own."""
+    return "/".join(filter(None, [node.get("name"), folder.name]))
 
 
 def reopen_loggers(nodes: Iterable[Mapping[str, Any]], folder: Path) -> list[Logger]:
-    """Build those loggers again that can continue the run of a trained model: W&B, if the model has a W&B run."""
-    return build_loggers((node for node in nodes if _is_wandb(node) and (folder / WANDB_ID_NAME).is_file()), folder)
+    """Build those loggers again that can continue the run of a trained model: Trackio, and W&B if it has a run."""
+    known = (folder / WANDB_ID_NAME).is_file()
+    return build_loggers((node for node in nodes if _is_trackio(node) or (known and _is_wandb(node))), folder)
 
 
 def _is_wandb(node: Mapping[str, Any]) -> bool:
     return bool(str(node["_target_"]).endswith(WandbLogger.__name__))
+
+
+def _is_trackio(node: Mapping[str, Any]) -> bool:
+    return bool(str(node["_target_"]).endswith(TrackioLogger.__name__))
 
 
 def _build_wandb(node: Mapping[str, Any], folder: Path) -> Logger:
@@ -80,8 +97,7 @@ def _start_wandb(node: Mapping[str, Any], folder: Path, offline: bool) -> Logger
     # Otherwise Lightning passes W&B a setting that W&B warns about, before W&B has read that it should be silent.
     wandb.setup(settings=wandb.Settings(silent=True, mode="offline" if offline else "online"))
     changes = {"offline": True, "log_model": False} if offline else {}  # Lightning refuses to keep models offline
-    name = "/".join(filter(None, [node.get("name"), folder.name]))
-    logger: WandbLogger = instantiate(node, name=name, version=_wandb_id(folder), **changes)
+    logger: WandbLogger = instantiate(node, name=_name(node, folder), version=_wandb_id(folder), **changes)
     if console.is_main_process():
         if not offline and not wandb.login(prompt=False, verify=True):
             raise wandb.errors.UsageError("there is no key; `wandb login` asks for one")
@@ -126,8 +142,10 @@ def log_scores(loggers: Iterable[Logger], record: ModelRecord) -> None:
 
 
 def finish_loggers(loggers: Iterable[Any]) -> None:
-    """Close W&B's run; otherwise the next job of a multirun would continue it."""
+    """Close the trackers' runs; otherwise the next job of a multirun would continue them."""
     for logger in loggers:
+        if isinstance(logger, TrackioLogger):
+            logger.finish()
         if isinstance(logger, WandbLogger):
             import wandb
 

@@ -9,7 +9,7 @@ import pytest
 import wandb
 
 from retro_lab.errors import ConfigurationError
-from retro_lab.training.loggers import WANDB_ID_NAME, build_loggers, finish_loggers
+from retro_lab.training.loggers import WANDB_ID_NAME, build_loggers, describe_run, finish_loggers
 
 
 @pytest.fixture
@@ -98,3 +98,31 @@ def test_a_run_that_failed_is_not_gone_on_with_by_the_next(node, tmp_path) -> No
     assert [failed.experiment.id, following.experiment.id] == ids
     assert wandb.run is following.experiment
     finish_loggers([following])
+
+
+def test_trackio_holds_a_run_that_a_resumed_training_continues(tmp_path, monkeypatch, capfd) -> None:
+    """Read back from the database that `trackio show` reads."""
+    pytest.importorskip("trackio", reason="the extra trackio is not installed")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path)
+    monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path)
+    node = {
+        "_target_": "retro_lab.training.trackio_logger.TrackioLogger",
+        "project": "mine",
+        "name": "whole",
+        "group": "sweep",
+    }
+    for step in (1, 2):
+        loggers = build_loggers([node], tmp_path / "retro")
+        describe_run(loggers, {"optimizer": {"lr": 0.1}, "paths": {"outputs": "secret"}}, {"model": "retro"})
+        loggers[0].log_metrics({"train/loss": 1 / step}, step=step)
+        finish_loggers(loggers)
+    assert SQLiteStorage.get_runs("mine") == ["whole/retro"]
+    rows = SQLiteStorage.get_logs("mine", "whole/retro")
+    assert [(row["step"], row["train/loss"]) for row in rows] == [(1, 1.0), (2, 0.5)]
+    config = SQLiteStorage.get_run_config("mine", "whole/retro")
+    assert config["optimizer"] == {"lr": 0.1}
+    assert config["run"] == {"model": "retro"}
+    assert "paths" not in config
+    assert capfd.readouterr().out == ""
