@@ -47,6 +47,7 @@ from retro_lab.training.loggers import finish_loggers
 from retro_lab.training.module import RetroModule, freeze_all_but_retrieval
 from retro_lab.training.progress import LongTrainingNotice
 from retro_lab.training.schedule import WarmupCosine
+from retro_lab.training.stopping import ResumeAtStep, StopWhenAsked
 from retro_lab.training.training import TrainingClock, ValidationCurve, fit, load_baseline_weights, stopped_by
 
 
@@ -122,7 +123,8 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs) -> M
         f"(name=NAME). Earlier checkpoints are kept in {path / CHECKPOINT.parent}."
     )
     notice = LongTrainingNotice(tokens_per_step)
-    trainer = build_trainer(config, path, steps, [curve, clock, guard, notice])
+    stop, resume = StopWhenAsked(path / CHECKPOINT), ResumeAtStep()
+    trainer = build_trainer(config, path, steps, [curve, clock, guard, notice, resume, stop])
     scored = sorted({0, k})
     module = RetroModule(
         model,

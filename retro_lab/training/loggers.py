@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from retro_lab import console
-from retro_lab.errors import ConfigurationError
+from retro_lab.errors import ConfigurationError, PreemptedError
 
 WANDB_ID_NAME = "wandb_id.txt"
 
@@ -85,11 +85,14 @@ def _wandb_id(folder: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
-def finish_loggers(loggers: Iterable[Any]) -> None:
-    """Close W&B's run; otherwise the next job of a multirun would continue it."""
+def finish_loggers(loggers: Iterable[Any], preempted: bool = False) -> None:
+    """Close W&B's run, of a whole training run or a `preempted` one; the next job of a multirun would continue it."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             import wandb
 
-            logger.finalize("success")
-            wandb.finish()
+            if preempted and wandb.run is not None:
+                wandb.run.mark_preempting()
+            if not preempted:
+                logger.finalize("success")
+            wandb.finish(exit_code=PreemptedError.exit_code if preempted else 0)
