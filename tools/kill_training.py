@@ -29,11 +29,11 @@ from retro_lab.training.checkpoints import CHECKPOINT, PREVIOUS_NAME, read_check
 
 SLOW_TO_IMPORT = (
     "pytorch_lightning", "transformers.models.bert.modeling_bert", "faiss", "pyarrow.parquet", "hydra.main", "wandb",
-    "retro_lab.tasks.train",
+    "retro_lab.tasks.train", "retro_lab.report.build", "matplotlib.pyplot", "pandas",
 )  # fmt: skip
 """Imported once, so that an attempt, which is a fork, begins at once."""
-RESTING, DEADLINE = 0.002, 240.0
-"""Seconds between looks at a checkpoint, and until an attempt is given up."""
+RESTING, PAUSE, DEADLINE = 0.002, 0.05, 240.0
+"""Seconds between looks at a checkpoint, from a new one to the signal at most, and until an attempt is given up."""
 
 
 class Attempt:
@@ -118,7 +118,8 @@ def disturbed(
 ) -> Iterator[str]:
     """Run a command with `signals` at random moments, each after at least one new checkpoint; yield what happened.
 
-    `signals` take turns. Of several ranks, a random one gets the signal first. After a SIGKILL the others get it within half a second.
+    `signals` take turns. Of several ranks, a random one gets the signal first. After a SIGKILL the others get it within
+    half a second.
 
     Raises:
         RuntimeError: The command failed otherwise, or came to its end too early.
@@ -127,7 +128,7 @@ def disturbed(
         attempt, number = Attempt(arguments, ranks, log), signals[kill % len(signals)]
         for _ in range(generator.randint(1, 2)):
             _next_checkpoint(attempt, checkpoint)
-        time.sleep(generator.uniform(0, 0.25))
+        time.sleep(generator.uniform(0, PAUSE))
         attempt.send(number, [generator.randrange(ranks)])
         if number == signal.SIGKILL:
             time.sleep(generator.uniform(0, 0.5) if ranks > 1 else 0)

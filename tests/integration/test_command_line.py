@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = [

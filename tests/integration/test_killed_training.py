@@ -17,8 +17,10 @@ ARGUMENTS = [
     "model.chunk_length=8",
     "model.dropout=0.1",
     "data.sequence_length=32",
-    "evaluation.curve_points=8",
-    "retrieval.k=2",
+    "corpus.test_fraction=0.05",
+    "evaluation.stride=32",
+    "evaluation.curve_points=6",
+    "retrieval.k=1",
     "schedule.tokens=3072",
     "callbacks.checkpoint.every_n_train_steps=3",
 ]
@@ -33,7 +35,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path
     "disturbance",
     [
         ["--kills=3", "--accumulate=2", "--workers=2"],
-        ["--kills=2", "--accumulate=2", "--workers=1", "--ranks=2", "--signals=SIGKILL,SIGTERM"],
+        ["--kills=2", "--accumulate=2", "--ranks=2", "--signals=SIGKILL,SIGTERM"],
     ],
     ids=["one_process", "two_ranks"],
 )
