@@ -6,6 +6,7 @@ sentence with exit code 2, and sweeps in which one failed cell does not hide the
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 from importlib import metadata
@@ -17,14 +18,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from retro_lab import console
+from retro_lab import console, preemption
 from retro_lab.config.arguments import complete
 from retro_lab.config.check import as_written, typed
 from retro_lab.config.explain import CONFIGURATION_ERRORS, explain_failure
 from retro_lab.config.help import group_help, help_text
 from retro_lab.config.roots import config_root
 from retro_lab.config.session import CONFIG_NAME, register
-from retro_lab.errors import ConfigurationError, RetroLabError, RunInUseError
+from retro_lab.errors import ConfigurationError, PreemptedError, RetroLabError, RunInUseError
 from retro_lab.runs.command import remember_command
 from retro_lab.runs.folder import RunFolder
 
@@ -35,7 +36,10 @@ VERSION_FLAG = "--version"
 
 
 def main() -> None:
-    """Run the command line in `sys.argv`; exit with 2 for an error of the user and with 130 if interrupted."""
+    """Run the command line in `sys.argv`.
+
+    Exit with 2 for an error of the user, with 130 if interrupted, and with 75 if a signal asked to stop.
+    """
     console.quiet()
     # Idle threads that spin take the cores from those at work: five times slower on a machine that is shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -54,12 +58,17 @@ def main() -> None:
         register()
         remember_command()
         sys.argv[1:] = complete(sys.argv[1:])
-        _hydra_main()
+        with preemption.handled(*_stopping_signals()):
+            _hydra_main()
         sys.stdout.flush()
     except KeyboardInterrupt:
         if console.is_main_process():
             console.messages.print("Interrupted; run the same command again to resume.")
         sys.exit(INTERRUPTED)
+    except PreemptedError as stop:
+        if console.is_main_process():
+            console.messages.print(str(stop), soft_wrap=True)
+        sys.exit(stop.exit_code)
     except (RetroLabError, OSError, *CONFIGURATION_ERRORS) as error:
         sentence = explain_failure(error)
         if sentence is None:
@@ -101,6 +110,11 @@ def run_task(config: DictConfig) -> None:
             _fail(sentence, _exit_code(error))
         else:
             raise
+
+
+def _stopping_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that ask to stop: a plain `kill`'s, and in a SLURM job those that a job may be told to get."""
+    return preemption.SIGNALS if "SLURM_JOB_ID" in os.environ else (signal.SIGTERM,)
 
 
 def _check_working_directory() -> None:

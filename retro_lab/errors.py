@@ -30,3 +30,13 @@ class DivergenceError(RetroLabError, ArithmeticError):
     """A training of which loss, weights or scores are no longer finite: not a wrong command, but a failed run."""
 
     exit_code = 1
+
+
+class PreemptedError(BaseException):
+    """A command that a signal asked to stop: neither a failure nor something to catch and go on after.
+
+    Like `KeyboardInterrupt` it is no `Exception`, so that no library takes it for a failure of its own.
+    """
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h: the same command goes on where this one stopped."""

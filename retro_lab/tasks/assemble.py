@@ -26,6 +26,7 @@ from retro_lab.tasks.config import RunConfig
 from retro_lab.training.checkpoints import DurableCheckpoints
 from retro_lab.training.config import Init
 from retro_lab.training.precision import checked_precision
+from retro_lab.training.stopping import leave_signals_to_us
 
 
 def without_retrieval(config: RunConfig) -> RunConfig:
@@ -108,6 +109,7 @@ def build_trainer(
         callbacks=[*configured, *callbacks],
         logger=[*loggers] or False,
     )
+    leave_signals_to_us(trainer)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin of the user's own
         trainer.strategy.checkpoint_io = DurableCheckpoints()
     return trainer

@@ -51,6 +51,7 @@ from retro_lab.training.module import RetroModule, freeze_all_but_retrieval
 from retro_lab.training.progress import LongTrainingNotice
 from retro_lab.training.schedule import WarmupCosine
 from retro_lab.training.speed import TrainingSpeed
+from retro_lab.training.stopping import ResumeAtStep, StopWhenAsked
 from retro_lab.training.training import TrainingClock, ValidationCurve, fit, load_baseline_weights, stopped_by
 
 
@@ -134,7 +135,8 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, logg
     notice = LongTrainingNotice(tokens_per_step)
     training_flops = TRAINING_TO_FORWARD * mean_token_flops(settings, k, settings.sequence_length)
     speed = TrainingSpeed(tokens_per_step, training_flops, config.compute.peak_flops)
-    trainer = build_trainer(config, path, steps, [curve, clock, guard, notice, speed], loggers)
+    stop, resume = StopWhenAsked(path / CHECKPOINT), ResumeAtStep()
+    trainer = build_trainer(config, path, steps, [curve, clock, guard, notice, speed, resume, stop], loggers)
     scored = sorted({0, k})
     module = RetroModule(
         model,

@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader
 
 from retro_lab.evaluation.scoring import ScoredData
 from retro_lab.evaluation.windows import Windows
+from retro_lab.preemption import outlive_signals
 from retro_lab.retrieval.sequences import Sequences
 from retro_lab.training.batches import TrainingBatch, TrainingBatches, piece_size
 
@@ -61,8 +62,14 @@ class RetroDataModule(ScoredData):
             collate_fn=_whole,
             num_workers=self.workers,
             persistent_workers=False,
+            worker_init_fn=_begin_worker,
             pin_memory=self.pin_memory,
         )
+
+
+def _begin_worker(worker: int) -> None:
+    """Let a worker outlive the signal that asks its training process to stop: that process ends its step first."""
+    outlive_signals()
 
 
 def _whole(batch: Any) -> Any:

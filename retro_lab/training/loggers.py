@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from retro_lab import console
-from retro_lab.errors import ConfigurationError
+from retro_lab.errors import ConfigurationError, PreemptedError
 from retro_lab.runs.records import ModelRecord
 from retro_lab.training.trackio_logger import TrackioLogger
 
@@ -141,13 +141,16 @@ def log_scores(loggers: Iterable[Logger], record: ModelRecord) -> None:
         logger.save()
 
 
-def finish_loggers(loggers: Iterable[Any]) -> None:
-    """Close the trackers' runs; otherwise the next job of a multirun would continue them."""
+def finish_loggers(loggers: Iterable[Any], preempted: bool = False) -> None:
+    """Close the trackers' runs, of whole or `preempted` trainings; the next job of a multirun would continue them."""
     for logger in loggers:
         if isinstance(logger, TrackioLogger):
             logger.finish()
         if isinstance(logger, WandbLogger):
             import wandb
 
-            logger.finalize("success")
-            wandb.finish()
+            if preempted and wandb.run is not None:
+                wandb.run.mark_preempting()
+            if not preempted:
+                logger.finalize("success")
+            wandb.finish(exit_code=PreemptedError.exit_code if preempted else 0)

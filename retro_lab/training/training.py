@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, Timer
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
+from retro_lab import preemption
 from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.scoring import ScoringModule, check_finite
 from retro_lab.model.retro import RetroModel
@@ -126,14 +127,17 @@ def fit(trainer: pl.Trainer, module: RetroModule, data: pl.LightningDataModule, 
 
     Raises:
         KeyboardInterrupt: The user interrupted it; Lightning itself would exit the process.
+        PreemptedError: A signal asked it to stop.
     """
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resumable(folder), weights_only=True)
+        with preemption.watched():
+            trainer.fit(module, datamodule=data, ckpt_path=resumable(folder), weights_only=True)
     except SystemExit as stop:
         if trainer.interrupted:
             raise KeyboardInterrupt from stop
         raise
     if not _curve(trainer).holds(trainer.global_step):
+        trainer.save_checkpoint(folder / CHECKPOINT)  # what stops the command from here on undoes no step
         trainer.validate(module, datamodule=data, verbose=False)
     trainer.save_checkpoint(folder / CHECKPOINT)
 

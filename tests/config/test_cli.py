@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from retro_lab import cli, console
-from retro_lab.errors import CorpusError, DivergenceError, RunInUseError
+from retro_lab.errors import CorpusError, DivergenceError, PreemptedError, RunInUseError
 from retro_lab.runs.command import typed_command
 from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks.config import RunConfig
@@ -180,6 +181,31 @@ def test_an_interruption_ends_the_whole_sweep(command_line: CommandLine, stub_ta
     stub_task("train", task)
     assert command_line("+sweep=neighbors") == 130
     assert [k for _, k in task.runs] == [0, 1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_to_stop_is_no_failure_and_ends_the_whole_sweep(
+    number: signal.Signals,
+    command_line: CommandLine,
+    stub_task: StubTask,
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    task, before = Recorder(), signal.getsignal(number)
+
+    def stopped_at_1(config: RunConfig, folder: RunFolder) -> None:
+        task(config, folder)
+        if config.retrieval.k == 1:
+            os.kill(os.getpid(), number)
+
+    stub_task("train", stopped_at_1)
+    assert command_line("+sweep=neighbors") == PreemptedError.exit_code == 75
+    assert [k for _, k in task.runs] == [0, 1]
+    assert capsys.readouterr().err == f"Stopped by {number.name}; the same command goes on from here.\n"
+    assert not list(workspace.rglob("failed.json"))
+    assert signal.getsignal(number) == before
 
 
 class Picky:

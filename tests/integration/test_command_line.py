@@ -7,12 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = [
@@ -193,39 +191,6 @@ def test_inspect_shows_chunks_and_neighbors(workplace, compared, embedder):
     shown = run(workplace, embedder, "name=whole", "task=inspect", "task.chunk=1").stdout
     assert "validation chunk 1" in shown
     assert "neighbor 2" in shown
-
-
-def test_killed_training_resumes_and_equals_the_uninterrupted_run_bit_for_bit(workplace, compared, embedder):
-    """Invariant 5 of the design: same weights, same scores."""
-    arguments = [*SMALL, "schedule.tokens=6400", embedder, "task=train"]
-    whole = run(workplace, embedder, "task=train", "name=uninterrupted", tokens=6400)
-    assert whole.returncode == 0
-    checkpoint = workplace / "outputs" / "killed" / "retro" / "checkpoints" / "last.ckpt"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "retro_lab", *arguments, "name=killed"],
-        cwd=workplace,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while not checkpoint.is_file() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (checkpoint.parents[1] / "result.json").is_file(), "killed too late to test anything"
-    resumed = run(workplace, embedder, "task=train", "name=killed", tokens=6400)
-    assert "resuming" in resumed.stderr
-    one, other = (
-        torch.load(
-            workplace / "outputs" / name / "retro" / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True
-        )["state_dict"]
-        for name in ("uninterrupted", "killed")
-    )
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    curves = [
-        json.loads((workplace / "outputs" / name / "retro" / "result.json").read_text())["curve"]
-        for name in ("uninterrupted", "killed")
-    ]
-    assert curves[0] == curves[1]
 
 
 def test_retrofit_keeps_the_frozen_baseline_exactly(workplace, compared, embedder):
