@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 import pytorch_lightning as pl
+import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -11,6 +12,7 @@ from retro_lab.errors import DivergenceError
 from retro_lab.evaluation.score import HeldOutScore
 from retro_lab.evaluation.windows import RankWindows, WindowBatch, Windows
 from retro_lab.model.retro import RetroModel
+from retro_lab.model.sharding import free_gathered, is_sharded, shard
 from retro_lab.retrieval.sequences import documents_of, neighbors_of, to_int64
 
 
@@ -22,6 +24,13 @@ class ScoringModule(pl.LightningModule):
         super().__init__()
         self.model = model
         self.scores = nn.ModuleDict({str(k): HeldOutScore(model.chunk_length) for k in scored_k})
+
+    def configure_model(self) -> None:
+        """Divide the model over devices if the strategy does so; Lightning calls this before each fit or score."""
+        mesh = self.device_mesh
+        if mesh is not None and not is_sharded(self.model):
+            mixed = self.trainer.precision == "bf16-mixed"
+            shard(self.model, mesh["data_parallel"], torch.bfloat16 if mixed else None)
 
     def measured(self) -> Iterator[tuple[int, HeldOutScore]]:
         """Yield each scored k with its score so far."""
@@ -48,6 +57,7 @@ class ScoringModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log bits per byte for each k."""
+        free_gathered(self.model)
         for k, score in self.measured():
             self.log(f"validation/bits_per_byte/k={k}", score.compute().bits_per_byte)
 

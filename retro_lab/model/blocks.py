@@ -45,10 +45,11 @@ class Residual(nn.Module):
     def forward(self, hidden: Tensor, **inputs: Tensor | Distances | int | None) -> Tensor:
         """Map [..., D] to [..., D]; `inputs` go to the block."""
         if self.checkpointed and torch.is_grad_enabled():
-            return cast("Tensor", checkpoint(partial(self._add_block, **inputs), hidden, use_reentrant=False))
-        return self._add_block(hidden, **inputs)
+            return cast("Tensor", checkpoint(partial(self.add_block, **inputs), hidden, use_reentrant=False))
+        return self.add_block(hidden, **inputs)
 
-    def _add_block(self, hidden: Tensor, /, **inputs: Tensor | Distances | int | None) -> Tensor:
+    def add_block(self, hidden: Tensor, /, **inputs: Tensor | Distances | int | None) -> Tensor:
+        """Do the work of `forward`, which a compiled function may take the place of."""
         return hidden + self.dropout(self.block(self.norm(hidden), **inputs))
 
 

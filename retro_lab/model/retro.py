@@ -22,6 +22,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from retro_lab.model.blocks import Residual
 from retro_lab.model.config import ModelConfig, SizeConfig
@@ -30,6 +31,7 @@ from retro_lab.model.distances import DistanceEncoder
 from retro_lab.model.encoder import NeighborEncoder
 from retro_lab.model.kernels.cross_entropy import summed_cross_entropy, token_cross_entropy
 from retro_lab.model.kernels.memory_efficient import RMSNorm
+from retro_lab.model.sharding import fill
 from retro_lab.model.validation import check_model
 
 
@@ -77,13 +79,19 @@ class RetroModel(nn.Module):
         retrieval = dict(self.retrieval_parameters())
         others = {name: parameter for name, parameter in self.named_parameters() if name not in retrieval}
         for name, parameter in (others | retrieval).items():
+            # Each device draws all numbers of a sharded one, one at a time, and keeps its part: the weights are those
+            # that a single process draws.
+            sharded = isinstance(parameter, DTensor)
+            values = torch.empty(parameter.shape, dtype=parameter.dtype) if sharded else parameter
             if name.endswith("norm.weight"):
-                nn.init.ones_(parameter)
+                nn.init.ones_(values)
             elif name.endswith("output.weight"):
                 layers = self.layer_counts["encoder" if name.startswith("encoder.") else "decoder"]
-                nn.init.normal_(parameter, std=self.init_std / math.sqrt(2 * layers))
+                nn.init.normal_(values, std=self.init_std / math.sqrt(2 * layers))
             else:
-                nn.init.normal_(parameter, std=self.init_std)
+                nn.init.normal_(values, std=self.init_std)
+            if sharded:
+                fill(parameter, values)
 
     def checkpoint_activations(self, checkpointed: bool = True) -> None:
         """Keep only each block's input for the backward pass (less memory), or, if False, everything (less time)."""

@@ -63,17 +63,24 @@ class TrainedModel:
     tokenizer: DocumentTokenizer
 
 
-def save_model(folder: Path, model: RetroModel, settings: ModelSettings, tokenizer: DocumentTokenizer) -> None:
+def save_model(
+    folder: Path, weights: Mapping[str, Tensor], settings: ModelSettings, tokenizer: DocumentTokenizer
+) -> None:
     """Write everything that `open_run` reads into a model's folder.
+
+    Args:
+        folder: Of the model.
+        weights: Of the model, as `whole_weights` returns them.
+        settings: Of the model.
+        tokenizer: That made its tokens.
 
     Raises:
         OSError: The disk is full or the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with replacing(folder / WEIGHTS_NAME) as file:
-        save_file(weights, file.name)
+        save_file(dict(weights), file.name)
     checksums = {"weights": weights_checksum(folder), "tokenizer": tokenizer.checksum}
     write_json(folder / SETTINGS_NAME, json.loads(json.dumps(asdict(settings))) | {"sha256": checksums})
 

@@ -23,7 +23,7 @@ from retro_lab.runs.identity import identity
 from retro_lab.runs.trained_model import ModelSettings, has_model, weights_checksum
 from retro_lab.tasks.build import Inputs
 from retro_lab.tasks.config import RunConfig
-from retro_lab.training.checkpoints import DurableCheckpoints
+from retro_lab.training.checkpoints import DurableCheckpoints, sealed_file
 from retro_lab.training.config import Init
 from retro_lab.training.precision import checked_precision
 from retro_lab.training.stopping import leave_signals_to_us
@@ -72,8 +72,8 @@ def model_identity(config: RunConfig, folder: RunFolder, inputs: Inputs) -> dict
     if config.retrieval.k:
         roles["database"] = inputs.database.neighbors_of(train).artifact.fingerprint
         weights = start_weights(config, folder)
-        if weights is not None and weights.is_file():
-            start = file_checksum(weights)
+        if weights is not None and (sealed := sealed_file(weights)):
+            start = file_checksum(sealed)
         elif weights is not None and has_model(weights):
             start = weights_checksum(weights)
     precision = checked_precision(config.trainer.get("precision"), str(config.trainer.get("accelerator", "auto")))

@@ -16,9 +16,10 @@ from retro_lab.tasks.assemble import model_size, start_weights
 from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.memory import check_memory
 from retro_lab.training.batches import piece_size
+from retro_lab.training.checkpoints import sealed_file
 from retro_lab.training.compiled import check_compiler
 from retro_lab.training.limits import check_trainer_settings
-from retro_lab.training.precision import checked_precision, on_processor
+from retro_lab.training.precision import SHARDED_PRECISIONS, checked_precision, on_processor
 
 
 def check_training(config: RunConfig) -> None:
@@ -61,7 +62,12 @@ def check_trainer(trainer: Mapping[str, Any], accelerator: str | None = None) ->
         ConfigurationError: The devices, the precision or the accumulation of `trainer` are impossible.
     """
     check_trainer_settings(trainer)
-    checked_precision(trainer.get("precision"), accelerator or str(trainer.get("accelerator", "auto")))
+    name = checked_precision(trainer.get("precision"), accelerator or str(trainer.get("accelerator", "auto")))
+    if is_sharding(trainer) and name not in SHARDED_PRECISIONS:
+        raise ConfigurationError(
+            f"trainer.precision={trainer.get('precision')} does not work with trainer=fsdp; use one of "
+            f"{', '.join(SHARDED_PRECISIONS)}."
+        )
     device_count(trainer)
     accumulated = trainer.get("accumulate_grad_batches", 1)
     if accumulated is not None and (not isinstance(accumulated, int) or accumulated < 1):
@@ -89,7 +95,7 @@ def check_start(config: RunConfig, folder: RunFolder, trains_baseline: bool = Fa
         ConfigurationError: There is no such baseline.
     """
     start = start_weights(config, folder) if config.retrieval.k else None
-    if start is None or start.is_file() or has_model(start):
+    if start is None or sealed_file(start) or has_model(start):
         return
     if trains_baseline and start.absolute() == folder.model(BASELINE).absolute():
         return
@@ -98,6 +104,12 @@ def check_start(config: RunConfig, folder: RunFolder, trains_baseline: bool = Fa
         f"init=retrofit starts from a trained baseline, and there is none at {start}; set init.checkpoint to the "
         f"folder of a trained baseline or to a checkpoint of its training, {advice}."
     )
+
+
+def is_sharding(trainer: Mapping[str, Any]) -> bool:
+    """Return whether a trainer's strategy is that of `trainer=fsdp`."""
+    strategy = trainer.get("strategy")
+    return isinstance(strategy, Mapping) and str(strategy.get("_target_", "")).endswith(".ShardedStrategy")
 
 
 def device_count(trainer: Mapping[str, Any]) -> int | None:

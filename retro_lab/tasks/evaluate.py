@@ -99,7 +99,7 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
             cut = windows(config, text.store, database, ks, float("inf"))
             console.status("evaluating", f"{folder.name} on {cut.documents:,} documents, {text.description}; k = {ks}")
             module = ScoringModule(trained.model, ks)
-            with torch.inference_mode():
+            with torch.no_grad():  # FSDP gathers weights into tensors that inference mode would not let it reuse
                 trainer.validate(module, datamodule=ScoredData(cut), verbose=False)
             check_finite(module)
             for (scored, k, retrieved), (_, metric) in zip(keys, module.measured(), strict=True):

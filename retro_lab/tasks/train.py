@@ -1,10 +1,12 @@
 """`task=train`: train one model, RETRO or (with `retrieval.k=0`) its baseline, and evaluate it."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from hydra.utils import instantiate
 from pytorch_lightning.loggers import Logger
 
@@ -13,6 +15,7 @@ from retro_lab.corpus.corpus import Corpus
 from retro_lab.corpus.filtering import Dropped
 from retro_lab.cost.flops import TRAINING_TO_FORWARD
 from retro_lab.model.retro import RetroModel
+from retro_lab.model.sharding import whole_weights
 from retro_lab.runs.folder import RunFolder, model_name
 from retro_lab.runs.identity import check_identity, write_identity
 from retro_lab.runs.provenance import provenance
@@ -50,9 +53,10 @@ from retro_lab.training.loggers import build_loggers, describe_run, finish_logge
 from retro_lab.training.module import RetroModule, freeze_all_but_retrieval
 from retro_lab.training.progress import LongTrainingNotice
 from retro_lab.training.schedule import WarmupCosine
+from retro_lab.training.sharding import ShardedStrategy
 from retro_lab.training.speed import TrainingSpeed
 from retro_lab.training.stopping import ResumeAtStep, StopWhenAsked
-from retro_lab.training.training import TrainingClock, ValidationCurve, fit, load_baseline_weights, stopped_by
+from retro_lab.training.training import TrainingClock, ValidationCurve, baseline_weights, fit, stopped_by
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
@@ -110,23 +114,9 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, logg
     database = inputs.database if k else None
     train, validation = corpus.stores["train"], corpus.stores["validation"]
     path = folder.model(name)
-    pl.seed_everything(config.seed, verbose=False)
     settings = model_settings(config, train.tokenizer.vocabulary_size)
-    model = settings.build()
-    model.checkpoint_activations(config.compute.checkpoint_activations)
-    if k and config.init.name is Init.retrofit:
-        start = start_weights(config, folder)
-        assert start is not None
-        load_baseline_weights(model, start)
-        freeze_all_but_retrieval(model)
     tokens_per_step = config.data.tokens_per_step
     steps = max(1, round(config.schedule.tokens / tokens_per_step))
-    schedule = WarmupCosine(
-        steps,
-        config.schedule.warmup_steps,
-        config.schedule.warmup_start / config.optimizer.lr,
-        config.schedule.final_ratio,
-    )
     curve, clock = ValidationCurve(tokens_per_step), TrainingClock()
     guard = DivergenceGuard(
         f"Try an optimizer.lr below {config.optimizer.lr}, or more schedule.warmup_steps, under a new name "
@@ -137,6 +127,23 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, logg
     speed = TrainingSpeed(tokens_per_step, training_flops, config.compute.peak_flops)
     stop, resume = StopWhenAsked(path / CHECKPOINT), ResumeAtStep()
     trainer = build_trainer(config, path, steps, [curve, clock, guard, notice, speed, resume, stop], loggers)
+    sharded = isinstance(trainer.strategy, ShardedStrategy)
+    pl.seed_everything(config.seed, verbose=False)
+    with torch.device("meta") if sharded else nullcontext():  # a sharded model may not fit into one process
+        model = settings.build()
+    model.checkpoint_activations(config.compute.checkpoint_activations)
+    first_weights = None
+    if k and config.init.name is Init.retrofit:
+        start = start_weights(config, folder)
+        assert start is not None
+        first_weights = baseline_weights(model, start)
+        freeze_all_but_retrieval(model)
+    schedule = WarmupCosine(
+        steps,
+        config.schedule.warmup_steps,
+        config.schedule.warmup_start / config.optimizer.lr,
+        config.schedule.final_ratio,
+    )
     scored = sorted({0, k})
     module = RetroModule(
         model,
@@ -145,6 +152,7 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, logg
         instantiate(config.optimizer),
         schedule,
         config.seed,
+        start=first_weights,
         compile=config.compute.compile,
     )
     data = RetroDataModule(
@@ -199,8 +207,9 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, logg
         curve=curve.curve,
         provenance=provenance(),
     )
+    weights = whole_weights(model)
     if trainer.is_global_zero:
-        save_model(path, model, settings, train.tokenizer)
+        save_model(path, weights, settings, train.tokenizer)
         write_result(path / RESULT_NAME, record)
     trainer.strategy.barrier()  # before other ranks read what rank 0 wrote
     return record

@@ -15,11 +15,15 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from retro_lab.errors import ConfigurationError
+from retro_lab.model.blocks import Residual
+from retro_lab.model.retro import RetroModel
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 ADVICE = "install g++ (and Python's headers), or set compute.compile=false"
+KINDS_OF_BLOCKS = 64
+"""Upper bound on the versions of a block's graph."""
 
 
 def check_compiler() -> None:
@@ -43,11 +47,40 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     Raises:
         ConfigurationError: At the first call, if the machine cannot compile it.
     """
-    from torch._dynamo.exc import BackendCompilerFailed  # takes a second to import, so only when compiling
-
     # Drop the graphs of earlier models in this process (a sweep may train many). They are of no further use, and torch
     # counts them by code rather than by model and stops compiling after eight.
     torch.compiler.reset()
+    return _compiled(function)
+
+
+def compile_blocks(model: RetroModel) -> None:
+    """Compile each residual block of a model by itself, for training alone.
+
+    Between blocks FSDP gathers and frees weights, which no graph can hold. Blocks of one kind share a graph.
+
+    Raises:
+        ConfigurationError: At the first step, if the machine cannot compile them.
+    """
+    torch.compiler.reset()
+    # Kinds of blocks, with and without gradients of their input, are counted as versions of one function.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KINDS_OF_BLOCKS)
+    for block in model.modules():
+        if isinstance(block, Residual):
+            block.add_block = _in_training(block.add_block)  # type: ignore[method-assign]
+
+
+def _in_training(function: Callable[P, R]) -> Callable[P, R]:
+    fused = _compiled(function)
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return (fused if torch.is_grad_enabled() else function)(*args, **kwargs)
+
+    return call
+
+
+def _compiled(function: Callable[P, R]) -> Callable[P, R]:
+    from torch._dynamo.exc import BackendCompilerFailed  # takes a second to import, so only when compiling
+
     graph = torch.compile(function, fullgraph=True, dynamic=False)
 
     @functools.wraps(function)

@@ -5,6 +5,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from retro_lab.errors import DivergenceError
 from retro_lab.training.progress import LOSS_INTERVAL
@@ -46,7 +47,8 @@ class DivergenceGuard(pl.Callback):
             DivergenceError: One of them is not finite.
         """
         self._look(trainer)
-        finite = [parameter.isfinite().all() for parameter in pl_module.parameters()]
+        local = (p.to_local() if isinstance(p, DTensor) else p for p in pl_module.parameters())
+        finite = [parameter.isfinite().all() for parameter in local]
         if _on_any_rank(trainer, not bool(torch.stack(finite).all())):
             self._stop(trainer, f"weights are not finite after step {trainer.global_step:,}")
 

@@ -33,8 +33,12 @@ def check_trainer_settings(trainer: Mapping[str, Any]) -> None:
     """Refuse settings that would be ignored, or would end training without a trace in the record.
 
     Raises:
-        ConfigurationError: One of `INSTEAD` is set.
+        ConfigurationError: One of `INSTEAD` is set, or the strategy is a form of FSDP that the model is not made for.
     """
+    if str(trainer.get("strategy")).startswith("fsdp"):  # Lightning's, for the first version of FSDP
+        raise ConfigurationError(
+            f"trainer.strategy={trainer['strategy']} is not supported: trainer=fsdp shards the model."
+        )
     for key, instead in INSTEAD.items():
         value = trainer.get(key)
         if value is not None and value is not False:

@@ -1,6 +1,6 @@
 """The LightningModule that trains a RETRO or its baseline; its base class does the scoring."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from retro_lab.evaluation.scoring import ScoringModule
 from retro_lab.model.retro import RetroModel
+from retro_lab.model.sharding import is_sharded, load_weights
 from retro_lab.retrieval.sequences import documents_of, neighbors_of, to_int64
 from retro_lab.training.batches import TrainingBatch
-from retro_lab.training.compiled import compiled
+from retro_lab.training.compiled import compile_blocks, compiled
 from retro_lab.training.schedule import WarmupCosine
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], Optimizer]
@@ -33,20 +34,48 @@ class RetroModule(ScoringModule):
         schedule: WarmupCosine,
         seed: int,
         *,
+        start: Mapping[str, Tensor] | None = None,
         compile: bool = False,
     ) -> None:
         """Keep the parts; `optimizer` is called with parameter groups once training starts.
+
+        If the strategy divides the model over devices, `model` may be on the meta device: its weights are then drawn
+        with `seed`, the same as in a single process, and no device ever holds all of them. Of `start`, weights by name,
+        training starts in either case.
 
         Only the training step is compiled: its batches all have one shape. Evaluation has other shapes and takes little
         of the time.
         """
         super().__init__(model, scored_k)
         self.training_loss = compiled(model.loss) if compile else model.loss
+        self.start, self.compiles = start, compile
         self.k = k
         self.optimizer_factory = optimizer
         self.schedule = schedule
         self.seed = seed
         self.step_loss = torch.zeros((), dtype=torch.float32)
+
+    def configure_model(self) -> None:
+        """Divide the model over devices if the strategy does so, and fill it with the weights to start from."""
+        if not is_sharded(self.model):
+            super().configure_model()
+            if is_sharded(self.model):
+                self.model.to_empty(device=self.trainer.strategy.root_device)
+                torch.manual_seed(self.seed)
+                self.model.reset_parameters()
+                self.training_loss = self.model.loss
+                if self.compiles:
+                    compile_blocks(self.model)
+        if self.start is not None:
+            load_weights(self.model, self.start)
+            self.start = None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count the batches of earlier steps as this run cuts them: Lightning ends a step at every n-th batch."""
+        batches = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts.update(dict.fromkeys(counts, batches))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Apply weight decay to matrices only, and update the learning rate after each step."""

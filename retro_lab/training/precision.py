@@ -17,6 +17,8 @@ PRECISIONS = {
     "64-true": Precision(8, 8),
 }
 """Bytes of numbers for each `trainer.precision` of Lightning."""
+SHARDED_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+"""Those of them that FSDP2 can train in."""
 REFUSED = {
     "16-true": "would not train: float16 weights have no loss scaling, and AdamW's epsilon is 0 in float16",
     "transformer-engine": "is not supported: the model has no layers of Transformer Engine",

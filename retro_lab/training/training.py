@@ -16,7 +16,7 @@ from retro_lab.evaluation.scoring import ScoringModule, check_finite
 from retro_lab.model.retro import RetroModel
 from retro_lab.runs.records import CurvePoint
 from retro_lab.runs.trained_model import read_weights
-from retro_lab.training.checkpoints import CHECKPOINT, read_checkpoint, resumable
+from retro_lab.training.checkpoints import CHECKPOINT, read_checkpoint, resumable, sealed_file
 from retro_lab.training.module import RetroModule
 
 
@@ -90,30 +90,32 @@ class TrainingClock(pl.Callback):
         self._before = state_dict["seconds"]
 
 
-def load_baseline_weights(model: RetroModel, start: Path) -> None:
-    """Load a trained baseline's weights into a RETRO; the encoder and chunked cross-attention stay as initialized.
+def baseline_weights(model: RetroModel, start: Path) -> Mapping[str, torch.Tensor]:
+    """Read a trained baseline's weights, to start a RETRO from; encoder and chunked cross-attention are not among them.
 
     Args:
-        model: The RETRO.
+        model: The RETRO, which may be on the meta device.
         start: The baseline's folder, or a checkpoint of its training.
 
     Raises:
         ArtifactError: There is no such baseline, or it is damaged.
         ConfigurationError: The baseline has other shapes.
     """
-    weights = _checkpoint_weights(start) if start.is_file() else read_weights(start)
-    try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise ConfigurationError(
-            f"init.checkpoint={start} holds a model of another size ({str(error).splitlines()[1].strip()})"
-        ) from error
+    weights = _checkpoint_weights(start) if sealed_file(start) else read_weights(start)
+    own = model.state_dict()
+    for name in weights.keys() & own.keys():
+        if weights[name].shape != own[name].shape:
+            raise ConfigurationError(
+                f"init.checkpoint={start} holds a model of another size ({name} is "
+                f"{list(weights[name].shape)} there and {list(own[name].shape)} here)."
+            )
     fresh = {name for name, _ in model.retrieval_parameters()}
-    if unexpected or set(missing) != fresh:
+    if weights.keys() != own.keys() - fresh:
         raise ConfigurationError(
             f"init.checkpoint={start} is not a baseline of this size and model: RETROfit needs exactly the decoder's "
             "weights."
         )
+    return weights
 
 
 def _checkpoint_weights(checkpoint: Path) -> Mapping[str, torch.Tensor]:

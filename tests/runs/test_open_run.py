@@ -14,6 +14,7 @@ from retro_lab import open_run
 from retro_lab.corpus.tokenizer import DocumentTokenizer
 from retro_lab.errors import ArtifactError
 from retro_lab.model.config import ModelConfig, Positions, SizeConfig
+from retro_lab.model.sharding import whole_weights
 from retro_lab.retrieval.config import Value
 from retro_lab.runs.trained_model import ModelSettings, save_model
 
@@ -56,7 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = DocumentTokenizer.adapt(vocabulary, WORDS[0])
     for name, k in (("baseline", 0), ("retro", 2)):
         torch.manual_seed(k)
-        save_model(run / name, settings(k).build(), settings(k), tokenizer)
+        save_model(run / name, whole_weights(settings(k).build()), settings(k), tokenizer)
     return run
 
 

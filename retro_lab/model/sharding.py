@@ -1,0 +1,75 @@
+"""Divides a model over devices with FSDP2: each holds a part of every weight, its gradient and its moments.
+
+The units that are gathered for a computation and freed after it are the residual blocks of decoder and encoder.
+Everything else (embeddings, the norms between blocks, the read-out) is one more unit, which is kept gathered from the
+forward to the backward pass, because the loss reads the embeddings after the forward pass.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from retro_lab.model.blocks import Residual
+
+
+def shard(model: nn.Module, mesh: DeviceMesh, block_dtype: torch.dtype | None = None) -> None:
+    """Divide the parameters of `model`, which may be on the meta device, over a mesh of one dimension.
+
+    Args:
+        model: The model; its blocks are its `Residual` modules.
+        mesh: The devices.
+        block_dtype: Type in which the weights of blocks are gathered, where autocast would cast them anyway; None for
+            that of the weights. The residual stream, the embeddings and the sums of gradients stay in float32.
+    """
+    exact = None if next(model.parameters()).dtype == torch.float64 else torch.float32
+    for block in model.modules():
+        if isinstance(block, Residual):
+            policy = MixedPrecisionPolicy(param_dtype=block_dtype, reduce_dtype=exact, cast_forward_inputs=False)
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=exact, cast_forward_inputs=False))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether `shard` has divided a model."""
+    return isinstance(model, FSDPModule)
+
+
+def free_gathered(model: nn.Module) -> None:
+    """Free what a forward pass without a backward pass has left gathered; do nothing if the model is not sharded."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
+@torch.no_grad()
+def fill(target: Tensor, values: Tensor) -> None:
+    """Copy a whole tensor, equal on all devices, into a tensor; a sharded one takes its own part."""
+    if isinstance(target, DTensor):
+        values = distribute_tensor(values, target.device_mesh, target.placements, src_data_rank=None)
+    target.copy_(values)
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Fill the parameters and buffers that `weights` names, sharded or not, with whole tensors."""
+    for name, value in model.state_dict().items():
+        if name in weights:
+            fill(value, weights[name])
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return whole parameters and buffers in the memory of the processor.
+
+    All processes of a sharded model must call this together; one tensor at a time is gathered.
+
+    Returns:
+        The weights by name; empty on all processes of a sharded model but the first, which alone needs the memory.
+    """
+    weights = {}
+    for name, value in model.state_dict().items():
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        if not isinstance(value, DTensor) or torch.distributed.get_rank() == 0:
+            weights[name] = whole.detach().cpu().contiguous()
+    return weights
