@@ -42,9 +42,11 @@ from retro_lab.tasks.build import Inputs
 from retro_lab.tasks.checks import check_start, check_training
 from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.evaluate import evaluate, mean_token_flops
+from retro_lab.training.batches import accumulated_batches
 from retro_lab.training.checkpoints import CHECKPOINT, resumable
 from retro_lab.training.config import Init
 from retro_lab.training.data import RetroDataModule
+from retro_lab.training.devices import devices_used
 from retro_lab.training.divergence import DivergenceGuard
 from retro_lab.training.loggers import finish_loggers
 from retro_lab.training.module import RetroModule, freeze_all_but_retrieval
@@ -112,7 +114,9 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs) -> M
         f"(name=NAME). Earlier checkpoints are kept in {path / CHECKPOINT.parent}."
     )
     notice = LongTrainingNotice(tokens_per_step)
-    trainer = build_trainer(config, path, steps, [curve, clock, guard, notice])
+    devices = devices_used(config.trainer)
+    accumulated = accumulated_batches(config.data.batch_size, config.data.micro_batch_size, devices)
+    trainer = build_trainer(config, path, steps, [curve, clock, guard, notice], accumulated=accumulated)
     sharded = isinstance(trainer.strategy, ShardedStrategy)
     pl.seed_everything(config.seed, verbose=False)
     with torch.device("meta") if sharded else nullcontext():  # a sharded model may not fit into one process
