@@ -88,18 +88,23 @@ def start_weights(config: RunConfig, folder: RunFolder) -> Path | None:
 
 
 def build_trainer(
-    config: RunConfig, folder: Path, steps: int, callbacks: Iterable[pl.Callback], loggers: Iterable[Logger] = ()
+    config: RunConfig,
+    folder: Path,
+    steps: int,
+    callbacks: Iterable[pl.Callback],
+    loggers: Iterable[Logger] = (),
+    *,
+    accumulated: int = 1,
 ) -> pl.Trainer:
     """Instantiate trainer and callbacks; a null `dirpath` is filled with the model's folder."""
     console.quiet_loggers()  # Lightning set up its own logger when it was imported
-    # The validation interval counts batches; with gradient accumulation an optimizer step takes several of them.
-    batches_per_step = config.trainer.get("accumulate_grad_batches") or 1
     interval = max(1, round(steps / max(1, config.evaluation.curve_points)))
     configured = [instantiate(node) for node in in_folder(config.callbacks, folder)]
     trainer: pl.Trainer = instantiate(
         config.trainer,
         max_steps=steps,
-        val_check_interval=interval * batches_per_step,
+        accumulate_grad_batches=accumulated,
+        val_check_interval=interval * accumulated,  # it counts batches, not steps
         check_val_every_n_epoch=None,
         gradient_clip_val=config.schedule.gradient_clip,
         num_sanity_val_steps=0,

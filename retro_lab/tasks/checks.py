@@ -7,19 +7,18 @@ are checked where their group is defined, as soon as a configuration is composed
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from retro_lab.errors import ConfigurationError
 from retro_lab.runs.folder import BASELINE, RunFolder
 from retro_lab.runs.trained_model import has_model
 from retro_lab.tasks.assemble import model_size, start_weights
 from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.memory import check_memory
-from retro_lab.training.batches import piece_size
+from retro_lab.training.batches import accumulated_batches
 from retro_lab.training.checkpoints import sealed_file
 from retro_lab.training.compiled import check_compiler
+from retro_lab.training.devices import device_count, devices_used, is_sharding
 from retro_lab.training.limits import check_trainer_settings
-from retro_lab.training.precision import SHARDED_PRECISIONS, checked_precision, on_processor
+from retro_lab.training.precision import SHARDED_PRECISIONS, checked_precision
 
 
 def check_training(config: RunConfig) -> None:
@@ -36,7 +35,7 @@ def check_training(config: RunConfig) -> None:
             "set retrieval.k=0 for the baseline."
         )
     check_trainer(config.trainer)
-    devices = device_count(config.trainer) or _devices_here(config.trainer)
+    devices = devices_used(config.trainer)
     check_memory(config, size, config.model, check_batch(config, devices), devices)
     if config.compute.compile:
         check_compiler()
@@ -59,7 +58,7 @@ def check_trainer(trainer: Mapping[str, Any], accelerator: str | None = None) ->
         accelerator: The accelerator to train on; None for the trainer's own on this machine.
 
     Raises:
-        ConfigurationError: The devices, the precision or the accumulation of `trainer` are impossible.
+        ConfigurationError: The devices or the precision of `trainer` are impossible.
     """
     check_trainer_settings(trainer)
     name = checked_precision(trainer.get("precision"), accelerator or str(trainer.get("accelerator", "auto")))
@@ -69,9 +68,6 @@ def check_trainer(trainer: Mapping[str, Any], accelerator: str | None = None) ->
             f"{', '.join(SHARDED_PRECISIONS)}."
         )
     device_count(trainer)
-    accumulated = trainer.get("accumulate_grad_batches", 1)
-    if accumulated is not None and (not isinstance(accumulated, int) or accumulated < 1):
-        raise ConfigurationError(f"trainer.accumulate_grad_batches must be a positive whole number, not {accumulated}.")
 
 
 def check_batch(config: RunConfig, devices: int) -> int:
@@ -80,7 +76,8 @@ def check_batch(config: RunConfig, devices: int) -> int:
     Raises:
         ConfigurationError: The batch cannot be divided.
     """
-    return piece_size(config.data.batch_size, devices, config.trainer.get("accumulate_grad_batches") or 1)
+    data = config.data
+    return data.batch_size // devices // accumulated_batches(data.batch_size, data.micro_batch_size, devices)
 
 
 def check_start(config: RunConfig, folder: RunFolder, trains_baseline: bool = False) -> None:
@@ -104,45 +101,3 @@ def check_start(config: RunConfig, folder: RunFolder, trains_baseline: bool = Fa
         f"init=retrofit starts from a trained baseline, and there is none at {start}; set init.checkpoint to the "
         f"folder of a trained baseline or to a checkpoint of its training, {advice}."
     )
-
-
-def is_sharding(trainer: Mapping[str, Any]) -> bool:
-    """Return whether a trainer's strategy is that of `trainer=fsdp`."""
-    strategy = trainer.get("strategy")
-    return isinstance(strategy, Mapping) and str(strategy.get("_target_", "")).endswith(".ShardedStrategy")
-
-
-def device_count(trainer: Mapping[str, Any]) -> int | None:
-    """Return the number of devices of all nodes; None if each machine uses all that it has.
-
-    Raises:
-        ConfigurationError: `trainer.num_nodes` or `trainer.devices` is invalid.
-    """
-    devices, nodes = trainer.get("devices", "auto"), trainer.get("num_nodes", 1)
-    if not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1:
-        raise ConfigurationError(f"trainer.num_nodes must be a positive whole number, not {nodes}.")
-    if isinstance(devices, list) and devices:
-        return len(devices) * nodes
-    if str(devices) in ("auto", "-1"):
-        return None
-    if isinstance(devices, str) and all(part.strip().isdecimal() for part in devices.split(",") if part):
-        numbers = [part for part in devices.split(",") if part]
-        if "," in devices and numbers:
-            return len(numbers) * nodes
-        devices = int(devices or 0)
-    if devices in (0, []):
-        raise ConfigurationError(
-            f"trainer.devices={devices} leaves nothing to train on; give a number, or -1 for all devices."
-        )
-    if not isinstance(devices, int) or isinstance(devices, bool) or devices < 0:
-        raise ConfigurationError(
-            f"trainer.devices={devices} is not a number of devices; give a number, a list, or -1 for all devices."
-        )
-    return devices * nodes
-
-
-def _devices_here(trainer: Mapping[str, Any]) -> int:
-    """Return the number of devices that Lightning uses for `devices: auto` on machines like this one."""
-    accelerator = str(trainer.get("accelerator", "auto"))
-    count = 1 if on_processor(accelerator) else max(1, torch.cuda.device_count())
-    return count * int(trainer.get("num_nodes", 1))

@@ -66,8 +66,8 @@ def check_memory(config: RunConfig, size: SizeConfig, model: ModelConfig, sequen
     raise ConfigurationError(
         f"data.batch_size={config.data.batch_size} makes {sequences:,} sequences of data.sequence_length="
         f"{config.data.sequence_length} tokens at a time, with retrieval.k={k} neighbors; a step then takes at least "
-        f"{scaled(here * (state + activations), BYTES)}, more than the {where}; lower one of the three, or raise "
-        "trainer.accumulate_grad_batches, which divides the batch into smaller pieces."
+        f"{scaled(here * (state + activations), BYTES)}, more than the {where}; lower one of the three, or set "
+        "data.micro_batch_size, which divides the batch into smaller pieces."
     )
 
 

@@ -15,11 +15,12 @@ from retro_lab.cost.memory import ADAMW_MOMENTS, activation_bytes, replicated_st
 from retro_lab.cost.parameters import Parameters
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.runs.folder import RunFolder
-from retro_lab.tasks.checks import check_batch, check_trainer, device_count
+from retro_lab.tasks.checks import check_batch, check_trainer
 from retro_lab.tasks.config import PlanConfig, RunConfig
 from retro_lab.tasks.plan_database import database_sections
 from retro_lab.tasks.plan_tables import BYTES, SI_PREFIXES, scaled, section
 from retro_lab.training.config import Init
+from retro_lab.training.devices import device_count
 from retro_lab.training.precision import PRECISIONS, checked_precision
 
 PAPER_VOCABULARY = 128_000
@@ -200,7 +201,7 @@ def _memory(plan: Plan, config: RunConfig) -> Group:
     return section(
         f"Memory per GPU, with {gpus} GPU{'s' * (gpus > 1)}{guess}",
         f"precision {name}; {sequences} sequence{'s' * (sequences > 1)} on a GPU at a time, fewer with "
-        "trainer.accumulate_grad_batches; activations as estimated in retro_lab.cost.memory",
+        "data.micro_batch_size; activations as estimated in retro_lab.cost.memory",
         {part: [scaled(count, BYTES) for count in row] for part, row in rows.items()},
         ["DDP", "FSDP"],
     )
@@ -218,6 +219,5 @@ def _gpus(trainer: Mapping[str, Any]) -> tuple[int, str]:
 def _sequences(config: RunConfig, gpus: int, *, guessed: bool) -> int:
     """Return how many sequences a GPU holds at a time, rounded up if the number of GPUs is a guess."""
     if guessed:
-        pieces = gpus * (config.trainer.get("accumulate_grad_batches") or 1)
-        return -(-int(config.data.batch_size) // pieces)
+        return min(-(-config.data.batch_size // gpus), config.data.micro_batch_size or config.data.batch_size)
     return check_batch(config, gpus)

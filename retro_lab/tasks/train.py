@@ -45,9 +45,11 @@ from retro_lab.tasks.build import Inputs
 from retro_lab.tasks.checks import check_start, check_training
 from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.evaluate import evaluate, mean_token_flops
+from retro_lab.training.batches import accumulated_batches
 from retro_lab.training.checkpoints import CHECKPOINT, resumable
 from retro_lab.training.config import Init
 from retro_lab.training.data import RetroDataModule
+from retro_lab.training.devices import devices_used
 from retro_lab.training.divergence import DivergenceGuard
 from retro_lab.training.loggers import build_loggers, describe_run, finish_loggers, log_scores, reopen_loggers
 from retro_lab.training.module import RetroModule, freeze_all_but_retrieval
@@ -126,7 +128,10 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, logg
     training_flops = TRAINING_TO_FORWARD * mean_token_flops(settings, k, settings.sequence_length)
     speed = TrainingSpeed(tokens_per_step, training_flops, config.compute.peak_flops)
     stop, resume = StopWhenAsked(path / CHECKPOINT), ResumeAtStep()
-    trainer = build_trainer(config, path, steps, [curve, clock, guard, notice, speed, resume, stop], loggers)
+    devices = devices_used(config.trainer)
+    accumulated = accumulated_batches(config.data.batch_size, config.data.micro_batch_size, devices)
+    callbacks = [curve, clock, guard, notice, speed, resume, stop]
+    trainer = build_trainer(config, path, steps, callbacks, loggers, accumulated=accumulated)
     sharded = isinstance(trainer.strategy, ShardedStrategy)
     pl.seed_everything(config.seed, verbose=False)
     with torch.device("meta") if sharded else nullcontext():  # a sharded model may not fit into one process

@@ -29,6 +29,30 @@ class TrainingBatch(TypedDict):
     """int64 []: text tokens of the whole global batch; the loss is the mean over them."""
 
 
+def accumulated_batches(batch_size: int, micro_batch_size: int | None, devices: int) -> int:
+    """Return in how many equal pieces, as few as possible, a device takes its share of the `batch_size` sequences.
+
+    Args:
+        batch_size: `data.batch_size`.
+        micro_batch_size: `data.micro_batch_size`, the most sequences in a piece; None for any number.
+        devices: Of all nodes.
+
+    Raises:
+        ConfigurationError: The global batch cannot be divided over the devices.
+    """
+    if batch_size % devices:
+        raise ConfigurationError(
+            f"data.batch_size={batch_size} cannot be divided over {devices} devices; make it a multiple of {devices}, "
+            "or set trainer.devices and trainer.num_nodes so that it is."
+        )
+    share = batch_size // devices
+    return next(
+        pieces
+        for pieces in range(1, share + 1)
+        if share % pieces == 0 and share // pieces <= (micro_batch_size or share)
+    )
+
+
 def piece_size(batch_size: int, world: int, accumulated: int) -> int:
     """Return how many of the `batch_size` sequences one of `world` devices holds at a time.
 

@@ -30,7 +30,10 @@ class DataConfig:
     sequence_length: int = 2048
     """Tokens in a training sequence: the paper's n, a multiple of `model.chunk_length`."""
     batch_size: int = 256
-    """Sequences in one optimizer step, over all devices and accumulated batches."""
+    """Sequences in one optimizer step, over all devices; the number of devices does not change it."""
+    micro_batch_size: int | None = None
+    """Most sequences that a device holds at a time: it takes its share of a batch in as few equal pieces as possible,
+    and accumulates their gradients. null takes the share at once."""
     overfit_batches: int | None = None
     """Train only on the first N batches, again and again (`debug=overfit` sets 1); null trains on all the text."""
     neighbor_dropout: float = 0.0
@@ -46,6 +49,7 @@ class DataConfig:
             self,
             sequence_length=POSITIVE,
             batch_size=POSITIVE,
+            micro_batch_size=POSITIVE,
             overfit_batches=POSITIVE,
             neighbor_dropout=DROPPED,
             workers=NOT_NEGATIVE,

@@ -8,6 +8,7 @@ from retro_lab.errors import ConfigurationError
 TOKENS = "schedule.tokens sets how long to train"
 CURVE = "evaluation.curve_points and evaluation.curve_tokens set when to score during training, and on how much text"
 INSTEAD = {
+    "accumulate_grad_batches": "data.micro_batch_size sets how many sequences a device holds at a time",
     "fast_dev_run": "debug=fast tries everything in a few steps",
     "max_steps": TOKENS,
     "max_epochs": TOKENS,

@@ -8,6 +8,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.utilities import GradClipAlgorithmType
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -69,13 +70,6 @@ class RetroModule(ScoringModule):
         if self.start is not None:
             load_weights(self.model, self.start)
             self.start = None
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count the batches of earlier steps as this run cuts them: Lightning ends a step at every n-th batch."""
-        batches = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for counts in (progress["total"], progress["current"]):
-            counts.update(dict.fromkeys(counts, batches))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Apply weight decay to matrices only, and update the learning rate after each step."""
@@ -140,7 +134,8 @@ class RetroModule(ScoringModule):
         if gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         else:
-            self.log("train/gradient_norm", nn.utils.clip_grad_norm_(parameters, gradient_clip_val))
+            norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+            self.log("train/gradient_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def _is_decayed(name: str, parameter: nn.Parameter) -> bool:

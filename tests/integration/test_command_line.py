@@ -205,7 +205,7 @@ def test_retrofit_keeps_the_frozen_baseline_exactly(workplace, compared, embedde
     "arguments",
     [
         ["trainer=gpu", "trainer.accelerator=cpu", "schedule.warmup_steps=40"],
-        ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.accumulate_grad_batches=2"],
+        ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.micro_batch_size=1"],
     ],
 )
 def test_the_shipped_trainers_train_in_bfloat16(workplace, compared, embedder, arguments):

@@ -19,6 +19,8 @@ MIXED = ("trainer", "compute", "logger", "index", "callbacks", "cca")
 """Groups whose options have nothing to do with each other: one run tries one of each."""
 ALONE = ("debug", "init")
 ON_THIS_MACHINE = {
+    "trainer=fsdp": ["trainer.devices=1"],
+    "trainer=multi_node": ["trainer.devices=1", "trainer.num_nodes=1"],
     "trainer=ddp": ["trainer.devices=1"],  # two processes are started in test_command_line
     # 1,024 lists want as many chunks.
     "index=ivf_pq": [

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pipeline import CHUNK_LENGTH, RandomSentences, build_chunks, search
 
+from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.windows import Windows
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.retro import RetroModel
 from retro_lab.retrieval.config import Value
 from retro_lab.retrieval.sequences import Retrieved, Sequences
-from retro_lab.training.batches import TrainingBatches
+from retro_lab.training.batches import TrainingBatches, accumulated_batches, piece_size
 from retro_lab.training.data import RetroDataModule
 from retro_lab.training.module import RetroModule
 from retro_lab.training.schedule import WarmupCosine
@@ -127,3 +130,18 @@ def test_a_sequence_whose_neighbors_are_dropped_is_one_of_retro_off(sequences: S
         zero = torch.zeros_like(parameter)
         found, expected = (gradient if gradient is not None else zero for gradient in (gradients[name], parameter.grad))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+@given(share=st.integers(1, 500), devices=st.integers(1, 64), micro=st.none() | st.integers(1, 600))
+def test_a_device_accumulates_as_few_pieces_as_its_micro_batch_allows(
+    share: int, devices: int, micro: int | None
+) -> None:
+    pieces = accumulated_batches(share * devices, micro, devices)
+    size = piece_size(share * devices, devices, pieces)
+    assert size * pieces == share
+    assert size <= (micro or share)
+    fewer = [number for number in range(1, pieces) if share % number == 0]
+    assert all(share // number > (micro or share) for number in fewer)
+    if devices > 1:
+        with pytest.raises(ConfigurationError, match=rf"cannot be divided over {devices} devices; make it a multiple"):
+            accumulated_batches(share * devices + 1, micro, devices)

@@ -10,7 +10,8 @@ from retro_lab.errors import ConfigurationError
 from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks import compare, memory, train
 from retro_lab.tasks.assemble import without_retrieval
-from retro_lab.tasks.checks import check_start, check_training, device_count
+from retro_lab.tasks.checks import check_start, check_training
+from retro_lab.training.devices import device_count
 
 QUICKSTART = "+experiment=quickstart"
 
@@ -56,7 +57,16 @@ def test_no_setting_takes_what_is_no_number_of_its_kind(key: str, value: str) ->
         ("evaluation.stride=24", r"evaluation\.stride=24 must be a multiple of model\.chunk_length=16"),
         ("evaluation.stride=256", r"evaluation\.stride=256 .* at most data\.sequence_length=128"),
         ("data.batch_size=5 trainer.devices=2", r"data\.batch_size=5 cannot be divided over 2 devices"),
-        ("data.batch_size=4 trainer.accumulate_grad_batches=3", r"1 devices x 3 accumulated .* a multiple of 3"),
+        (
+            "trainer.accumulate_grad_batches=3",
+            r"trainer\.accumulate_grad_batches=3 cannot .*: data\.micro_batch_size sets",
+        ),
+        ("trainer.strategy=fsdp", r"trainer\.strategy=fsdp is not supported: trainer=fsdp shards the model"),
+        (
+            "trainer=fsdp trainer.accelerator=cpu trainer.devices=3 data.batch_size=8",
+            r"data\.batch_size=8 cannot be divided",
+        ),
+        ("trainer=fsdp trainer.accelerator=cpu trainer.precision=64-true", r"64-true does not work with trainer=fsdp"),
         ("trainer.devices=two", r"trainer\.devices=two is not a number of devices"),
         ("trainer.devices=[]", r"trainer\.devices=\[\] leaves nothing to train on"),
         ("trainer.precision=16", r"trainer\.precision=16 needs a GPU"),
@@ -118,7 +128,7 @@ def test_a_step_that_the_memory_cannot_hold_is_refused(monkeypatch: pytest.Monke
         match=r"data\.batch_size=1000000 makes 1,000,000 sequences .* at least .*TB, more than the 16",
     ):
         check_training(compose([QUICKSTART, *large]))
-    check_training(compose([QUICKSTART, *large, "trainer.accumulate_grad_batches=50000"]))
+    check_training(compose([QUICKSTART, *large, "data.micro_batch_size=20"]))
     with pytest.raises(ConfigurationError, match=r"size=7_5b takes at least .* use a smaller size"):
         check_training(compose(["size=7_5b", "trainer=cpu", "data.batch_size=1"]))
 
