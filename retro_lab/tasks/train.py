@@ -118,23 +118,7 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs) -> M
         config.schedule.final_ratio,
     )
     curve, clock = ValidationCurve(tokens_per_step), TrainingClock()
-    guard = DivergenceGuard(
-        f"Try an optimizer.lr below {config.optimizer.lr}, or more schedule.warmup_steps, under a new name "
-        f"(name=NAME). Earlier checkpoints are kept in {path / CHECKPOINT.parent}."
-    )
-    notice = LongTrainingNotice(tokens_per_step)
-    stop, resume = StopWhenAsked(path / CHECKPOINT), ResumeAtStep()
-    trainer = build_trainer(config, path, steps, [curve, clock, guard, notice, resume, stop])
     scored = sorted({0, k})
-    module = RetroModule(
-        model,
-        k,
-        scored,
-        instantiate(config.optimizer),
-        schedule,
-        config.seed,
-        compile=config.compute.compile,
-    )
     data = RetroDataModule(
         sequences(config, train, database),
         windows(config, validation, database, scored, config.evaluation.curve_tokens),
@@ -144,6 +128,24 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs) -> M
         workers=config.data.workers,
         overfit_batches=config.data.overfit_batches,
         neighbor_dropout=config.data.neighbor_dropout,
+    )
+    guard = DivergenceGuard(
+        config.schedule.max_skipped_steps,
+        data.documents,
+        f"Try an optimizer.lr below {config.optimizer.lr}, or more schedule.warmup_steps, under a new name "
+        f"(name=NAME). Earlier checkpoints are kept in {path / CHECKPOINT.parent}.",
+    )
+    notice = LongTrainingNotice(tokens_per_step)
+    stop, resume = StopWhenAsked(path / CHECKPOINT), ResumeAtStep()
+    trainer = build_trainer(config, path, steps, [curve, clock, guard, notice, resume, stop])
+    module = RetroModule(
+        model,
+        k,
+        scored,
+        instantiate(config.optimizer),
+        schedule,
+        config.seed,
+        compile=config.compute.compile,
     )
     _announce(config, model, inputs, trainer, schedule, path)
     if trainer.is_global_zero:
@@ -162,6 +164,7 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs) -> M
         steps=trainer.global_step,
         planned_steps=steps if stopped else None,
         stopped=stopped,
+        skipped_steps=guard.skipped,
         flops=TRAINING_TO_FORWARD * mean_token_flops(settings, k, settings.sequence_length) * tokens,
         seconds=round(clock.seconds, 1),
         seed=config.seed,

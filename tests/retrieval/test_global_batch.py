@@ -127,3 +127,25 @@ def test_a_sequence_whose_neighbors_are_dropped_is_one_of_retro_off(sequences: S
         zero = torch.zeros_like(parameter)
         found, expected = (gradient if gradient is not None else zero for gradient in (gradients[name], parameter.grad))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("repeated", [None, 2])
+def test_the_documents_of_a_step_are_those_of_the_tokens_that_it_reads(
+    sequences: Sequences, repeated: int | None
+) -> None:
+    """Each sequence is looked for in the whole text, token by token."""
+    store = sequences.store
+    windows = Windows(sequences, CHUNK_LENGTH, 1, 0, 1.0)
+    data = RetroDataModule(sequences, windows, batch_size=BATCH_SIZE, k=0, seed=1, workers=0, overfit_batches=repeated)
+    batches = TrainingBatches(sequences, BATCH_SIZE, 0, 1, start_step=5, repeated=repeated)
+    tokens = next(iter(batches))["batch"]["tokens"].numpy()
+    text, length = store.read(np.arange(store.chunks)), sequences.chunks_per_sequence
+    found = {
+        chunk + offset
+        for row in tokens
+        for chunk in range(store.chunks - length + 1)
+        if np.array_equal(text[chunk : chunk + length].ravel(), row)
+        for offset in range(length)
+    }
+    expected = {int(store.document_of(np.array([chunk]))[0]) for chunk in found}
+    assert set(data.documents(5)) == set(store.document_ids(np.array(sorted(expected))))
