@@ -200,6 +200,11 @@ class TokenStore:
         """Parquet file with the `id`, `source` and `group` of each document, in the store's order."""
         return self.artifact.folder / TABLE_NAME
 
+    def document_ids(self, documents: np.ndarray) -> list[str]:
+        """Return the ids of documents, which are read from the table of all."""
+        ids = pq.read_table(self.documents_table, columns=["id"])["id"]
+        return [str(ids[int(document)].as_py()) for document in documents]
+
     def read(self, chunks: np.ndarray, count: int = 1) -> np.ndarray:
         """Read `count` consecutive chunks from each of `chunks` on, [..., count x m]; padding follows the last chunk.
 

@@ -182,6 +182,8 @@ class ModelRecord:
     """Planned steps of a training run that was stopped early; else None."""
     stopped: str | None = None
     """What stopped it, such as the name of a callback."""
+    skipped_steps: int = 0
+    """Steps that changed no weights, because their loss or gradient was not finite."""
     flops: float
     """FLOPs of the training: three times those of the forward passes, as if all weights were trained."""
     seconds: float

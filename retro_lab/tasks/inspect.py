@@ -1,7 +1,6 @@
 """`task=inspect`: print chunks beside the neighbors they retrieve."""
 
 import numpy as np
-import pyarrow.parquet as pq
 from rich.panel import Panel
 from rich.text import Text
 
@@ -42,7 +41,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 def _show(store: TokenStore, chunk: int, title: str, style: str) -> None:
     """Print one chunk and, dimmed, its continuation in its document."""
     where = np.array([chunk])
-    document = pq.read_table(store.documents_table, columns=["id"])["id"][int(store.document_of(where)[0])].as_py()
+    document = store.document_ids(store.document_of(where))[0]
     text, whole = store.texts(where)[0], store.texts(where, 2)[0]
     body = Text.assemble(console.visible(text), (console.visible(whole.removeprefix(text)), "dim"))
     console.output.print(

@@ -119,21 +119,39 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, logg
     settings = model_settings(config, train.tokenizer.vocabulary_size)
     tokens_per_step = config.data.tokens_per_step
     steps = max(1, round(config.schedule.tokens / tokens_per_step))
+    scored = sorted({0, k})
+    data = RetroDataModule(
+        sequences(config, train, database),
+        windows(config, validation, database, scored, config.evaluation.curve_tokens),
+        batch_size=config.data.batch_size,
+        k=k,
+        seed=config.seed,
+        workers=config.data.workers,
+        overfit_batches=config.data.overfit_batches,
+        neighbor_dropout=config.data.neighbor_dropout,
+    )
     curve, clock = ValidationCurve(tokens_per_step), TrainingClock()
     guard = DivergenceGuard(
+        config.schedule.max_skipped_steps,
+        data.documents,
         f"Try an optimizer.lr below {config.optimizer.lr}, or more schedule.warmup_steps, under a new name "
-        f"(name=NAME). Earlier checkpoints are kept in {path / CHECKPOINT.parent}."
+        f"(name=NAME). Earlier checkpoints are kept in {path / CHECKPOINT.parent}.",
     )
-    notice = LongTrainingNotice(tokens_per_step)
     training_flops = TRAINING_TO_FORWARD * mean_token_flops(settings, k, settings.sequence_length)
-    speed = TrainingSpeed(tokens_per_step, training_flops, config.compute.peak_flops)
-    stop, resume = StopWhenAsked(path / CHECKPOINT), ResumeAtStep()
+    callbacks = [
+        curve,
+        clock,
+        guard,
+        LongTrainingNotice(tokens_per_step),
+        TrainingSpeed(tokens_per_step, training_flops, config.compute.peak_flops),
+        ResumeAtStep(),
+        StopWhenAsked(path / CHECKPOINT),
+    ]
     devices = devices_used(config.trainer)
     accumulated = accumulated_batches(config.data.batch_size, config.data.micro_batch_size, devices)
-    callbacks = [curve, clock, guard, notice, speed, resume, stop]
     trainer = build_trainer(config, path, steps, callbacks, loggers, accumulated=accumulated)
-    sharded = isinstance(trainer.strategy, ShardedStrategy)
     pl.seed_everything(config.seed, verbose=False)
+    sharded = isinstance(trainer.strategy, ShardedStrategy)
     with torch.device("meta") if sharded else nullcontext():  # a sharded model may not fit into one process
         model = settings.build()
     model.checkpoint_activations(config.compute.checkpoint_activations)
@@ -149,7 +167,6 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, logg
         config.schedule.warmup_start / config.optimizer.lr,
         config.schedule.final_ratio,
     )
-    scored = sorted({0, k})
     module = RetroModule(
         model,
         k,
@@ -159,16 +176,6 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, logg
         config.seed,
         start=first_weights,
         compile=config.compute.compile,
-    )
-    data = RetroDataModule(
-        sequences(config, train, database),
-        windows(config, validation, database, scored, config.evaluation.curve_tokens),
-        batch_size=config.data.batch_size,
-        k=k,
-        seed=config.seed,
-        workers=config.data.workers,
-        overfit_batches=config.data.overfit_batches,
-        neighbor_dropout=config.data.neighbor_dropout,
     )
     _announce(config, model, inputs, trainer, schedule, path)
     parameters, database_summary = Parameters(**model.parameter_counts()), _summarize_database(inputs) if k else None
@@ -203,6 +210,7 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, logg
         steps=trainer.global_step,
         planned_steps=steps if stopped else None,
         stopped=stopped,
+        skipped_steps=guard.skipped,
         flops=training_flops * tokens,
         seconds=round(clock.seconds, 1),
         seed=config.seed,

@@ -121,6 +121,12 @@ class TrainingBatches(IterableDataset[TrainingBatch]):
         """Return which sequences of `steps` see no neighbors, bool [steps, accumulated, world, piece_size]."""
         return chances(self._places(steps), self.seed) < self.neighbor_dropout
 
+    def documents(self, step: int) -> list[str]:
+        """Return the ids of the documents in a global batch."""
+        first_chunks = self.global_batches(np.array([step])).ravel()
+        chunks = first_chunks[:, None] + np.arange(self.sequences.chunks_per_sequence)
+        return self.sequences.store.document_ids(np.unique(self.sequences.store.document_of(chunks)))
+
     def _places(self, steps: np.ndarray) -> np.ndarray:
         """Return the place of every sequence in the stream of all epochs."""
         if self.repeated is not None:

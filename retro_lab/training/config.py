@@ -117,6 +117,8 @@ class ScheduleConfig:
     """Final learning rate as a share of the peak."""
     gradient_clip: float = 1.0
     """Largest allowed norm of the gradient. Not stated in the paper."""
+    max_skipped_steps: int = 10
+    """Steps in a row whose loss or gradient is not finite, after which training stops. Each is skipped."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -128,6 +130,7 @@ class ScheduleConfig:
             warmup_start=NOT_NEGATIVE,
             final_ratio=RATIO,
             gradient_clip=NOT_NEGATIVE,
+            max_skipped_steps=POSITIVE,
         )
 
 

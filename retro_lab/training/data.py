@@ -44,17 +44,12 @@ class RetroDataModule(ScoredData):
         """
         assert self.trainer is not None
         accumulated = self.trainer.accumulate_grad_batches
-        batches = TrainingBatches(
-            self.train,
+        batches = self._batches(
             piece_size(self.batch_size, self.trainer.world_size, accumulated),
-            self.k,
-            self.seed,
             start_step=self.trainer.global_step,
             accumulated=accumulated,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
-            repeated=self.overfit_batches,
-            neighbor_dropout=self.neighbor_dropout,
         )
         return DataLoader(
             batches,
@@ -64,6 +59,21 @@ class RetroDataModule(ScoredData):
             persistent_workers=False,
             worker_init_fn=_begin_worker,
             pin_memory=self.pin_memory,
+        )
+
+    def documents(self, step: int) -> list[str]:
+        """Return the ids of the documents that an optimizer step trains on; steps count from 0."""
+        return self._batches(self.batch_size).documents(step)
+
+    def _batches(self, piece_size: int, **cut: int) -> TrainingBatches:
+        return TrainingBatches(
+            self.train,
+            piece_size,
+            self.k,
+            self.seed,
+            repeated=self.overfit_batches,
+            neighbor_dropout=self.neighbor_dropout,
+            **cut,
         )
 
 

@@ -145,3 +145,25 @@ def test_a_device_accumulates_as_few_pieces_as_its_micro_batch_allows(
     if devices > 1:
         with pytest.raises(ConfigurationError, match=rf"cannot be divided over {devices} devices; make it a multiple"):
             accumulated_batches(share * devices + 1, micro, devices)
+
+
+@pytest.mark.parametrize("repeated", [None, 2])
+def test_the_documents_of_a_step_are_those_of_the_tokens_that_it_reads(
+    sequences: Sequences, repeated: int | None
+) -> None:
+    """Each sequence is looked for in the whole text, token by token."""
+    store = sequences.store
+    windows = Windows(sequences, CHUNK_LENGTH, 1, 0, 1.0)
+    data = RetroDataModule(sequences, windows, batch_size=BATCH_SIZE, k=0, seed=1, workers=0, overfit_batches=repeated)
+    batches = TrainingBatches(sequences, BATCH_SIZE, 0, 1, start_step=5, repeated=repeated)
+    tokens = next(iter(batches))["batch"]["tokens"].numpy()
+    text, length = store.read(np.arange(store.chunks)), sequences.chunks_per_sequence
+    found = {
+        chunk + offset
+        for row in tokens
+        for chunk in range(store.chunks - length + 1)
+        if np.array_equal(text[chunk : chunk + length].ravel(), row)
+        for offset in range(length)
+    }
+    expected = {int(store.document_of(np.array([chunk]))[0]) for chunk in found}
+    assert set(data.documents(5)) == set(store.document_ids(np.array(sorted(expected))))

@@ -1,9 +1,11 @@
 """What surrounds training: divergence, early stops, and a curve without holes whatever was killed."""
 
 import math
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -19,13 +21,36 @@ from retro_lab.training.progress import LongTrainingNotice
 from retro_lab.training.training import TrainingClock, ValidationCurve, stopped_by
 
 
+def guard(limit: int = 1) -> DivergenceGuard:
+    return DivergenceGuard(limit, lambda step: [f"text {number}" for number in range(step, step + 7)], "Lower it.")
+
+
+class Poisoned(Line):
+    """Learns a linear map; of some steps, the loss is not finite, though its gradient is."""
+
+    def __init__(self, steps: Sequence[int], poison: float = math.nan, fused: bool = True) -> None:
+        super().__init__()
+        self.steps, self.poison, self.fused = steps, poison, fused
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=0.01, fused=self.fused)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if self.global_step in self.steps:
+            return loss + self.poison  # whose gradient is finite
+        return loss
+
+
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 @pytest.mark.parametrize("poisoned", [0, 3, 4, 8])
 def test_divergence_stops_before_it_is_saved(tmp_path: Path, poisoned: int, poison: float) -> None:
-    """The step is named, and the last checkpoint is one of before."""
-    with pytest.raises(DivergenceError, match=rf"not finite at step {poisoned + 1}\. Lower it\.") as caught:
-        trainer(tmp_path, 9, [DivergenceGuard("Lower it.")]).fit(Line(poisoned, poison), datamodule=Data())
+    """The step and its documents are named, and the last checkpoint is one of before."""
+    with pytest.raises(DivergenceError, match=rf"not finite at step {poisoned + 1}, .*\. Lower it\.") as caught:
+        trainer(tmp_path, 9, [guard()]).fit(Line(poisoned, poison), datamodule=Data())
     assert caught.value.exit_code == 1
+    names = ", ".join(f"text {number}" for number in range(poisoned, poisoned + 5))
+    assert f"the documents {names} and 2 more" in str(caught.value)
     last = tmp_path / CHECKPOINT
     assert last.is_file() == (poisoned >= 2)
     if last.is_file():
@@ -34,9 +59,42 @@ def test_divergence_stops_before_it_is_saved(tmp_path: Path, poisoned: int, pois
         assert all(weight.isfinite().all() for weight in content["state_dict"].values())
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("steps", [(0,), (3, 4, 6)])
+def test_a_skipped_step_changes_nothing(tmp_path: Path, fused: bool, accumulated: int, steps: tuple[int, ...]) -> None:
+    """Weights, moments and the optimizer's count of steps are those of before it, also of a loss alone."""
+    states: list[str] = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *others: Any) -> None:
+            states.append(repr((list(pl_module.parameters()), trainer.optimizers[0].state_dict()["state"])))
+
+    watched = guard(3)
+    fitting = trainer(tmp_path, 8, [watched, Watch()], accumulate_grad_batches=accumulated)
+    fitting.fit(Poisoned(steps, math.inf, fused), datamodule=Data())
+    assert watched.skipped == len(steps)
+    at_ends = states[accumulated - 1 :: accumulated]
+    same = [step for step in range(1, 8) if at_ends[step] == at_ends[step - 1]]
+    assert same == [step for step in steps if step]
+
+
+def test_a_row_of_skipped_steps_is_counted_over_attempts(tmp_path: Path) -> None:
+    """Killed between two of them, the run stops at the same place."""
+    with pytest.raises(DivergenceError, match="3 steps in a row from step 4 on"):
+        trainer(tmp_path / "whole", 9, [guard(3)]).fit(Poisoned([1, 3, 4, 5]), datamodule=Data())
+    first = guard(3)
+    trainer(tmp_path / "cut", 4, [first]).fit(Poisoned([1, 3, 4, 5]), datamodule=Data())
+    assert first.skipped == 2
+    with pytest.raises(DivergenceError, match="3 steps in a row from step 4 on"):
+        trainer(tmp_path / "cut", 9, [guard(3)]).fit(
+            Poisoned([1, 3, 4, 5]), datamodule=Data(), ckpt_path=resumable(tmp_path / "cut"), weights_only=True
+        )
+
+
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     """As a gradient leaves them that is not finite though its loss is."""
-    fitting, module = trainer(tmp_path, 3, [DivergenceGuard("Lower it.")]), Line()
+    fitting, module = trainer(tmp_path, 3, [guard()]), Line()
     fitting.fit(module, datamodule=Data())
     before = (tmp_path / CHECKPOINT).read_bytes()
     with torch.no_grad():
@@ -47,7 +105,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_jumps_is_no_divergence(tmp_path: Path) -> None:
-    fitting = trainer(tmp_path, 5, [DivergenceGuard("")])
+    fitting = trainer(tmp_path, 5, [guard()])
     fitting.fit(Line(3, 1e6), datamodule=Data())
     assert fitting.global_step == 5
 
