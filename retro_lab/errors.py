@@ -22,6 +22,10 @@ class ArtifactError(RetroLabError):
     """An artifact on disk that is missing, damaged, or cannot be written."""
 
 
+class ClusterError(RetroLabError):
+    """A cluster that is not there, does not answer, or refuses a job."""
+
+
 class RunInUseError(RetroLabError):
     """A run folder that another command is writing to, whose outcome is that command's to note down."""
 
@@ -30,3 +34,13 @@ class DivergenceError(RetroLabError, ArithmeticError):
     """A training of which loss, weights or scores are no longer finite: not a wrong command, but a failed run."""
 
     exit_code = 1
+
+
+class PreemptedError(BaseException):
+    """A command that a signal asked to stop: neither a failure nor something to catch and go on after.
+
+    Like `KeyboardInterrupt` it is no `Exception`, so that no library takes it for a failure of its own.
+    """
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h: the same command goes on where this one stopped."""

@@ -45,7 +45,7 @@ from retro_lab.training.data import RetroDataModule
 from retro_lab.training.divergence import DivergenceGuard
 from retro_lab.training.loggers import finish_loggers
 from retro_lab.training.module import RetroModule, freeze_all_but_retrieval
-from retro_lab.training.progress import LongTrainingNotice
+from retro_lab.training.progress import LongTrainingNotice, ProgressFile
 from retro_lab.training.schedule import WarmupCosine
 from retro_lab.training.training import TrainingClock, ValidationCurve, fit, load_baseline_weights, stopped_by
 
@@ -121,8 +121,8 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs) -> M
         f"Try an optimizer.lr below {config.optimizer.lr}, or more schedule.warmup_steps, under a new name "
         f"(name=NAME). Earlier checkpoints are kept in {path / CHECKPOINT.parent}."
     )
-    notice = LongTrainingNotice(tokens_per_step)
-    trainer = build_trainer(config, path, steps, [curve, clock, guard, notice])
+    watchers = [LongTrainingNotice(tokens_per_step), ProgressFile(tokens_per_step, path)]
+    trainer = build_trainer(config, path, steps, [curve, clock, guard, *watchers])
     scored = sorted({0, k})
     module = RetroModule(
         model,
