@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from retro_lab import ranks
 from retro_lab.errors import ConfigurationError
 from retro_lab.runs.folder import BASELINE, RunFolder
 from retro_lab.runs.trained_model import has_model
@@ -62,10 +63,24 @@ def check_trainer(trainer: Mapping[str, Any], accelerator: str | None = None) ->
     """
     check_trainer_settings(trainer)
     checked_precision(trainer.get("precision"), accelerator or str(trainer.get("accelerator", "auto")))
-    device_count(trainer)
+    _check_processes(device_count(trainer))
     accumulated = trainer.get("accumulate_grad_batches", 1)
     if accumulated is not None and (not isinstance(accumulated, int) or accumulated < 1):
         raise ConfigurationError(f"trainer.accumulate_grad_batches must be a positive whole number, not {accumulated}.")
+
+
+def _check_processes(devices: int | None) -> None:
+    """Refuse processes of a launcher that Lightning would leave to train a model each, on one device.
+
+    Raises:
+        ConfigurationError: `torchrun` or `srun` started another number of processes than there are devices.
+    """
+    started = ranks.current().world
+    if devices is not None and started not in (1, devices):
+        raise ConfigurationError(
+            f"{started} processes were started for {devices} device{'s' if devices > 1 else ''}: let trainer.devices "
+            f"(on each machine) times trainer.num_nodes be {started}, as with trainer=ddp trainer.devices={started}."
+        )
 
 
 def check_batch(config: RunConfig, devices: int) -> int:
