@@ -20,6 +20,7 @@ from types import FrameType
 
 from retro_lab import console, preemption, slurm
 from retro_lab.cluster.files import JobFiles, JobState, last_line
+from retro_lab.cluster.look import WAITING
 from retro_lab.errors import ClusterError, PreemptedError, RetroLabError
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
@@ -117,7 +118,12 @@ def _again(files: JobFiles, state: JobState, reason: str) -> int:
     submitted = files.submitted() or {"requeues": 0}
     if state.attempts > submitted["requeues"]:
         return _fail(files, state, f"{reason}, and it was queued again {state.attempts - 1} times; submit it again.", 1)
-    if slurm.queue().get(str(state.job)) != "RUNNING":
+    while (place := slurm.queue().get(str(state.job))) == "COMPLETING":  # SLURM is ending the job, and may kill this
+        time.sleep(1)
+    if place in WAITING:  # it found the lost node by itself
+        files.note_state(replace(state, status="waiting"))
+        return 0
+    if place != "RUNNING":
         return _fail(files, state, f"canceled ({reason}); submit it again to go on.", 1)
     print(f"job {state.job} is queued again: {reason}", flush=True)
     files.note_state(replace(state, status="waiting"))

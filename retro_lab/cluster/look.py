@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retro_lab.cluster.files import JobFiles, Status, last_line
-from retro_lab.training.progress import PROGRESS_NAME
+from retro_lab.runs.folder import PROGRESS_NAME
 
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT", "CONFIGURING")
 """States in SLURM's queue before a job runs."""
@@ -39,12 +39,14 @@ def standing(files: JobFiles, queue: Mapping[str, str] | None) -> Standing | Non
         return None
     if state.status == "done":
         return Standing(status="done", job=job)
+    if queue is not None and queue.get(job) in WAITING:  # whatever its last attempt came to
+        return Standing(status="waiting", job=job)
     if state.status == "failed":
         return Standing(status="failed", job=job, error=last_line(state.error or ""))
     if queue is None:
         return Standing(status=state.status, job=job)
     if job in queue:
-        return Standing(status="waiting" if queue[job] in WAITING else "running", job=job)
+        return Standing(status="running", job=job)
     again = files.state  # it may have ended since
     if again != state:
         return standing(files, queue)

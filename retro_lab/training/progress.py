@@ -11,15 +11,15 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from retro_lab import console
 from retro_lab.artifacts.manifest import write_json
+from retro_lab.runs.folder import PROGRESS_NAME
 
 SECONDS_PER_DAY = 86_400
 MEASURED_STEPS = 10
 """Steps over which the training rate is measured."""
 LOSS_INTERVAL = 10
 """Steps between reads of the loss, each of which waits for the device."""
-PROGRESS_NAME = "progress.json"
 PROGRESS_SECONDS = 5.0
-"""Seconds between two writes of that file."""
+"""Seconds between two writes of the progress file."""
 
 
 class TokenProgress(ProgressBar):

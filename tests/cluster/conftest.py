@@ -74,6 +74,10 @@ class Lab:
         path = self.folder / "outputs" / run / "job" / "output.log"
         return path.read_text() if path.is_file() else ""
 
+    def down(self) -> str:
+        """Return the nodes that SLURM knows to be lost."""
+        return self.cluster.run("sinfo", "--noheader", "--states=down", "--format=%n")
+
     def ended(self, *runs: str) -> Callable[[], bool]:
         """Return a function that tells whether jobs have ended; a job in the queue starts at its earliest."""
 

@@ -99,7 +99,7 @@ class TwoNodes:
         slurmd = self.processes.pop(node)
         os.kill(slurmd.pid, signal.SIGKILL)
         slurmd.wait()
-        tasks = self._tasks_of(node)
+        tasks = self.tasks_of(node)
         for process in [*map(_parent, tasks), *tasks]:  # the parent of a task is the step, which would tell of its end
             try:
                 os.kill(process, signal.SIGKILL)
@@ -129,7 +129,7 @@ class TwoNodes:
         )  # fmt: skip
         return done.stdout.split()
 
-    def _tasks_of(self, node: str) -> list[int]:
+    def tasks_of(self, node: str) -> list[int]:
         """Return the processes that run on a node for this cluster's jobs and are not started by one of them."""
         marks = {f"SLURM_CONF={self.environment['SLURM_CONF']}".encode(), f"SLURMD_NODENAME={node}".encode()}
         found = []
