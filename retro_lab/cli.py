@@ -57,6 +57,14 @@ def main() -> None:
             return
         register()
         remember_command()
+        if sys.argv[1:2] == ["submit"]:
+            importlib.import_module("retro_lab.cluster.submit").submit(sys.argv[2:])
+            sys.stdout.flush()
+            return
+        if sys.argv[1:2] == ["status"]:
+            code = importlib.import_module("retro_lab.cluster.status").status(sys.argv[2:])
+            sys.stdout.flush()
+            sys.exit(code)
         sys.argv[1:] = complete(sys.argv[1:])
         with preemption.handled(*_stopping_signals()):
             _hydra_main()

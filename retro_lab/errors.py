@@ -22,6 +22,10 @@ class ArtifactError(RetroLabError):
     """An artifact on disk that is missing, damaged, or cannot be written."""
 
 
+class ClusterError(RetroLabError):
+    """A cluster that is not there, does not answer, or refuses a job."""
+
+
 class RunInUseError(RetroLabError):
     """A run folder that another command is writing to, whose outcome is that command's to note down."""
 

@@ -54,8 +54,6 @@ def check(config: DictConfig) -> None:
         OmegaConfBaseException: An interpolation refers to nothing.
     """
     _check_keys(config, "")
-    if "submitit" in config.hydra.launcher._target_:
-        _check_keys(config.hydra.launcher, "hydra.launcher.")
     name = config.name
     if name is not None and (not re.fullmatch(FOLDER_NAME, name) or name in RESERVED):
         raise ConfigurationError(f"name={name} cannot name a folder; use letters, digits and, after one, _ . , = + -.")

@@ -31,7 +31,7 @@ from retro_lab.config.strings import shell_override, takes_text
 from retro_lab.errors import ConfigurationError, RetroLabError
 from retro_lab.runs.naming import override_key
 
-LAUNCHER_EXTRA = "submitit"
+LAUNCHER = "hydra/launcher"
 ALIKE, VERY_ALIKE = 0.6, 0.8
 """Likeness, of at most 1, from which a name passes for another mistyped: in its place, and without regard to place."""
 CONFIGURABLE_CAUSES = (TypeError, ValueError, ImportError, AttributeError)
@@ -175,8 +175,8 @@ def _likeness(name: str, candidate: str) -> float:
 
 
 def _no_option(group: str, option: str, offered: Iterable[str] | None = None) -> str:
-    if option.startswith(LAUNCHER_EXTRA):
-        return "hydra/launcher=slurm needs the package hydra-submitit-launcher: pip install 'retro_lab[slurm]'."
+    if group == LAUNCHER:
+        return f"There is no {group}={option}; `retro-lab submit` with the same overrides sends jobs to a cluster."
     known = sorted(offered or options(group))
     near = nearest(option, known)
     guess = f"; did you mean {near}?" if near else "."

@@ -31,13 +31,15 @@ retro_lab: retrieval-enhanced language models, configured through Hydra
   python -m retro_lab +sweep=NAME [KEY=VALUE ...]         run every cell of a sweep and make its table
   python -m retro_lab task=TASK +experiment=NAME          run one task of an experiment
   python -m retro_lab +experiment=NAME --cfg job          print the configuration and stop
+  python -m retro_lab submit [KEY=VALUE ...]              run any of these as jobs of a SLURM cluster
+  python -m retro_lab status [FOLDER]                     show the jobs that were submitted
   python -m retro_lab --help GROUP                        explain the settings of a group
 
 If interrupted, run the same command again: it resumes, and reuses everything already built."""
 
 EXAMPLES = """\
 Overrides: retrieval.k=4, database.fraction=0.1, size=425m, init=retrofit, data.batch_size=8, name=my_run
-Several values: -m retrieval.k=1,2,4 runs each; hydra/launcher=slurm sends them to a cluster
+Several values: -m retrieval.k=1,2,4 runs each; submit -m retrieval.k=1,2,4 on a cluster
 Your own corpus: corpus=local corpus.path=FILE.jsonl corpus.text_field=text
 Your own experiments: ./experiments/NAME.yaml and ./sweeps/NAME.yaml in the working directory
 Completion: eval "$(retro-lab -sc install=bash)"; more on Hydra's own flags: --hydra-help"""

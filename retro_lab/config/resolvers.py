@@ -104,26 +104,8 @@ def equal_widths(*, _root_: DictConfig) -> bool:
     return bool(_root_.size.width == _root_.size.encoder_width)
 
 
-def tasks_per_node(*, _root_: DictConfig) -> int:
-    """Resolve `${tasks_per_node:}`: the processes that SLURM starts on a node, one for each device.
-
-    Raises:
-        ConfigurationError: `trainer.devices` is not a number, which SLURM has to know beforehand.
-    """
-    devices: Any = _root_.trainer.devices
-    if not isinstance(devices, int) or devices < 1:
-        raise ConfigurationError(f"SLURM needs trainer.devices as a number, for example 8; got {devices}.")
-    return devices
-
-
-def gpus_per_node(*, _root_: DictConfig) -> int | None:
-    """Resolve `${gpus_per_node:}`: none where the processor trains, else one for each process."""
-    return None if _root_.trainer.accelerator == "cpu" else tasks_per_node(_root_=_root_)
-
-
 RESOLVERS = (
     run_name, run_dir, cell_name, group_name, option_of, tokens_of_steps, layers_from, middle_layer, equal_widths,
-    tasks_per_node, gpus_per_node,
 )  # fmt: skip
 
 

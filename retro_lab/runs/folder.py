@@ -29,6 +29,8 @@ MODELS = (BASELINE, LONGER_BASELINE, RETRO)
 """Models of a run: the baseline was trained on RETRO's tokens, the longer one with RETRO's training FLOPs."""
 CONFIG_NAME = "config.yaml"
 FAILURE_NAME = "failed.json"
+PROGRESS_NAME = "progress.json"
+"""File in the folder of a model in training: its step and its tokens per second."""
 LOCK_NAME = ".lock"
 UNUSED = (CONFIG_NAME, LOCK_NAME)
 """Files in a folder that no run has written anything to yet."""

@@ -7,6 +7,7 @@ are checked where their group is defined, as soon as a configuration is composed
 from collections.abc import Mapping
 from typing import Any
 
+from retro_lab import ranks
 from retro_lab.errors import ConfigurationError
 from retro_lab.runs.folder import BASELINE, RunFolder
 from retro_lab.runs.trained_model import has_model
@@ -67,7 +68,21 @@ def check_trainer(trainer: Mapping[str, Any], accelerator: str | None = None) ->
             f"trainer.precision={trainer.get('precision')} does not work with trainer=fsdp; use one of "
             f"{', '.join(SHARDED_PRECISIONS)}."
         )
-    device_count(trainer)
+    _check_processes(device_count(trainer))
+
+
+def _check_processes(devices: int | None) -> None:
+    """Refuse processes of a launcher that Lightning would leave to train a model each, on one device.
+
+    Raises:
+        ConfigurationError: `torchrun` or `srun` started another number of processes than there are devices.
+    """
+    started = ranks.current().world
+    if devices is not None and started not in (1, devices):
+        raise ConfigurationError(
+            f"{started} processes were started for {devices} device{'s' if devices > 1 else ''}: let trainer.devices "
+            f"(on each machine) times trainer.num_nodes be {started}, as with trainer=ddp trainer.devices={started}."
+        )
 
 
 def check_batch(config: RunConfig, devices: int) -> int:

@@ -3,6 +3,7 @@
 The command line composes it (`retro_lab.config`) and passes it to the `run(config, folder)` of a task.
 """
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -11,7 +12,7 @@ from retro_lab.corpus.config import CorpusConfig, DecontaminationConfig, Dedupli
 from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.config import EvaluationConfig, check_stride
 from retro_lab.model.config import ModelConfig, SizeConfig
-from retro_lab.ranges import POSITIVE, SEED, SHARE, check_ranges
+from retro_lab.ranges import NOT_NEGATIVE, POSITIVE, SEED, SHARE, check_ranges
 from retro_lab.retrieval.config import DatabaseConfig, EmbedderConfig, IndexConfig, RetrievalConfig, check_length
 from retro_lab.training.config import ComputeConfig, DataConfig, InitConfig, OptimizerConfig, ScheduleConfig
 
@@ -122,6 +123,58 @@ class PlanConfig(TaskConfig):
         )
 
 
+TIME = r"\d+(-\d+(:\d+){0,2}|(:\d+){1,2})?"
+"""How SLURM writes a duration: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes ..."""
+
+
+@dataclass(kw_only=True)
+class ClusterConfig:
+    """What a job of `retro-lab submit` asks SLURM for; nodes, processes and GPUs follow from `trainer`."""
+
+    partition: str | None = None
+    """Partition; null is the cluster's default."""
+    account: str | None = None
+    """Account to charge; null is the cluster's default."""
+    time: str | None = None
+    """Time limit as SLURM writes it, such as 24:00:00 or 2-00:00; null is the partition's. A job that reaches it saves
+    its state and is queued again."""
+    cpus_per_task: int = 8
+    """Processor cores of each process."""
+    mem: str | None = None
+    """Memory of each node, such as 64G; null is the cluster's default."""
+    options: list[str] = field(default_factory=list)
+    """Other options of sbatch, each as one text, such as --qos=high or --constraint=h100."""
+    setup: list[str] = field(default_factory=list)
+    """Shell commands that a job runs before it starts the processes, such as module load cuda."""
+    signal_seconds: int = 120
+    """Seconds before the time limit at which SLURM signals the job to save its state. A step, and writing a checkpoint,
+    must take less."""
+    requeues: int = 100
+    """How many times a job may be queued again after a time limit, a preemption or the loss of a node."""
+    array_parallelism: int | None = None
+    """Cells of a sweep that may run at the same time; null sets no limit."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ConfigurationError: A number is out of its range, or `time` or one of `options` is not of SLURM's form.
+        """
+        check_ranges(
+            "cluster",
+            self,
+            cpus_per_task=POSITIVE,
+            signal_seconds=POSITIVE,
+            requeues=NOT_NEGATIVE,
+            array_parallelism=POSITIVE,
+        )
+        if self.time is not None and not re.fullmatch(TIME, self.time):
+            raise ConfigurationError(f"cluster.time={self.time} is not a duration; write 24:00:00 or 2-00:00.")
+        for option in self.options:
+            if not option.startswith("-") or "\n" in option:
+                raise ConfigurationError(f"cluster.options: {option} is not an option of sbatch, such as --qos=high.")
+
+
 @dataclass(kw_only=True)
 class PathsConfig:
     """Folders."""
@@ -160,6 +213,7 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     paths: PathsConfig
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     # These three have no schema: Lightning checks them itself, and users add their own entries by name.
     trainer: dict[str, Any]
     """Arguments of Lightning's Trainer."""

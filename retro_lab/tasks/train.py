@@ -53,7 +53,7 @@ from retro_lab.training.devices import devices_used
 from retro_lab.training.divergence import DivergenceGuard
 from retro_lab.training.loggers import build_loggers, describe_run, finish_loggers, log_scores, reopen_loggers
 from retro_lab.training.module import RetroModule, freeze_all_but_retrieval
-from retro_lab.training.progress import LongTrainingNotice
+from retro_lab.training.progress import LongTrainingNotice, ProgressFile
 from retro_lab.training.schedule import WarmupCosine
 from retro_lab.training.sharding import ShardedStrategy
 from retro_lab.training.speed import TrainingSpeed
@@ -143,6 +143,7 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, logg
         clock,
         guard,
         LongTrainingNotice(tokens_per_step),
+        ProgressFile(tokens_per_step, path),
         TrainingSpeed(tokens_per_step, training_flops, config.compute.peak_flops),
         ResumeAtStep(),
         StopWhenAsked(path / CHECKPOINT),

@@ -1,7 +1,8 @@
 """Progress bars for training and evaluation, with rate and time left, and a notice before long training runs."""
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,12 +10,16 @@ from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.trainer.states import TrainerFn
 
 from retro_lab import console
+from retro_lab.artifacts.manifest import write_json
+from retro_lab.runs.folder import PROGRESS_NAME
 
 SECONDS_PER_DAY = 86_400
 MEASURED_STEPS = 10
 """Steps over which the training rate is measured."""
 LOSS_INTERVAL = 10
 """Steps between reads of the loss, each of which waits for the device."""
+PROGRESS_SECONDS = 5.0
+"""Seconds between two writes of the progress file."""
 
 
 class TokenProgress(ProgressBar):
@@ -78,6 +83,35 @@ class TokenProgress(ProgressBar):
 
     def enable(self) -> None:
         """Do nothing, likewise."""
+
+
+class ProgressFile(pl.Callback):
+    """Writes step and rate into the model's folder every few seconds, for those who watch from another machine."""
+
+    def __init__(self, tokens_per_step: int, folder: Path) -> None:
+        """Count `tokens_per_step` tokens for each optimizer step; write into `folder`, which is the model's."""
+        self.tokens_per_step = tokens_per_step
+        self.path = folder / PROGRESS_NAME
+        self._last: tuple[int, float] | None = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the file if the last time is long enough ago; the rate is that since then."""
+        if not trainer.is_global_zero:
+            return
+        step, now = trainer.global_step, time.monotonic()
+        if self._last is None:
+            self._last = step, now
+        seconds = now - self._last[1]
+        if seconds < PROGRESS_SECONDS and step < trainer.max_steps:
+            return
+        rate = (step - self._last[0]) * self.tokens_per_step / seconds if seconds else 0.0
+        self._last = step, now
+        content = {"step": step, "steps": trainer.max_steps, "tokens_per_second": round(rate), "time": time.time()}
+        with suppress(OSError):  # a full disk is found by the next checkpoint, which matters
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, content)
 
 
 class LongTrainingNotice(pl.Callback):

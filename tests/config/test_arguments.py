@@ -120,26 +120,3 @@ def test_printing_a_configuration_needs_no_values_but_valid_ones() -> None:
 @pytest.mark.parametrize("arguments", [["-sc", "query=bash"], ["--experimental-rerun", "config.pickle"]])
 def test_what_is_not_for_people_passes_unchanged(arguments: list[str]) -> None:
     assert complete(arguments) == arguments
-
-
-@pytest.mark.parametrize(("devices", "fits"), [(4, True), (-1, False)])
-def test_slurm_has_to_know_the_number_of_devices(devices: int, fits: bool) -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra slurm is not installed")
-    arguments = ["-m", "task=build", "seed=1,2", "hydra/launcher=slurm", f"trainer.devices={devices}"]
-    if fits:
-        assert complete(arguments)
-    else:
-        with pytest.raises(ConfigurationError, match=r"SLURM needs trainer\.devices as a number.*got -1"):
-            complete(arguments)
-
-
-def test_a_cluster_job_has_one_process_for_each_device() -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra slurm is not installed")
-    from retro_lab.config.session import session
-
-    with session() as assemble:
-        on_gpus = assemble(["hydra/launcher=slurm", "trainer=gpu", "trainer.devices=4", "trainer.num_nodes=2"])
-        on_processors = assemble(["hydra/launcher=slurm", "trainer=cpu", "trainer.devices=2"])
-    shape = [(node.nodes, node.tasks_per_node, node.gpus_per_node) for node in (on_gpus.hydra.launcher,)]
-    assert shape == [(2, 4, 4)]
-    assert (on_processors.hydra.launcher.tasks_per_node, on_processors.hydra.launcher.gpus_per_node) == (2, None)

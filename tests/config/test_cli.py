@@ -13,7 +13,7 @@ import pytest
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from retro_lab import cli, console
+from retro_lab import console
 from retro_lab.errors import CorpusError, DivergenceError, PreemptedError, RunInUseError
 from retro_lab.runs.command import typed_command
 from retro_lab.runs.folder import RunFolder
@@ -290,15 +290,6 @@ def test_a_bug_in_an_object_keeps_its_traceback(command_line: CommandLine, stub_
         command_line(
             "task=train", "+experiment=quickstart", "logger=none", f"+logger.own={{_target_: {__name__}.Picky, bug: 1}}"
         )
-
-
-def test_a_launcher_pickles_one_line_and_not_what_it_leads_to() -> None:
-    cloudpickle = pytest.importorskip(
-        "cloudpickle", reason="the extra slurm, which brings cloudpickle, is not installed"
-    )
-    pickled = cloudpickle.dumps(cli._hydra_main.__wrapped__)  # type: ignore[attr-defined]
-    assert b"importlib" in pickled
-    assert b"explain_failure" not in pickled
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EACCES, errno.EROFS])

@@ -135,3 +135,11 @@ def test_a_step_that_the_memory_cannot_hold_is_refused(monkeypatch: pytest.Monke
 
 def test_this_machines_memory_is_known() -> None:
     assert 2**27 < (memory.memory("cpu") or 0) < 2**50
+
+
+def test_processes_that_would_each_train_a_model_of_their_own_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():  # as torchrun sets them
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=r"2 processes were started for 1 device: .*trainer\.devices=2"):
+        check_training(compose(["task=train"]))
+    check_training(compose(["task=train", "trainer.devices=2", "trainer.strategy=ddp"]))

@@ -29,6 +29,7 @@ from retro_lab.training.divergence import DivergenceGuard
 from retro_lab.training.module import RetroModule, freeze_all_but_retrieval
 from retro_lab.training.schedule import WarmupCosine
 from retro_lab.training.sharding import ShardedStrategy
+from retro_lab.training.stopping import ResumeAtStep
 from retro_lab.training.training import ValidationCurve, baseline_weights, fit
 
 CONTINUED = [
@@ -138,7 +139,8 @@ def train(
         accelerator="cpu", devices=int(os.environ["WORLD_SIZE"]), max_steps=steps, precision=precision,  # type: ignore[arg-type]
         strategy=ShardedStrategy() if strategy == "fsdp" else strategy, accumulate_grad_batches=accumulated,
         gradient_clip_val=clip, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[every, ValidationCurve(1), DivergenceGuard(""), losses], check_val_every_n_epoch=None,
+        callbacks=[every, ValidationCurve(1), DivergenceGuard(1, lambda _: [], ""), ResumeAtStep(), losses],
+        check_val_every_n_epoch=None,
         val_check_interval=3 * accumulated, num_sanity_val_steps=0, default_root_dir=folder, inference_mode=False,
     )  # fmt: skip
     if strategy != "fsdp":

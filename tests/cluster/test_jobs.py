@@ -1,0 +1,127 @@
+"""Jobs on a real SLURM of two nodes."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Lab
+from two_nodes import wait_until
+
+LONG = (
+    "task=train", "trainer.num_nodes=2", "trainer.strategy=ddp", "schedule.tokens=64000", "cluster.requeues=3"
+)  # fmt: skip
+CHECKPOINT = "retro/checkpoints/last.ckpt"
+
+
+def weights(lab: Lab, run: str) -> dict[str, torch.Tensor]:
+    path = lab.folder / "outputs" / run / CHECKPOINT
+    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+
+
+def curve(lab: Lab, run: str) -> list[dict[str, float]]:
+    return json.loads((lab.folder / "outputs" / run / "retro/result.json").read_text())["curve"]
+
+
+def checksums(root: Path) -> dict[str, str]:
+    return {
+        f"{path.parent.relative_to(root)}/{name}": record["sha256"]
+        for path in root.glob("*/*/manifest.json")
+        for name, record in json.loads(path.read_text())["files"].items()
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lab: Lab) -> str:
+    """A run of two nodes that nothing happened to."""
+    lab.submit(*LONG, "name=undisturbed")
+    wait_until(lab.ended("undisturbed"), "the job has ended")
+    return "undisturbed"
+
+
+def test_two_nodes_train_one_model(lab: Lab, undisturbed: str) -> None:
+    assert lab.state(undisturbed)["status"] == "done", lab.log(undisturbed)
+    assert lab.state(undisturbed)["attempts"] == 1
+    assert "devices     2 x cpu" in lab.log(undisturbed)
+    assert "on n[1-2]" in lab.log(undisturbed)
+    shown = lab.run("status", f"outputs/{undisturbed}")
+    assert (shown.returncode, shown.stdout.splitlines()[-1]) == (0, "1 done")
+    assert "not submitted again" in lab.submit(*LONG, f"name={undisturbed}")
+    progress = json.loads((lab.folder / "outputs" / undisturbed / "retro/progress.json").read_text())
+    assert progress["step"] == progress["steps"] == 250
+
+
+def test_nodes_share_a_build(lab: Lab, undisturbed: str) -> None:
+    lab.submit("task=build", "name=shared", "trainer.num_nodes=2", "paths.artifacts=shared")
+    wait_until(lab.ended("build-shared"), "the job has ended")
+    assert lab.state("build-shared")["status"] == "done", lab.log("build-shared")
+    shared = checksums(lab.folder / "shared")
+    assert shared
+    assert shared == checksums(lab.folder / "artifacts")
+
+
+def test_a_signaled_job_saves_its_state_and_goes_on(lab: Lab, undisturbed: str) -> None:
+    lab.submit(*LONG, "name=signaled")
+    checkpoint = lab.folder / "outputs/signaled" / CHECKPOINT
+    wait_until(checkpoint.is_file, "there is a checkpoint")
+    lab.cluster.run("scancel", "--signal=USR2", str(lab.state("signaled")["job"]))
+    wait_until(lambda: lab.state("signaled")["status"] == "waiting", "the job is queued again")
+    assert "1 waiting" in lab.run("status", "outputs/signaled").stdout
+    assert "not submitted again" in lab.submit(*LONG, "name=signaled")
+    wait_until(lab.ended("signaled"), "the job has ended")
+    assert lab.state("signaled") == lab.state("signaled") | {"status": "done", "attempts": 2}, lab.log("signaled")
+    assert "is queued again: SLURM asked it to stop" in lab.log("signaled")
+    assert "resuming" in lab.log("signaled")
+    one, other = weights(lab, undisturbed), weights(lab, "signaled")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert curve(lab, undisturbed) == curve(lab, "signaled")
+
+
+def test_a_job_outlives_the_loss_of_a_node(lab: Lab, undisturbed: str) -> None:
+    lab.submit(*LONG, "name=lost")
+    wait_until((lab.folder / "outputs/lost" / CHECKPOINT).is_file, "there is a checkpoint")
+    lab.cluster.lose_node("n2")
+    wait_until(lambda: lab.state("lost").get("status") != "running" or "n2" in lab.down(), "the loss is noticed")
+    lab.cluster.start_node("n2")
+    wait_until(lab.ended("lost"), "the job has ended")
+    assert lab.state("lost")["status"] == "done", lab.log("lost")
+    assert lab.state("lost")["attempts"] >= 2
+    one, other = weights(lab, undisturbed), weights(lab, "lost")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert curve(lab, undisturbed) == curve(lab, "lost")
+
+
+def test_a_killed_rank_is_a_failure_that_can_be_submitted_again(lab: Lab, undisturbed: str) -> None:
+    lab.submit(*LONG, "name=killed")
+    wait_until((lab.folder / "outputs/killed" / CHECKPOINT).is_file, "there is a checkpoint")
+    [task] = lab.cluster.tasks_of("n2")
+    os.kill(task, 9)
+    wait_until(lab.ended("killed"), "the job has ended")
+    assert lab.state("killed")["status"] == "failed"
+    shown = lab.run("status", "outputs/killed")
+    assert shown.returncode == 1
+    assert "failed" in shown.stdout
+
+
+def test_a_failed_cell_is_shown_and_alone_submitted_again(lab: Lab, undisturbed: str) -> None:
+    grid = ("-m", "task=train", "name=grid", "retrieval.k=0", "corpus.path=my.jsonl,late.jsonl")
+    printed = lab.submit(*grid)
+    assert printed.count("sweeps/grid/corpus.path") == 2
+    cells = [f"sweeps/grid/corpus.path={name}" for name in ("my.jsonl", "late.jsonl")]
+    wait_until(lab.ended(*cells), "both cells have ended")
+    shown = lab.run("status", "outputs/sweeps/grid")
+    assert shown.returncode == 1
+    assert shown.stdout.splitlines()[-1] == "1 done, 1 failed"
+    assert "late.jsonl" in str(lab.state(cells[1])["error"])
+    first = lab.state(cells[0])
+    shutil.copy(lab.folder / "my.jsonl", lab.folder / "late.jsonl")
+    again = lab.submit(*grid)
+    assert "1 job;" in again
+    wait_until(lab.ended(*cells), "both cells have ended")
+    assert lab.run("status", "outputs/sweeps/grid").returncode == 0
+    assert lab.state(cells[0]) == first
+    assert "retrieval" not in lab.log(cells[1])
+    report = lab.run("+experiment=quickstart", "-m", "name=grid", "task=report", "corpus.path=my.jsonl,late.jsonl")
+    assert report.returncode == 0, report.stderr
