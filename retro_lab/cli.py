@@ -33,6 +33,8 @@ USER_ERROR = 2
 INTERRUPTED = 130
 HELP_FLAGS = ("-h", "--help")
 VERSION_FLAG = "--version"
+CELL = "cell"
+"""Command that `retro_lab.config.cells` starts for a cell of a sweep, with a file; not for users."""
 
 
 def main() -> None:
@@ -56,6 +58,12 @@ def main() -> None:
             sys.stdout.flush()
             return
         register()
+        if sys.argv[1:2] == [CELL]:
+            from retro_lab.config import cells  # which loads torch, as a training does and other commands do not
+
+            with preemption.handled(*_stopping_signals()):
+                run_here(cells.read_cell(Path(sys.argv[2])))
+            return
         remember_command()
         if sys.argv[1:2] == ["submit"]:
             importlib.import_module("retro_lab.cluster.submit").submit(sys.argv[2:])
@@ -91,6 +99,21 @@ def _hydra_main(config: DictConfig) -> None:
 
 
 def run_task(config: DictConfig) -> None:
+    """Run the task; a cell of a sweep that has ranks of its own runs in a process of its own.
+
+    Raises:
+        SystemExit: The task raised an error that the user can fix, outside a sweep.
+    """
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        from retro_lab.config import cells
+
+        if cells.has_own_ranks(config):
+            cells.run_apart(config)
+            return
+    run_here(config)
+
+
+def run_here(config: DictConfig) -> None:
     """Call the task's `run(config, folder)`; in a sweep, note a failure down in the cell's folder and return.
 
     Raises:

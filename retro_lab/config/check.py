@@ -15,6 +15,8 @@ from retro_lab.tasks.config import RunConfig, Task
 KNOWN_CALLBACKS = ("retro_lab.", "pytorch_lightning.", "lightning.")
 """Prefixes of callback classes that log no metrics of their own; a user's callback may."""
 
+TRAINING_METRICS = ("train/loss", "train/learning_rate", "train/gradient_norm")
+
 
 def typed(config: DictConfig, resolve_all: bool = True) -> RunConfig:
     """Turn a composed configuration into dataclasses, which check their values, and plain dictionaries.
@@ -69,7 +71,7 @@ def _check_monitors(config: RunConfig) -> None:
         return
     # In a comparison the baseline has the same callbacks, and it retrieves nothing.
     scored = {0} if config.task.name is Task.compare else {0, config.retrieval.k}
-    metrics = ["train/loss", "train/learning_rate", *(f"validation/bits_per_byte/k={k}" for k in sorted(scored))]
+    metrics = [*TRAINING_METRICS, *(f"validation/bits_per_byte/k={k}" for k in sorted(scored))]
     for name, node in callbacks.items():
         monitor = node.get("monitor")
         if monitor is not None and monitor not in metrics:
