@@ -48,9 +48,7 @@ def run_apart(config: DictConfig) -> None:
         PreemptedError: The cell saved its state because a signal asked it to.
     """
     hydra_config = HydraConfig.get()
-    folder = RunFolder(
-        Path(hydra_config.runtime.output_dir), tuple(hydra_config.overrides.task), as_written(config)
-    )
+    folder = RunFolder(Path(hydra_config.runtime.output_dir), tuple(hydra_config.overrides.task), as_written(config))
     whole = config.copy()
     OmegaConf.set_struct(whole, False)
     with open_dict(whole):

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,56 @@ def build_loggers(nodes: Iterable[Mapping[str, Any]], folder: Path) -> list[Logg
     return [_build_wandb(node, folder) if _is_wandb(node) else _build_other(node, folder) for node in nodes]
 
 
+def reopen_loggers(nodes: Iterable[Mapping[str, Any]], folder: Path) -> list[Logger]:
+    """Build those loggers again that can continue the run of a trained model: Trackio, and W&B if it has a run."""
+    known = (folder / WANDB_ID_NAME).is_file()
+    return build_loggers((node for node in nodes if _is_trackio(node) or (known and _is_wandb(node))), folder)
+
+
+def describe_run(loggers: Iterable[Logger], settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Tell loggers what is trained.
+
+    Args:
+        loggers: Of the run.
+        settings: The whole configuration as nested dictionaries. What only says where and how to log is left out, since
+            a tracker's settings can hold keys.
+        facts: What the configuration does not say, such as the number of parameters; under the name `run`.
+    """
+    told = {name: value for name, value in settings.items() if name not in UNTOLD} | {"run": facts}
+    plain = json.loads(json.dumps(told, default=str))
+    for logger in loggers:
+        logger.log_hyperparams(plain)
+
+
+def log_scores(loggers: Iterable[Logger], record: ModelRecord) -> None:
+    """Log the final scores: bits per byte and perplexity on each text with each k."""
+    scores = {TOKENS: float(record.tokens)}
+    for entry in reversed(record.evaluations):  # of several of one text and k, the first is the latest requested
+        scores[f"{entry.text.name}/bits_per_byte/k={entry.k}"] = entry.bits_per_byte
+        scores[f"{entry.text.name}/perplexity/k={entry.k}"] = entry.perplexity
+    for logger in loggers:
+        logger.log_metrics(scores, step=record.steps)
+        logger.save()
+
+
+def finish_loggers(loggers: Iterable[Any], preempted: bool = False) -> None:
+    """Close the trackers' runs, of whole or `preempted` trainings; the next job of a multirun would continue them."""
+    for logger in loggers:
+        if isinstance(logger, TrackioLogger):
+            logger.finish()
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            if not preempted:
+                logger.finalize("success")
+            try:
+                if preempted and wandb.run is not None:
+                    wandb.run.mark_preempting()
+                wandb.finish(exit_code=PreemptedError.exit_code if preempted else 0)
+            except Exception as error:  # a tracker's error is never the run's
+                _say_failed(error)
+
+
 def _build_other(node: Mapping[str, Any], folder: Path) -> Logger:
     named = {"name": _name(node, folder)} if _is_trackio(node) else {}
     logger: Logger = instantiate(node, **named)
@@ -50,12 +100,6 @@ def _build_other(node: Mapping[str, Any], folder: Path) -> Logger:
 def _name(node: Mapping[str, Any], folder: Path) -> str:
     """Return the name of a model's run in a tracker: each model of a run has one of its own."""
     return "/".join(filter(None, [node.get("name"), folder.name]))
-
-
-def reopen_loggers(nodes: Iterable[Mapping[str, Any]], folder: Path) -> list[Logger]:
-    """Build those loggers again that can continue the run of a trained model: Trackio, and W&B if it has a run."""
-    known = (folder / WANDB_ID_NAME).is_file()
-    return build_loggers((node for node in nodes if _is_trackio(node) or (known and _is_wandb(node))), folder)
 
 
 def _is_wandb(node: Mapping[str, Any]) -> bool:
@@ -103,6 +147,7 @@ def _start_wandb(node: Mapping[str, Any], folder: Path, offline: bool) -> Logger
             raise wandb.errors.UsageError("there is no key; `wandb login` asks for one")
         logger.experiment.define_metric(TOKENS)
         logger.experiment.define_metric("*", step_metric=TOKENS, step_sync=True)  # in place of Lightning's steps
+    _outlive(logger)
     return logger
 
 
@@ -115,42 +160,26 @@ def _wandb_id(folder: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
-def describe_run(loggers: Iterable[Logger], settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Tell loggers what is trained.
+def _outlive(logger: Logger) -> None:
+    """Have an error of a tracker, such as a lost connection, end its logging and never the training."""
+    failed = False
 
-    Args:
-        loggers: Of the run.
-        settings: The whole configuration as nested dictionaries. What only says where and how to log is left out, since
-            a tracker's settings can hold keys.
-        facts: What the configuration does not say, such as the number of parameters; under the name `run`.
-    """
-    told = {name: value for name, value in settings.items() if name not in UNTOLD} | {"run": facts}
-    plain = json.loads(json.dumps(told, default=str))
-    for logger in loggers:
-        logger.log_hyperparams(plain)
+    def tolerant(method: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: Any, **kwargs: Any) -> None:
+            nonlocal failed
+            try:
+                if not failed:
+                    method(*args, **kwargs)
+            except Exception as error:
+                failed = True
+                _say_failed(error)
 
+        return call
 
-def log_scores(loggers: Iterable[Logger], record: ModelRecord) -> None:
-    """Log the final scores: bits per byte and perplexity on each text with each k."""
-    scores = {TOKENS: float(record.tokens)}
-    for entry in reversed(record.evaluations):  # of several of one text and k, the first is the latest requested
-        scores[f"{entry.text.name}/bits_per_byte/k={entry.k}"] = entry.bits_per_byte
-        scores[f"{entry.text.name}/perplexity/k={entry.k}"] = entry.perplexity
-    for logger in loggers:
-        logger.log_metrics(scores, step=record.steps)
-        logger.save()
+    for name in ("log_hyperparams", "log_metrics", "save", "finalize"):
+        setattr(logger, name, tolerant(getattr(logger, name)))
 
 
-def finish_loggers(loggers: Iterable[Any], preempted: bool = False) -> None:
-    """Close the trackers' runs, of whole or `preempted` trainings; the next job of a multirun would continue them."""
-    for logger in loggers:
-        if isinstance(logger, TrackioLogger):
-            logger.finish()
-        if isinstance(logger, WandbLogger):
-            import wandb
-
-            if preempted and wandb.run is not None:
-                wandb.run.mark_preempting()
-            if not preempted:
-                logger.finalize("success")
-            wandb.finish(exit_code=PreemptedError.exit_code if preempted else 0)
+def _say_failed(error: Exception) -> None:
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    console.status("W&B", f"stopped logging ({reason}); what it has so far is kept")

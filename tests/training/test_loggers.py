@@ -85,6 +85,25 @@ def test_offline_wins_over_the_environment_and_asks_for_no_key(node, tmp_path, c
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("preempted", [False, True])
+def test_a_wandb_that_breaks_off_costs_no_training(node, tmp_path, capfd, monkeypatch, preempted) -> None:
+    node["offline"] = True
+    loggers = build_loggers([node], tmp_path / "retro")
+
+    def broken(*_: object, **__: object) -> None:
+        raise ConnectionResetError("the service went away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(wandb.Run, "log", broken)
+        patched.setattr(wandb, "finish", broken)
+        for step in range(3):
+            loggers[0].log_metrics({"loss": 1.0}, step=step)
+        finish_loggers(loggers, preempted=preempted)
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 2, said  # one for the logging, and one for the end
+    assert all("stopped logging (the service went away)" in line for line in said)
+
+
 def test_a_project_that_wandb_refuses_is_told_before_the_training(node, tmp_path) -> None:
     node |= {"offline": True, "project": "a/b"}
     with pytest.raises(ConfigurationError, match=r"W&B cannot log \(.*a/b.*\); fix logger\.wandb"):
