@@ -53,6 +53,18 @@ def test_two_nodes_train_one_model(lab: Lab, undisturbed: str) -> None:
     assert progress["step"] == progress["steps"] == 250
 
 
+def test_two_nodes_each_hold_a_part_of_a_model(lab: Lab, undisturbed: str) -> None:
+    lab.submit(
+        "task=train", "name=sharded", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=1",
+        "trainer.num_nodes=2", "trainer.precision=32-true", "schedule.tokens=64000",
+    )  # fmt: skip
+    wait_until(lab.ended("sharded"), "the job has ended")
+    assert lab.state("sharded")["status"] == "done", lab.log("sharded")
+    assert (lab.folder / "outputs/sharded" / CHECKPOINT).is_dir()
+    for point, expected in zip(curve(lab, "sharded"), curve(lab, undisturbed), strict=True):
+        assert point == pytest.approx(expected, abs=1e-3)
+
+
 def test_nodes_share_a_build(lab: Lab, undisturbed: str) -> None:
     lab.submit("task=build", "name=shared", "trainer.num_nodes=2", "paths.artifacts=shared")
     wait_until(lab.ended("build-shared"), "the job has ended")

@@ -280,6 +280,26 @@ def test_sweep_runs_its_cells_and_a_restart_skips_them(workplace, compared, embe
     assert "steps of" not in again.stderr
 
 
+def test_cells_with_several_ranks_each_run_once_in_their_own_folder(workplace, compared, embedder):
+    """Lightning starts a rank by running the command again: here it would be the whole sweep."""
+    own = [argument for argument in SMALL if not argument.startswith(("data.batch_size", "retrieval.k"))]
+    two_ranks = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
+    command = [sys.executable, "-m", "retro_lab", "-m", *own, *two_ranks, embedder, "name=ranks", "task=train"]
+    settings = ["retrieval.k=0", "schedule.tokens=256", "data.batch_size=3,4,8"]
+    swept = subprocess.run([*command, *settings], cwd=workplace, capture_output=True, text=True)
+    assert swept.returncode == 1, swept.stderr
+    folder = workplace / "outputs" / "sweeps" / "ranks"
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
+        "report", *(f"data.batch_size={size}" for size in (3, 4, 8))
+    }  # fmt: skip
+    assert "cannot be divided over 2 devices" in (folder / "data.batch_size=3" / "failed.json").read_text()
+    for size in (4, 8):
+        assert json.loads((folder / f"data.batch_size={size}/baseline/result.json").read_text())["tokens"] == 256
+        assert swept.stderr.count(f"data.batch_size={size}/baseline") == 1
+    assert swept.stderr.count("2 x cpu") == 2
+    assert not list(workplace.glob("outputs/*/data.batch_size*"))
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [

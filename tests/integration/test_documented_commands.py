@@ -21,6 +21,8 @@ NOT_RUN = {
     "srun --nodes 4 --ntasks-per-node 8 python -m retro_lab +experiment=quickstart task=build": "it needs SLURM; "
     "test_command_line.py shares a build among processes with SLURM's variables",
     "torchrun --nproc-per-node 8 -m retro_lab +experiment=quickstart task=build": "README.md has it with two ranks",
+    "retro-lab submit +sweep=neighbors trainer=gpu": "it needs SLURM; tests/cluster submits a sweep to a real one",
+    "retro-lab status": "it needs submitted jobs; tests/cluster looks at some",
     "source .venv/bin/activate": "it changes the shell; these tests already run in the environment",
     "make test": "it runs this test",
     "make quickstart": "it installs; the command that it ends with is run by the next test",
@@ -78,8 +80,10 @@ def test_documented_commands(
         pytest.skip(NOT_RUN[command.text])
     words = shlex.split(command.text)
     monkeypatch.chdir(workplace)
+    if words[0] == "retro-lab":
+        words[:1] = ["python", "-m", "retro_lab"]
     arguments = words[words.index("retro_lab") + 1 :] if "retro_lab" in words else []
-    if words[0] == "torchrun" or "trainer=ddp" in words:
+    if words[0] == "torchrun" or ({"trainer=ddp", "trainer=fsdp"} & {*words} and "submit" not in words):
         launcher = ["-m", "torch.distributed.run", "--standalone"] if words[0] == "torchrun" else []
         whole = [sys.executable, *launcher, *words[1:], *small_if_it_builds(arguments)]
         done = subprocess.run(whole, capture_output=True, text=True)
