@@ -1,5 +1,6 @@
 """The interface of a stage: a pure function from settings and input artifacts to files, built shard by shard."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,8 +13,9 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from retro_lab.artifacts.fingerprint import fingerprint, library_version
+from retro_lab.artifacts.fingerprint import differences, fingerprint, library_version
 from retro_lab.artifacts.manifest import MANIFEST_NAME, Manifest, damaged
+from retro_lab.errors import ArtifactError
 
 Facts = TypeVar("Facts")
 
@@ -145,7 +147,7 @@ class Stage(ABC):
         return {
             "stage": self.name,
             "version": self.version,
-            "libraries": {module: library_version(module, parts) for module, parts in self.libraries().items()},
+            "libraries": self._installed(),
             "settings": dict(self.settings()),
             "inputs": {role: artifact.fingerprint for role, artifact in self.inputs().items()},
         }
@@ -154,3 +156,19 @@ class Stage(ABC):
     def fingerprint(self) -> str:
         """Name of the artifact that this stage builds."""
         return fingerprint(self.recipe)
+
+    def check_here(self) -> None:
+        """Compare this process with the one that began to build, from which the stage came.
+
+        Raises:
+            ArtifactError: The code of the stage, or a library that decides its output, has another version here.
+        """
+        wanted = {"its code": self.recipe["version"], **self.recipe["libraries"]}
+        if others := differences(wanted, {"its code": self.version, **self._installed()}):
+            raise ArtifactError(
+                f"{self.name} would be built with other versions on {os.uname().nodename} ({'; '.join(others)}); "
+                "install the same ones on all machines."
+            )
+
+    def _installed(self) -> dict[str, str]:
+        return {module: library_version(module, parts) for module, parts in self.libraries().items()}

@@ -12,29 +12,33 @@ two processes build the same shard, both write the same bytes, and the first ren
 
 import errno
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import sleep
 from typing import Any
-from uuid import uuid4
 
-from filelock import FileLock, Timeout
-
-from retro_lab import console, ranks
+from retro_lab import console
 from retro_lab.artifacts.disk import NO_WRITING, no_room, sync
+from retro_lab.artifacts.dispatch import Dispatcher, Ranks
 from retro_lab.artifacts.fingerprint import differences
-from retro_lab.artifacts.manifest import MANIFEST_NAME, FileRecord, Manifest
+from retro_lab.artifacts.manifest import MANIFEST_NAME, Manifest
+from retro_lab.artifacts.shards import (
+    LEFTOVER,
+    POLL_SECONDS,
+    RECORD_NAME,
+    Shards,
+    lock,
+    pending,
+    sealed_files,
+    temporary_folder,
+)
 from retro_lab.artifacts.stage import Artifact, Stage, shard_name
 from retro_lab.errors import ArtifactError
 
-RECORD_NAME = "shard.json"
-LEFTOVER = re.compile(r"\d{5,}|\..*\.tmp")
-"""Names of what a build keeps beside the artifact's own files: shards, temporary folders and files."""
-POLL_SECONDS = 0.5
+FINISH = "finish"
+"""The part of an artifact that is locked while its manifest is written."""
 FEW_CHANGES = 3
 """An artifact that differs from another of its stage in more ways than these does not count as its predecessor."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
@@ -43,9 +47,15 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 class ArtifactStore:
     """Artifacts in one root folder, found by what they were made from."""
 
-    def __init__(self, root: Path) -> None:
-        """Use `root`, which the first build creates."""
+    def __init__(self, root: Path, dispatcher: Dispatcher | None = None) -> None:
+        """Use `root`, which the first build creates.
+
+        Args:
+            root: Folder of all artifacts.
+            dispatcher: Who builds shards; by default this process, with all others that build the same.
+        """
         self.root = root
+        self.dispatcher: Dispatcher = dispatcher or Ranks()
         self._used: set[Path] = set()
         """Folders of the artifacts that this command asked for."""
 
@@ -91,65 +101,25 @@ class ArtifactStore:
     def _folder(self, stage: Stage) -> Path:
         return self.root / stage.name / stage.fingerprint
 
-    @contextmanager
-    def _lock(self, stage: Stage, part: str) -> Iterator[bool]:
-        """Try to lock a part of an artifact; yields whether it is held."""
-        folder = self.root / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        # Without locks in the file system, a file that exists as long as the lock would outlive a holder that dies.
-        lock = FileLock(folder / f"{stage.name}-{stage.fingerprint}-{part}", fallback_to_soft=False)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
-
     def _build_shards(self, stage: Stage) -> None:
-        """Build shards until all are finished, here or by other processes."""
-        folder, sizes = self._folder(stage), stage.shard_sizes()
-        pending = _pending(folder, range(len(sizes)))
-        if not pending:
+        """Have the dispatcher build the shards that are not finished."""
+        shards = Shards(self.root, stage)
+        left = shards.pending()
+        if not left:
             return
-        done = sum(sizes) - sum(sizes[shard] for shard in pending)
-        if len(pending) < len(sizes):
-            console.status(stage.name, f"resuming: {len(sizes) - len(pending)} of {len(sizes)} shards are finished")
-        # Ranks start at different shards, or all would compete for the same locks.
-        here = ranks.current()
-        start = here.rank * len(pending) // max(here.world, 1)
-        pending = pending[start:] + pending[:start]
-        with ExitStack() as stack:
-            advance = stack.enter_context(console.progress(stage.name, stage.unit, sum(sizes), done))
-            prepare = cache(lambda: stack.enter_context(stage.prepare()))
-            while pending:
-                mine = next((shard for shard in pending if self._build_if_free(stage, shard, prepare, advance)), None)
-                left = _pending(folder, pending)
-                others = set(pending).difference(left, [mine])
-                waiting = len(left) == len(pending)  # for the shards that other processes hold
-                advance(sum(sizes[shard] for shard in others), "waiting" if waiting else "")
-                if waiting:
-                    sleep(POLL_SECONDS)
-                pending = left
-
-    def _build_if_free(self, stage: Stage, shard: int, prepare: Callable[[], object], advance: console.Advance) -> bool:
-        """Build a shard unless it is finished or another process holds it; return whether it was built here."""
-        folder = self._folder(stage)
-        with self._lock(stage, f"{shard:05}") as held:
-            if not held or not _pending(folder, [shard]):
-                return False
-            advance(0, "")
-            prepare()
-            _build_shard(stage, folder, shard, advance)
-            return True
+        whole = sum(shards.sizes)
+        done = whole - sum(shards.sizes[shard] for shard in left)
+        if len(left) < len(shards.sizes):
+            finished = len(shards.sizes) - len(left)
+            console.status(stage.name, f"resuming: {finished} of {len(shards.sizes)} shards are finished")
+        with console.progress(stage.name, stage.unit, whole, done) as advance:
+            self.dispatcher.build(shards, left, advance)
 
     def _finish(self, stage: Stage) -> Artifact | None:
         """Write the manifest, or wait until another process has written it; None if a shard must be built again."""
         folder = self._folder(stage)
         while (artifact := self.find(stage)) is None:
-            with self._lock(stage, "finish") as held:
+            with lock(self.root, stage, FINISH) as held:
                 if held and MANIFEST_NAME not in os.listdir(folder):
                     return self._combine(stage)
             if not held:
@@ -159,9 +129,9 @@ class ArtifactStore:
     def _combine(self, stage: Stage) -> Artifact | None:
         """Finish the artifact from its shards; the caller holds the lock. None if a shard must be built again."""
         folder, numbers = self._folder(stage), range(len(stage.shard_sizes()))
-        if _pending(folder, numbers):
+        if pending(folder, numbers):
             return None  # the previous holder of the lock found them damaged
-        shards = [_shard_folder(folder, shard) for shard in numbers]
+        shards = [folder / shard_name(shard) for shard in numbers]
         # The content of combined shards goes into new files, where damage could not be detected any more.
         records = {shard: _read_record(shard, thoroughly=stage.combines_shards) for shard in shards}
         damaged = [shard for shard, record in records.items() if record is None]
@@ -171,9 +141,9 @@ class ArtifactStore:
                 shutil.rmtree(shard)
             return None
         whole = {shard: record for shard, record in records.items() if record is not None}
-        with _temporary_folder(folder, "combined") as combined:
+        with temporary_folder(folder, "combined") as combined:
             facts = dict(stage.finish(shards, [record.facts for record in whole.values()], combined))
-            files = _sealed_files(combined)
+            files = sealed_files(combined)
             for name in files:
                 (combined / name).replace(folder / name)
         if not stage.combines_shards:
@@ -189,7 +159,7 @@ class ArtifactStore:
         """Remove what is left of a process that was killed between writing the manifest and removing its shards."""
         if not _leftovers(artifact.folder, artifact.manifest):
             return
-        with suppress(OSError), self._lock(stage, "finish") as held:  # the folder may be read-only
+        with suppress(OSError), lock(self.root, stage, FINISH) as held:  # the folder may be read-only
             if held:
                 _remove_leftovers(artifact.folder, artifact.manifest)
 
@@ -235,19 +205,6 @@ class ArtifactStore:
         return path.is_relative_to(root) or root.is_relative_to(path)
 
 
-def _shard_folder(folder: Path, shard: int) -> Path:
-    return folder / shard_name(shard)
-
-
-def _pending(folder: Path, shards: Iterable[int]) -> list[int]:
-    """Return which of `shards` are not finished; none if the artifact is, as its shards may have been removed.
-
-    It lists the folder once: looking at each shard is slower and, on a network file system, can see an old state.
-    """
-    names = set(os.listdir(folder))
-    return [] if MANIFEST_NAME in names else [n for n in shards if _shard_folder(folder, n).name not in names]
-
-
 def _read_record(shard: Path, thoroughly: bool) -> Manifest | None:
     """Read the record of a finished shard; None if a file's size or, if `thoroughly`, any byte differs from it."""
     try:
@@ -279,39 +236,3 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     libraries = differences(old.get("libraries", {}), new["libraries"])
     inputs = [f"other {role}" for role, artifact in new["inputs"].items() if old["inputs"].get(role) != artifact]
     return [*code, *libraries, *inputs, *differences(old["settings"], new["settings"])]
-
-
-def _build_shard(stage: Stage, folder: Path, shard: int, advance: console.Advance) -> None:
-    """Build one shard in a temporary folder and rename it into place; the caller holds the shard's lock."""
-    final = _shard_folder(folder, shard)
-    with _temporary_folder(folder, final.name) as temporary:
-        facts = dict(stage.write_shard(shard, temporary, advance))
-        Manifest({}, facts, _sealed_files(temporary)).write(temporary, RECORD_NAME)
-        sync(temporary)
-        try:
-            temporary.rename(final)
-        except OSError:
-            if not final.is_dir():  # if a lock was lost, another process may have been faster
-                raise
-
-
-@contextmanager
-def _temporary_folder(folder: Path, name: str) -> Iterator[Path]:
-    """Create an empty folder for work in progress, and remove it afterwards, with any that a killed process left."""
-    for abandoned in folder.glob(f".{name}.*.tmp"):
-        shutil.rmtree(abandoned, ignore_errors=True)
-    temporary = folder / f".{name}.{uuid4().hex[:8]}.tmp"
-    temporary.mkdir()
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sealed_files(folder: Path) -> dict[str, FileRecord]:
-    """Force the files in `folder` to the disk and measure them."""
-    files = {}
-    for path in sorted(folder.iterdir()):
-        sync(path)
-        files[path.name] = FileRecord.of(path)
-    return files

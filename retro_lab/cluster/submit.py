@@ -1,6 +1,7 @@
 """`retro-lab submit`: runs the same command as jobs of a SLURM cluster, and returns at once.
 
-A sweep becomes an array of jobs, one cell a task. What is submitted is frozen (`retro_lab.config.frozen`). The same
+A sweep becomes an array of jobs, one cell a task; so does a build with `build.dispatcher=slurm`, whose jobs share its
+shards. What is submitted is frozen (`retro_lab.config.frozen`). The same
 command again submits what failed or was never submitted, and nothing that is done, waiting or running.
 """
 
@@ -17,6 +18,7 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from retro_lab import console, slurm
+from retro_lab.artifacts.config import DispatcherName
 from retro_lab.cluster.files import JOB_FOLDER, JobFiles
 from retro_lab.cluster.look import standing
 from retro_lab.config.arguments import complete
@@ -52,10 +54,10 @@ class Plan:
     """What a command asks for."""
 
     jobs: tuple[Job, ...]
-    sweep: Path | None
-    """Folder of the sweep, None for a single run."""
+    array: Path | None
+    """Folder of the folders of an array's jobs, None for a single job."""
     cells: Mapping[str, Mapping[str, str]]
-    """Overrides of the sweep's cells by the names of their folders."""
+    """Overrides of a sweep's cells by the names of their folders; empty if it is no sweep."""
 
 
 def submit(arguments: Sequence[str]) -> None:
@@ -73,7 +75,7 @@ def submit(arguments: Sequence[str]) -> None:
     if DRY_RUN in arguments:
         for jobs in _alike(plan.jobs).values():
             for part in _parts(jobs, slurm.max_array_size() if slurm.available() else slurm.DEFAULT_MAX_ARRAY_SIZE):
-                console.output.print(_script(part, plan.sweep), markup=False, highlight=False, soft_wrap=True)
+                console.output.print(_script(part, plan.array), markup=False, highlight=False, soft_wrap=True)
         return
     if not slurm.available():
         raise ClusterError(
@@ -97,12 +99,12 @@ def _submit(plan: Plan) -> None:
             if found is not None and found.status == "failed":
                 console.status("failed", f"{job.files.run} as job {found.job}: {found.error}")
             new.append(job)
-    if plan.sweep is not None and new:
-        write_plan(plan.sweep, plan.cells)
+    if plan.array is not None and plan.cells and new:
+        write_plan(plan.array, plan.cells)
     for job in new:
         content = {
             "command": typed_command(),
-            "sweep": plan.sweep is not None,
+            "sweep": bool(plan.cells),
             "requeues": job.config.cluster.requeues,
             "config": dict(job.frozen),
         }
@@ -110,18 +112,18 @@ def _submit(plan: Plan) -> None:
     limit = slurm.max_array_size()
     for jobs in _alike(new).values():
         for part in _parts(jobs, limit):
-            text = _script(part, plan.sweep)
-            _keep(text, plan.sweep or part[0].files.folder)
+            text = _script(part, plan.array)
+            _keep(text, plan.array or part[0].files.folder)
             job_id = slurm.sbatch(text)
             for index, job in enumerate(part):
-                own = job_id if plan.sweep is None else f"{job_id}_{index}"
+                own = job_id if plan.array is None else f"{job_id}_{index}"
                 job.files.note_id(own)
                 console.output.print(f"{own}  {job.files.run}", markup=False, highlight=False, soft_wrap=True)
-    folder = plan.sweep or plan.jobs[0].files.run
+    folder = plan.array or plan.jobs[0].files.run
     if not new:
         console.status("submitted", "nothing: there is nothing left to do")
         return
-    where = plan.jobs[0].files.log if plan.sweep is None else Path(folder, "CELL", JOB_FOLDER, "output.log")
+    where = plan.jobs[0].files.log if plan.array is None else Path(folder, "*", JOB_FOLDER, "output.log")
     console.status("submitted", f"{len(new)} job{'s' if len(new) > 1 else ''}; what they print is in {where}")
     console.status("follow", f"retro-lab status {shlex.quote(str(folder))}")
 
@@ -141,11 +143,13 @@ def _plan(arguments: Sequence[str]) -> Plan:
     with explain_errors(overrides), session() as assemble:
         base = assemble(fixed(overrides))
         if not sweep:
-            return Plan(jobs=(_job(base, _run_folder(base)),), sweep=None, cells={})
+            return _divided(base) if _is_divided(base) else _single(base)
         varied = varied_keys(base, axes(overrides))
         jobs, planned = [], {}
         for cell in cells(base, overrides):
             config = assemble(cell)
+            if _is_divided(config):
+                raise ConfigurationError("build.dispatcher=slurm divides one build, and not those of a sweep.")
             folder = Path(config.hydra.sweep.dir, config.hydra.sweep.subdir)
             jobs.append(_job(config, folder))
             planned[cell_folder([text for text in cell if not text.startswith("hydra.")], varied)] = by_key(
@@ -153,7 +157,38 @@ def _plan(arguments: Sequence[str]) -> Plan:
             )
         if not jobs:
             raise ConfigurationError("submit needs a grid of values; hydra/sweeper=basic is the sweeper that has one.")
-        return Plan(jobs=tuple(jobs), sweep=Path(base.hydra.sweep.dir), cells=planned)
+        return Plan(jobs=tuple(jobs), array=Path(base.hydra.sweep.dir), cells=planned)
+
+
+def _single(config: DictConfig) -> Plan:
+    return Plan(jobs=(_job(config, _run_folder(config)),), array=None, cells={})
+
+
+def _is_divided(config: DictConfig) -> bool:
+    """Return whether a build is divided among the jobs of an array."""
+    return bool(config.build.dispatcher == DispatcherName.slurm)
+
+
+def _divided(config: DictConfig) -> Plan:
+    """Plan a build as an array of equal jobs, each of which takes the next free shard, of stage after stage.
+
+    An array for each stage would have to be submitted before the number of its shards is known, and would assign shards
+    before it is known which node is slow. Equal jobs start whenever a node is free, and if one ends early the others
+    build what it leaves.
+
+    Raises:
+        ConfigurationError: It is no build, or nobody says how many jobs.
+    """
+    settings = typed(config, resolve_all=False)
+    if settings.task.name is not Task.build:
+        raise ConfigurationError(
+            f"build.dispatcher=slurm is for task=build, not for task={settings.task.name}: submit the build first."
+        )
+    if settings.build.workers is None:
+        raise ConfigurationError("build.dispatcher=slurm needs the number of jobs: build.workers=8, for example.")
+    folder = _run_folder(config)
+    jobs = tuple(_job(config, folder / f"worker_{number:03}") for number in range(settings.build.workers))
+    return Plan(jobs=jobs, array=folder, cells={})
 
 
 def _job(config: DictConfig, folder: Path) -> Job:
@@ -222,11 +257,11 @@ def _parts(jobs: Sequence[Job], size: int) -> Iterator[Sequence[Job]]:
         yield jobs[start : start + size]
 
 
-def _script(jobs: Sequence[Job], sweep: Path | None) -> str:
-    """Return the batch script of one run, or of an array of a sweep's cells."""
+def _script(jobs: Sequence[Job], array: Path | None) -> str:
+    """Return the batch script of one job, or of an array."""
     first, cluster = jobs[0], jobs[0].config.cluster
-    options = {"job-name": (sweep or first.files.run).name, **_options(first)}
-    if sweep is not None:
+    options = {"job-name": (array or first.files.run).name, **_options(first)}
+    if array is not None:
         at_once = f"%{cluster.array_parallelism}" if cluster.array_parallelism else ""
         options["array"] = f"0-{len(jobs) - 1}{at_once}"
     folders = [shlex.quote(str(job.files.run)) for job in jobs]
@@ -253,7 +288,7 @@ def _same(job: Job) -> bool:
     """Return whether what is done is what is asked for now: `evaluation`, say, may have changed in the same folder."""
     before = job.files.submitted() or {}
     old, new = (
-        {key: value for key, value in content.get("settings", {}).items() if key != "cluster"}
+        {key: value for key, value in content.get("settings", {}).items() if key not in ("build", "cluster")}
         for content in (before.get("config", {}), job.frozen)
     )
     return old == new

@@ -150,6 +150,7 @@ class TokenStore:
             ArtifactError: The files contradict each other about documents and chunks.
         """
         self.artifact = tokens
+        self._tokenizer_artifact = tokenizer
         self.tokenizer = DocumentTokenizer.load(tokenizer.shard(0))
         self._vocabulary_size = self.tokenizer.vocabulary_size
         self.chunk_length: int = tokens.settings["chunk_length"]
@@ -166,6 +167,10 @@ class TokenStore:
         self._rows = np.asarray(tokens.array(TOKENS_NAME)).reshape(-1, self.chunk_length)
         self._left = np.asarray(tokens.array(LEFT_NAME))
         self._check_documents()
+
+    def __reduce__(self) -> tuple[type["TokenStore"], tuple[Artifact, Artifact]]:
+        """Have a copy in another process open the memory maps itself; pickling them would copy what they map."""
+        return TokenStore, (self.artifact, self._tokenizer_artifact)
 
     def _check_documents(self) -> None:
         """Compare the tables of documents with each other and with their sums; nothing else checks large ones."""

@@ -40,6 +40,10 @@ class BM25:
         self.k1 = k1
         self.b = b
 
+    def __reduce__(self) -> tuple[type["BM25"], tuple[TokenStore, float, float]]:
+        """Have a copy in another process compute the scores itself, as they take more memory than the tokens."""
+        return BM25, (self.store, self.k1, self.b)
+
     def settings(self) -> dict[str, float]:
         """Return the constants, as JSON-able values."""
         return {"bm25_k1": self.k1, "bm25_b": self.b}

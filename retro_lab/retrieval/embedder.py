@@ -62,6 +62,10 @@ class Embedder:
         self._tokenizer: Any = None
         self._padding = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Have a copy in another process load the encoder itself."""
+        return self.__dict__ | {"_model": None, "_forward": None, "_tokenizer": None}
+
     def identity(self) -> dict[str, Any]:
         """Return everything that decides an embedding, as JSON-able values: a folder's checksums or a hub commit.
 

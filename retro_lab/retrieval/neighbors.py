@@ -261,6 +261,10 @@ class Neighbors:
 
     artifact: Artifact
 
+    def __reduce__(self) -> tuple[type["Neighbors"], tuple[Artifact]]:
+        """Have a copy in another process open the memory maps itself; pickling them would copy what they map."""
+        return Neighbors, (self.artifact,)
+
     @cached_property
     def ids(self) -> np.ndarray:
         """Chunks of the database, int [C, K], nearest first; padded with `NO_NEIGHBOR`."""

@@ -17,7 +17,7 @@ IDENTITY_NAME = "identity.json"
 PRECISION = "trainer.precision"
 UNDECIDING = (
     "task", "evaluation", "paths", "logger", "callbacks", "compute", "trainer", "corpora", "corpus_name", "hydra",
-    "cluster", "name", "data.workers", "data.micro_batch_size", "schedule.max_skipped_steps",
+    "build", "cluster", "name", "data.workers", "data.micro_batch_size", "schedule.max_skipped_steps",
 )  # fmt: skip
 """Settings that do not affect what is trained, except for `PRECISION`."""
 BUILT = ("corpus", "deduplication", "decontamination", "tokenizer", "database", "embedder", "index")

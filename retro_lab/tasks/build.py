@@ -1,5 +1,6 @@
 """`task=build`: documents, tokenizer, tokens, embeddings, index, neighbors and overlaps; existing ones are reused."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,11 +9,14 @@ from typing import Any
 from hydra.utils import instantiate
 
 from retro_lab import console
+from retro_lab.artifacts.config import BuildConfig, DispatcherName
+from retro_lab.artifacts.dispatch import Dispatcher, Ranks
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.corpus.config import CorpusConfig, LocalConfig
 from retro_lab.corpus.corpus import Corpus, build_corpus, build_other_corpus
 from retro_lab.corpus.documents import SPLITS, Split
 from retro_lab.corpus.tokens import TokenStore
+from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval.database import Database
 from retro_lab.retrieval.overlaps import COPIED
 from retro_lab.runs.folder import RunFolder
@@ -30,8 +34,12 @@ class HeldOutText:
 
 def run(config: RunConfig, folder: RunFolder) -> None:
     """Build everything that training and its evaluation need, and print a summary."""
-    inputs = Inputs(config)
-    inputs.build()
+    with Inputs(config) as inputs:
+        inputs.build()
+        _print_summary(inputs)
+
+
+def _print_summary(inputs: "Inputs") -> None:
     database = inputs.database
     stores = dict[str, TokenStore](inputs.corpus.stores.items())
     stores |= {text.description: text.store for text in inputs.texts if text.name not in stores}
@@ -60,18 +68,33 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 
 
 class Inputs:
-    """The inputs of a run, each built on first use: the corpus, the database, and the texts to score."""
+    """The inputs of a run, each built on first use: the corpus, the database, and the texts to score.
+
+    It is a context manager because what builds may be processes of its own.
+    """
 
     def __init__(self, config: RunConfig) -> None:
-        """Keep the configuration; nothing is built yet."""
+        """Keep the configuration; nothing is built yet.
+
+        Raises:
+            ConfigurationError: `build.dispatcher` cannot be used here.
+        """
         self._config = config
-        self._artifacts = ArtifactStore(Path(config.paths.artifacts))
+        self._artifacts = ArtifactStore(Path(config.paths.artifacts), _dispatcher(config.build))
+
+    def __enter__(self) -> "Inputs":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Free what the dispatcher started."""
+        self._artifacts.dispatcher.close()
 
     def build(self) -> None:
-        """Build everything now, so that no build can fail after hours of training."""
+        """Build everything now, so that no build can fail after hours of training, and free what it took."""
         stores = [*self.corpus.stores.values(), *(text.store for text in self.texts)]
         for store in stores if self._config.retrieval.k else ():
             self.database.overlaps_of(store)
+        self._artifacts.dispatcher.close()
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -146,3 +169,22 @@ class Inputs:
 def _name(name: str, corpus: CorpusConfig) -> str:
     """Return a corpus's name in tables, with the file's name for a user's own files."""
     return f"{name} ({Path(corpus.path).name})" if isinstance(corpus, LocalConfig) else name
+
+
+def _dispatcher(config: BuildConfig) -> Dispatcher:
+    """Return who builds.
+
+    Raises:
+        ConfigurationError: Ray is not installed, or an array of jobs is wanted outside of one.
+    """
+    match config.dispatcher:
+        case DispatcherName.ray:
+            from retro_lab.artifacts.on_ray import RayWorkers
+
+            return RayWorkers(config.ray_address, config.workers, config.ray_cpus)
+        case DispatcherName.slurm if "SLURM_JOB_ID" not in os.environ:
+            raise ConfigurationError(
+                "build.dispatcher=slurm divides a build among jobs that `retro-lab submit task=build` submits; "
+                "leave it at ranks to build here."
+            )
+    return Ranks()

@@ -29,8 +29,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         raise ConfigurationError("retrieval.k=0 is the baseline itself; use task=train, or a k of at least 1.")
     check_training(config)
     check_start(config, folder, trains_baseline=True)
-    with folder.held():
-        inputs = Inputs(config)
+    with folder.held(), Inputs(config) as inputs:
         train.train_models(compared(config, inputs), folder, inputs)
 
 

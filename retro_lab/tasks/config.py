@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from retro_lab.artifacts.config import BuildConfig
 from retro_lab.corpus.config import CorpusConfig, DecontaminationConfig, DeduplicationConfig, TokenizerConfig
 from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.config import EvaluationConfig, check_stride
@@ -213,6 +214,7 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     paths: PathsConfig
+    build: BuildConfig = field(default_factory=BuildConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     # These three have no schema: Lightning checks them itself, and users add their own entries by name.
     trainer: dict[str, Any]

@@ -48,16 +48,16 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         records = {name: load_result(folder.path / name / RESULT_NAME) for name in found}
         if not records:
             raise ArtifactError(f"{folder.path} holds no trained model; train one with: {folder.command}")
-        inputs = Inputs(config)
-        for name, record in records.items():
-            check_scored(folder.path / name, model_identity(_with_k(config, record.k), folder, inputs))
-        folder.note()
-        for name, record in records.items():
-            scored = evaluate(_with_k(config, record.k), folder.path / name, record, inputs)
-            if scored != record:
-                loggers = reopen_loggers(in_folder(config.logger, folder.path / name), folder.path / name)
-                log_scores(loggers, scored)
-                finish_loggers(loggers)
+        with Inputs(config) as inputs:
+            for name, record in records.items():
+                check_scored(folder.path / name, model_identity(_with_k(config, record.k), folder, inputs))
+            folder.note()
+            for name, record in records.items():
+                scored = evaluate(_with_k(config, record.k), folder.path / name, record, inputs)
+                if scored != record:
+                    loggers = reopen_loggers(in_folder(config.logger, folder.path / name), folder.path / name)
+                    log_scores(loggers, scored)
+                    finish_loggers(loggers)
         report.run(config, folder)
 
 

@@ -19,7 +19,12 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     Raises:
         ConfigurationError: There is no such chunk.
     """
-    task, inputs = config.task, Inputs(config)
+    with Inputs(config) as inputs:
+        _inspect(config, inputs)
+
+
+def _inspect(config: RunConfig, inputs: Inputs) -> None:
+    task = config.task
     assert isinstance(task, InspectConfig)
     split, chunk = task.split, task.chunk
     store = dict[str, TokenStore](inputs.corpus.stores.items())[split]

@@ -65,8 +65,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     """Train and evaluate the model of `retrieval.k`, then report on the run folder."""
     check_training(config)
     check_start(config, folder)
-    with folder.held():
-        train_models({model_name(config.retrieval.k): config}, folder, Inputs(config))
+    with folder.held(), Inputs(config) as inputs:
+        train_models({model_name(config.retrieval.k): config}, folder, inputs)
 
 
 def train_models(configs: Mapping[str, RunConfig], folder: RunFolder, inputs: Inputs) -> None:

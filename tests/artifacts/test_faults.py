@@ -15,9 +15,9 @@ from crash_points import run_and_die
 from squares import CombinedSquares, Squares
 
 from retro_lab import ranks
-from retro_lab.artifacts import store as store_module
 from retro_lab.artifacts.arrays import create_array
 from retro_lab.artifacts.manifest import Manifest
+from retro_lab.artifacts.shards import sealed_files
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.errors import ArtifactError
 from retro_lab.ranks import Process
@@ -124,7 +124,7 @@ def test_locks_only_spare_work(tmp_path, monkeypatch):
             if self.fail_in is None:
                 standing = store._folder(self) / f"{shard:05}"
                 shutil.copytree(folder, standing)
-                Manifest({}, facts, store_module._sealed_files(standing)).write(standing, "shard.json")
+                Manifest({}, facts, sealed_files(standing)).write(standing, "shard.json")
             return facts
 
     artifact = store.build(Overtaken())
@@ -307,3 +307,17 @@ def test_which_of_several_processes_this_is(monkeypatch, variables, expected):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert ranks.current() == expected
+
+
+def test_jobs_of_an_array_begin_at_different_shards(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    found = set()
+    for task in range(3):
+        for rank in range(2):
+            monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
+            monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
+            monkeypatch.setenv("SLURM_PROCID", str(rank))
+            monkeypatch.setenv("SLURM_NTASKS", "2")
+            found.add(round(ranks.position() * 6, 6))
+    assert found == set(range(6))

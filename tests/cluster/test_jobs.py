@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Lab
+from conftest import OVERRIDES, Lab
+from in_process import small
 from two_nodes import wait_until
 
 LONG = (
@@ -72,6 +73,36 @@ def test_nodes_share_a_build(lab: Lab, undisturbed: str) -> None:
     shared = checksums(lab.folder / "shared")
     assert shared
     assert shared == checksums(lab.folder / "artifacts")
+    alone = ("task=build", "paths.artifacts=alone")
+    done = lab.run(*small(OVERRIDES), *OVERRIDES, *alone)
+    assert done.returncode == 0, done.stderr
+    assert shared == checksums(lab.folder / "alone")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_jobs_of_an_array_share_a_build_and_go_on_without_a_killed_one(
+    lab: Lab, undisturbed: str, killed: bool
+) -> None:
+    name = f"divided{killed}"
+    workers = [f"build-{name}/worker_00{number}" for number in range(2)]
+    on_two_nodes = ("build.dispatcher=slurm", "build.workers=2", "cluster.options=[--exclusive]", "cluster.requeues=0")
+    build = ("task=build", f"name={name}", f"paths.artifacts={name}", *on_two_nodes)
+    printed = lab.submit(*build)
+    assert printed.count(workers[0].rpartition("/")[0]) >= 2
+    if killed:
+        wait_until(lambda: all("documents" in lab.log(worker) for worker in workers), "both are at work")
+        for process in lab.cluster.tasks_of("n2"):
+            os.kill(process, 9)
+        wait_until(lambda: "done" in {lab.state(worker)["status"] for worker in workers}, "the other one has ended")
+    else:
+        wait_until(lab.ended(*workers), "both have ended")
+    assert checksums(lab.folder / name) == checksums(lab.folder / "artifacts")
+    shown = lab.run("status", f"outputs/build-{name}")
+    assert (shown.returncode, shown.stdout.splitlines()[-1]) == ((1, "1 done, 1 failed") if killed else (0, "2 done"))
+    again = lab.submit(*build)
+    assert ("1 job;" if killed else "nothing: there is nothing left to do") in again
+    wait_until(lab.ended(*workers), "all have ended")
+    assert lab.run("status", f"outputs/build-{name}").returncode == 0
 
 
 def test_a_signaled_job_saves_its_state_and_goes_on(lab: Lab, undisturbed: str) -> None:

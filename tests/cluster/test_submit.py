@@ -66,6 +66,18 @@ def test_cells_that_ask_for_other_resources_are_other_arrays(
     ]
 
 
+def test_a_divided_build_is_one_array_of_equal_jobs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    divided = ["task=build", "name=mine", "build.dispatcher=slurm", "build.workers=3", "trainer.devices=2"]
+    assert run(["submit", "--dry-run", *divided], monkeypatch) == 0
+    lines = capsys.readouterr().out.splitlines()
+    wanted = ["array=0-2", "nodes=1", "ntasks-per-node=2", "requeue", "job-name=build-mine"]
+    assert {f"#SBATCH --{option}" for option in wanted} <= set(lines)
+    folders = [line.strip() for line in lines if line.startswith("  outputs/")]
+    assert folders == [f"outputs/build-mine/worker_00{number}" for number in range(3)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -76,6 +88,10 @@ def test_cells_that_ask_for_other_resources_are_other_arrays(
         (["submit", "trainer.devices=-1"], "SLURM needs trainer.devices as a number, for example 8; got -1"),
         (["submit", "cluster.time=soon"], "cluster.time=soon is not a duration"),
         (["submit", "cluster.requeues=-1"], "cluster.requeues must be 0 or more"),
+        (["submit", "task=build", "build.dispatcher=slurm"], "needs the number of jobs: build.workers=8"),
+        (["submit", "build.dispatcher=slurm", "build.workers=2"], "is for task=build, not for task=compare"),
+        (["submit", "-m", "task=build", "build.dispatcher=slurm", "seed=0,1"], "and not those of a sweep"),
+        (["task=build", "build.dispatcher=slurm"], "jobs that `retro-lab submit task=build` submits"),
         (["hydra/launcher=slurm"], "`retro-lab submit`"),
         (["status"], "No job was submitted into outputs"),
         (["status", "--all"], "status takes one folder"),

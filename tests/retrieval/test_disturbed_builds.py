@@ -1,20 +1,25 @@
 """The real stages under kills, a full disk, other builders, damaged files: what is built in the end is the same."""
 
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
+import pipeline
 import pytest
 from disturbed_builds import build_all, build_announced, checksums
 
 from retro_lab.artifacts.manifest import MANIFEST_NAME, Manifest
+from retro_lab.artifacts.on_ray import RayWorkers
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.errors import ArtifactError
 from retro_lab.runs.folder import RunFolder
@@ -97,17 +102,70 @@ def test_killed_at_ten_random_moments(tmp_path, tiny_bert, undisturbed, stage):
         assert not list(root.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_builders_of_which_one_is_killed_and_comes_back(tmp_path, tiny_bert, undisturbed, count):
+@pytest.mark.parametrize(("count", "killed"), [(2, False), (2, True), (4, True)])
+def test_builders_of_which_one_is_killed_and_comes_back(tmp_path, tiny_bert, undisturbed, count, killed):
     _, expected, seconds = undisturbed
     draw = random.Random(count)
     builders = [Builder(tmp_path, tiny_bert) for _ in range(count)]
-    builders[0].wait_for(draw.choice(list(seconds)))
-    builders[0].kill()
-    builders[0] = Builder(tmp_path, tiny_bert)
+    if killed:
+        builders[0].wait_for(draw.choice(list(seconds)))
+        builders[0].kill()
+        builders[0] = Builder(tmp_path, tiny_bert)
     assert [builder.exit_code() for builder in builders] == [0] * count
     assert checksums(tmp_path) == expected
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("kills", [(), ("documents", "embeddings", "search")])
+def test_workers_of_ray_of_which_some_are_killed(tmp_path, tiny_bert, undisturbed, ray_workers, monkeypatch, kills):
+    """A worker is killed in a shard of each stage that is named, so another one has to build it."""
+
+    class Disturbed(ArtifactStore):
+        def build(self, stage):
+            killer = Thread(target=kill_a_worker) if stage.name in left else None
+            if killer:
+                left.remove(stage.name)
+                killer.start()
+            artifact = super().build(stage)
+            if killer:
+                killer.join()
+            return artifact
+
+    left = list(kills)
+    monkeypatch.setattr(pipeline, "ArtifactStore", lambda folder: Disturbed(folder, ray_workers))
+    build_all(tmp_path, tiny_bert)
+    assert checksums(tmp_path) == undisturbed[1]
+    assert not left
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.fixture(scope="module")
+def ray_workers():
+    pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+        found = RayWorkers("local", 2, 1)
+        yield found
+        found.close()
+
+
+def kill_a_worker():
+    """Kill one of this process's workers of Ray at work, whose title says what it does."""
+    for _ in range(3000):
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if path.read_bytes().startswith(b"ray::Worker.build") and descends(int(path.parent.name)):
+                    os.kill(int(path.parent.name), signal.SIGKILL)
+                    return
+        time.sleep(0.01)
+    pytest.fail("no worker came to work")
+
+
+def descends(process):
+    """Return whether a process was started by this one, or by one that it started."""
+    while process > 1 and process != os.getpid():
+        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return process == os.getpid()
 
 
 def test_a_disk_that_is_full_again_and_again(tmp_path, tiny_bert, undisturbed):

@@ -39,6 +39,7 @@ def test_names_can_be_read(overrides: list[str], name: str) -> None:
         "logger.wandb.offline=false",
         "~callbacks.progress",
         "cluster.partition=gpu",
+        "build.dispatcher=ray",
         "name=x",
         "data.workers=4",
         "trainer.devices=2",
