@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from retro_lab.errors import ArtifactError
+from retro_lab.model.blocks import Residual
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.retro import RetroModel
 from retro_lab.model.sharding import is_sharded, whole_weights
@@ -43,6 +44,10 @@ SIZE = SizeConfig(
     name="small", width=8, ffw_width=12, heads=2, head_size=4, layers=2, cca_layers=[2], encoder_width=8,
     encoder_ffw_width=8, encoder_heads=2, encoder_head_size=4, encoder_layers=1,
 )  # fmt: skip
+
+
+def choices(tied: bool = True, shared: bool = False) -> ModelConfig:
+    return ModelConfig(chunk_length=M, tied_readout=tied, shared_embeddings=shared, init_std=0.2)
 
 
 def sequences(seed: int) -> dict[str, torch.Tensor]:
@@ -103,7 +108,19 @@ class Losses(pl.Callback):
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.held: dict[str, int] = {}
+        self.gathered: dict[str, int] = {}
         self.step = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for module in pl_module.modules():
+            if isinstance(module, Residual):
+                module.register_forward_pre_hook(self.look_at_block)
+
+    def look_at_block(self, block: Residual, _: Any) -> None:
+        self.gathered["block"] = max(self.gathered.get("block", 0), gathered_bytes(block))
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
+        self.gathered["outside"] = gathered_bytes(pl_module)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         held = {"weights": list(pl_module.model.parameters())}  # type: ignore[union-attr]
@@ -118,6 +135,12 @@ class Losses(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.step = trainer.global_step
+
+
+def gathered_bytes(module: torch.nn.Module) -> int:
+    """Return the bytes of the parameters that are whole at the moment."""
+    whole = [parameter for parameter in module.parameters() if not isinstance(parameter, DTensor)]
+    return sum(parameter.numel() * parameter.element_size() for parameter in whole)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -148,9 +171,7 @@ def train(
     pl.seed_everything(SEED, verbose=False)
     with torch.device("meta") if strategy == "fsdp" else nullcontext():
         size = SIZE if k else SizeConfig(**{**vars(SIZE), "cca_layers": []})
-        model = RetroModel(
-            size, ModelConfig(chunk_length=M, tied_readout=tied, shared_embeddings=shared, init_std=0.2), VOCABULARY
-        )
+        model = RetroModel(size, choices(tied, shared), VOCABULARY)
     model.checkpoint_activations(checkpointed)
     weights = None
     if start is not None:
@@ -168,6 +189,7 @@ def train(
         "losses": losses.losses,
         "curve": curve,
         "held": losses.held,
+        "gathered": losses.gathered,
         "groups": groups,
         "step": trainer.global_step,
     }
