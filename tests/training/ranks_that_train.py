@@ -102,13 +102,28 @@ class Data(pl.LightningDataModule):
         return DataLoader([scored | {"documents": torch.tensor(size)}], batch_size=None)  # type: ignore[arg-type]
 
 
+class PoisonedModule(RetroModule):
+    """On the last rank alone, the loss of step 1, or only the gradient of step 3, is not finite."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if self.trainer.global_rank == self.trainer.world_size - 1:
+            if self.trainer.global_step == 1:
+                return loss + float("nan")
+            if self.trainer.global_step == 3:
+                return loss + 0 * (loss - loss.detach()).sqrt()
+        return loss
+
+
 class Losses(pl.Callback):
-    """Keeps the loss of every step, and the bytes that a rank holds after one."""
+    """Keeps the loss of every step, which steps moved the weights, and the bytes that a rank holds after one."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.held: dict[str, int] = {}
         self.gathered: dict[str, int] = {}
+        self.moved: list[bool] = []
+        self.weights: list[torch.Tensor] = []
         self.step = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -128,13 +143,17 @@ class Losses(pl.Callback):
         held["moments"] = [v for s in optimizer.state.values() for v in s.values() if v.ndim]
         self.held = {name: sum(local(t).numel() * t.element_size() for t in ts) for name, ts in held.items()}
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_step != self.step:
+            now = [local(parameter.detach()).clone() for parameter in pl_module.parameters()]
+            same = all(torch.equal(old, new) for old, new in zip(self.weights, now, strict=True))
+            self.moved, self.weights = [*self.moved, not same], now
             self.step = trainer.global_step
             self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.step = trainer.global_step
+        self.weights = [local(parameter.detach()).clone() for parameter in pl_module.parameters()]
 
 
 def gathered_bytes(module: torch.nn.Module) -> int:
@@ -150,10 +169,10 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def train(
     folder: Path, strategy: str, steps: int, *, precision: str = "32-true", accumulated: int = 1, clip: float = 0.05,
     start: Path | None = None, compile: bool = False, checkpointed: bool = False, tied: bool = True,
-    shared: bool = False, k: int = 2, save_every: int = 100,
+    shared: bool = False, k: int = 2, save_every: int = 100, poisoned: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a very small model in a folder, from the checkpoint in it if there is one."""
-    losses = Losses()
+    losses, guard = Losses(), DivergenceGuard(2 if poisoned else 1, lambda _: [], "")
     every = pl.callbacks.ModelCheckpoint(
         dirpath=folder / "checkpoints", filename="last", every_n_train_steps=save_every, save_on_train_epoch_end=False,
         enable_version_counter=False,
@@ -162,7 +181,7 @@ def train(
         accelerator="cpu", devices=int(os.environ["WORLD_SIZE"]), max_steps=steps, precision=precision,  # type: ignore[arg-type]
         strategy=ShardedStrategy() if strategy == "fsdp" else strategy, accumulate_grad_batches=accumulated,
         gradient_clip_val=clip, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[every, ValidationCurve(1), DivergenceGuard(1, lambda _: [], ""), ResumeAtStep(), losses],
+        callbacks=[every, ValidationCurve(1), guard, ResumeAtStep(), losses],
         check_val_every_n_epoch=None,
         val_check_interval=3 * accumulated, num_sanity_val_steps=0, default_root_dir=folder, inference_mode=False,
     )  # fmt: skip
@@ -178,7 +197,7 @@ def train(
         weights = baseline_weights(model, start)
         freeze_all_but_retrieval(model)
     optimizer = partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.1, fused=True)
-    module = RetroModule(
+    module = (PoisonedModule if poisoned else RetroModule)(
         model, k, sorted({0, k}), optimizer, WarmupCosine(12, 2, 0.1, 0.1), SEED, start=weights, compile=compile
     )
     fit(trainer, module, Data(), folder)
@@ -190,6 +209,8 @@ def train(
         "curve": curve,
         "held": losses.held,
         "gathered": losses.gathered,
+        "moved": losses.moved,
+        "skipped": guard.skipped,
         "groups": groups,
         "step": trainer.global_step,
     }
@@ -217,6 +238,8 @@ def on_two(root: Path) -> dict[str, Any]:
     )
     done["bf16 fsdp"] = train(root / "bf16 fsdp", "fsdp", 4, precision="bf16-mixed")
     train(root / "bf16 weights", "fsdp", 2, precision="bf16-true")
+    for strategy in ("ddp", "fsdp"):
+        done[f"poisoned {strategy}"] = train(root / f"poisoned {strategy}", strategy, 6, poisoned=True)
     for strategy in ("ddp", "fsdp"):  # what others continue
         train(root / strategy / "begun", strategy, 3, save_every=2)
     if os.environ["RANK"] == "0":

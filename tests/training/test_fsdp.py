@@ -97,6 +97,18 @@ def test_fsdp_divides_weights_gradients_and_moments(folder: Path, trained: dict[
         assert max(part[kind] for part in held) < 1.15 * size / ranks
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_all_ranks_skip_a_step_that_is_not_finite_on_one(folder: Path, trained: dict[str, Any], strategy: str) -> None:
+    """Its loss at step 1, only its gradient at step 3; a part of the weights on each rank stays what it was."""
+    for rank in range(2):
+        found = torch.load(folder / f"on_two.{rank}.pt")[f"poisoned {strategy}"]
+        assert found["moved"] == [True, False, True, False, True, True]
+        assert found["skipped"] == 2
+    for name, weight in trained["poisoned ddp"]["weights"].items():
+        torch.testing.assert_close(trained[f"poisoned {strategy}"]["weights"][name], weight, rtol=0, atol=1e-4)
+        assert weight.isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["fsdp", "fsdp on four", "bf16 fsdp", "untied fsdp", "retrofit fsdp"])
 def test_each_device_holds_what_was_estimated(folder: Path, trained: dict[str, Any], name: str) -> None:
     """To the byte: of the device that holds most, and of what is gathered to compute."""
