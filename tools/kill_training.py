@@ -1,6 +1,6 @@
 """Kills a training run again and again, and compares its weights with those of a run that nothing disturbed.
 
-    python tools/kill_training.py --kills 20 --accumulate 2 --workers 2 task=train ... [more overrides]
+    python tools/kill_training.py --kills 20 --workers 2 task=train data.micro_batch_size=2 ... [more overrides]
 
 The overrides are those of a command that trains one model. It runs twice in the current folder, once undisturbed, and
 once with `kill -9` at random moments after which it is started again. The exit code is 0 if weights, optimizer,
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from retro_lab.errors import PreemptedError
-from retro_lab.training.checkpoints import CHECKPOINT, PREVIOUS_NAME, read_checkpoint
+from retro_lab.training.checkpoints import CHECKPOINT, PREVIOUS_NAME, read_checkpoint, sealed_file
 
 SLOW_TO_IMPORT = (
     "pytorch_lightning", "transformers.models.bert.modeling_bert", "faiss", "pyarrow.parquet", "hydra.main", "wandb",
@@ -144,12 +144,13 @@ def disturbed(
 
 def whole(checkpoint: Path) -> Path:
     """Return the checkpoint, or the one before it if the process was killed between two renames."""
-    return checkpoint if checkpoint.is_file() else checkpoint.with_name(PREVIOUS_NAME)
+    return checkpoint if checkpoint.exists() else checkpoint.with_name(PREVIOUS_NAME)
 
 
 def _next_checkpoint(attempt: Attempt, checkpoint: Path) -> None:
     def written() -> int:
-        return checkpoint.stat().st_mtime_ns if checkpoint.is_file() else 0
+        sealed = sealed_file(checkpoint)
+        return sealed.stat().st_mtime_ns if sealed else 0
 
     before, deadline = written(), time.monotonic() + DEADLINE
     while written() in (0, before) and attempt.running() and time.monotonic() < deadline:
@@ -189,9 +190,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--signals", default="SIGKILL", help="which take turns; SIGKILL,SIGTERM also asks to stop")
-    parser.add_argument("--accumulate", type=int, default=1, help="batches of an optimizer step")
     parser.add_argument("--workers", type=int, default=0, help="processes that load data")
     parser.add_argument("--ranks", type=int, default=1, help="processes that train, on gloo")
+    parser.add_argument("--strategy", default="ddp", choices=["ddp", "fsdp"], help="of several ranks")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--model", default="retro", help="the model's folder in its run's folder: retro or baseline")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="folder of the two runs")
@@ -199,9 +200,9 @@ def main() -> None:
     for module in SLOW_TO_IMPORT:
         importlib.import_module(module)
     overrides += [f"paths.outputs={options.outputs}"]
-    overrides += [f"trainer.accumulate_grad_batches={options.accumulate}", f"data.workers={options.workers}"]
+    overrides += [f"data.workers={options.workers}"]
     if options.ranks > 1:
-        overrides += ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={options.ranks}"]
+        overrides += [f"trainer={options.strategy}", "trainer.accelerator=cpu", f"trainer.devices={options.ranks}"]
         overrides += ["trainer.precision=32-true"]
     generator = random.Random(options.seed)
     models, log = {}, Path("kill_training.log").resolve()

@@ -1,7 +1,9 @@
 """The memory of a training step on each device, computed from shapes alone: its state and its activations.
 
 The state is weights, gradients and the moments of AdamW, all in the precision of the weights. DDP copies it to each
-device; FSDP shards it. Activations are the tensors kept from the forward to the backward pass.
+device; FSDP divides it (`retro_lab.model.sharding`): each parameter by rows, and to compute, a device gathers one
+residual block after another, and keeps everything outside of blocks gathered. Activations are the tensors kept from the
+forward to the backward pass.
 
 For each token, with `stream` bytes for an entry of the residual stream and `product` bytes for a factor of a matrix
 product (4 and 4 in float32, 4 and 2 under autocast to half precision), a block keeps
@@ -35,6 +37,8 @@ from retro_lab.model.distances import ROTARY
 
 ADAMW_MOMENTS = 2
 """Numbers that AdamW keeps for each weight, in the weight's precision."""
+FLOAT32 = 4
+"""Bytes of a number in which FSDP sums gradients, at least."""
 
 
 class Precision(NamedTuple):
@@ -95,7 +99,7 @@ def replicated_state(
 def sharded_state(
     parameters: Parameters, precision: Precision, *, retrofit: bool = False, devices: int = 1
 ) -> TrainingState:
-    """Count the state of each device under FSDP, which shards everything between devices.
+    """Count the state of each device under FSDP, which divides everything between devices.
 
     Args:
         parameters: as in `replicated_state`.
@@ -104,14 +108,19 @@ def sharded_state(
         devices: as in `replicated_state`.
 
     Returns:
-        Bytes of one device. Copies are the weights and gradients of one unit, gathered.
+        Bytes of the device that holds most. Copies are what lies outside of blocks, gathered, with its whole gradient;
+        and of the largest block the weights, those of the next one, the gradient, and its sum over devices. If it is
+        larger, the sum of the gradient outside of blocks takes the place of all that is of blocks, because it is last.
     """
-    trained = parameters.trained(retrofit=retrofit) * precision.stream
+    trained = parameters.largest_share(devices, retrofit=retrofit) * precision.stream
+    outside, trained_outside = parameters.outside_blocks(), parameters.outside_blocks(retrofit=retrofit)
+    summed = max(precision.stream, FLOAT32)
+    in_blocks = parameters.largest_block * (3 * precision.product + summed)
     return TrainingState(
-        weights=parameters.total * precision.stream / devices,
-        gradients=trained / devices,
-        moments=ADAMW_MOMENTS * trained / devices,
-        copies=parameters.largest_unit * (precision.stream + precision.product),
+        weights=parameters.largest_share(devices) * precision.stream,
+        gradients=trained,
+        moments=ADAMW_MOMENTS * trained,
+        copies=(outside + trained_outside) * precision.stream + max(in_blocks, trained_outside * summed),
     )
 
 
@@ -128,7 +137,8 @@ def least_bytes(
     checkpointing: bool = False,
     retrofit: bool = False,
     moments: bool = True,
-    shards: int = 1,
+    devices: int = 1,
+    sharded: bool = False,
 ) -> tuple[int, int]:
     """Count a lower bound on a device's memory: with less it cannot train; with more it still may not fit.
 
@@ -144,14 +154,15 @@ def least_bytes(
         checkpointing: as in `activation_bytes`.
         retrofit: whether only the retrieval weights are trained.
         moments: whether AdamW is the optimizer.
-        shards: devices that share the state.
+        devices: of all nodes.
+        sharded: whether they divide the state, as in `sharded_state`.
 
     Returns:
         Bytes held throughout training (weights and moments), and the larger of the bytes added while the loss is
-        computed (activations) and while weights are updated (gradients).
+        computed (activations) and while weights are updated (gradients); copies are left out.
     """
     parameters = Parameters.of(size, model, vocabulary_size)
-    trained = parameters.trained(retrofit=retrofit)
+    state = (sharded_state if sharded else replicated_state)(parameters, precision, retrofit=retrofit, devices=devices)
 
     def activations(k: int) -> int:
         return activation_bytes(
@@ -169,8 +180,7 @@ def least_bytes(
     kept = activations(k)
     if retrofit:  # frozen layers below the first chunked cross-attention keep nothing
         kept = max(0, kept - activations(0))
-    state = (parameters.total + moments * ADAMW_MOMENTS * trained) * precision.stream // shards
-    return state, max(kept, trained * precision.stream // shards)
+    return int(state.weights + moments * state.moments), max(kept, int(state.gradients))
 
 
 def activation_bytes(

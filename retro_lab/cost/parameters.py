@@ -1,13 +1,28 @@
 """The parameters of a model, counted on the meta device."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from retro_lab.model.blocks import Residual
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.retro import RetroModel
+
+
+class Weight(NamedTuple):
+    """A parameter, as FSDP divides it: by rows."""
+
+    rows: int
+    """Its first dimension; 1 for a scalar."""
+    row: int
+    """Numbers in each row."""
+    block: int | None
+    """Number of the residual block that it belongs to, which FSDP gathers at a time; None outside of blocks."""
+    retrieval: bool
+    """Whether RETROfit trains it."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +33,8 @@ class Parameters:
     """By part, from `RetroModel.parameter_counts`."""
     retrieval: int
     """Those that RETROfit trains."""
-    largest_unit: int
-    """Of the largest block or embedding table, which FSDP gathers at a time."""
+    weights: tuple[Weight, ...]
+    """Each parameter; one that has two names is there once."""
 
     @classmethod
     def of(cls, size: SizeConfig, model: ModelConfig, vocabulary_size: int) -> "Parameters":
@@ -35,11 +50,21 @@ class Parameters:
         """
         with torch.device("meta"):
             network = RetroModel(size, model, vocabulary_size)
-        units = [unit for unit in network.modules() if isinstance(unit, Residual | torch.nn.Embedding)]
+        retrieval = {parameter: parameter.numel() for _, parameter in network.retrieval_parameters()}
+        blocks = [module for module in network.modules() if isinstance(module, Residual)]
+        block_of = {parameter: number for number, block in enumerate(blocks) for parameter in block.parameters()}
         return cls(
             parts=network.parameter_counts(),
-            retrieval=sum(parameter.numel() for _, parameter in network.retrieval_parameters()),
-            largest_unit=max(sum(parameter.numel() for parameter in unit.parameters()) for unit in units),
+            retrieval=sum(retrieval.values()),
+            weights=tuple(
+                Weight(
+                    rows=parameter.shape[0] if parameter.ndim else 1,
+                    row=parameter[0].numel() if parameter.ndim else 1,
+                    block=block_of.get(parameter),
+                    retrieval=parameter in retrieval,
+                )
+                for parameter in network.parameters()
+            ),
         )
 
     @property
@@ -50,3 +75,26 @@ class Parameters:
     def trained(self, *, retrofit: bool) -> int:
         """Return how many are trained: only those for retrieval in RETROfit, else all."""
         return self.retrieval if retrofit else self.total
+
+    def largest_share(self, devices: int, *, retrofit: bool = False) -> int:
+        """Return how many of the trained parameters FSDP leaves with the device that holds most of them.
+
+        Each parameter is cut into as many equal blocks of rows as there are devices, rounded up.
+        """
+        return sum(-(-weight.rows // devices) * weight.row for weight in self._trained(retrofit))
+
+    def outside_blocks(self, *, retrofit: bool = False) -> int:
+        """Return how many of the trained parameters belong to no block, such as the embeddings."""
+        return sum(weight.rows * weight.row for weight in self._trained(retrofit) if weight.block is None)
+
+    @property
+    def largest_block(self) -> int:
+        """Parameters of the largest residual block."""
+        blocks: Counter[int] = Counter()
+        for weight in self.weights:
+            if weight.block is not None:
+                blocks[weight.block] += weight.rows * weight.row
+        return max(blocks.values())
+
+    def _trained(self, retrofit: bool) -> list[Weight]:
+        return [weight for weight in self.weights if weight.retrieval or not retrofit]

@@ -98,6 +98,8 @@ class PlanConfig(TaskConfig):
     """Chunks embedded each second on one device. Default: BERT-large on an A100 (Wang et al. 2024)."""
     peak_tflops: float = 989
     """Peak rate of one training device in the training precision. Default: H100, bfloat16, dense."""
+    gpu_memory: float = 80e9
+    """Bytes of memory of one training device. Default: H100."""
     utilization: float = 0.4
     """Share of the peak rate that training reaches, from 0 to 1."""
     embedding_width: int = 768
@@ -116,6 +118,7 @@ class PlanConfig(TaskConfig):
             self,
             embedding_chunks_per_second=POSITIVE,
             peak_tflops=POSITIVE,
+            gpu_memory=POSITIVE,
             utilization=SHARE,
             embedding_width=POSITIVE,
             queries_per_second=POSITIVE,

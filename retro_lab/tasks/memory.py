@@ -52,7 +52,8 @@ def check_memory(config: RunConfig, size: SizeConfig, model: ModelConfig, sequen
         checkpointing=config.compute.checkpoint_activations or config.compute.compile,
         retrofit=config.init.name is Init.retrofit and bool(size.cca_layers),
         moments=config.optimizer._target_ == "torch.optim.AdamW",
-        shards=1 if copied else max(1, devices),
+        devices=devices,
+        sharded=not copied,
     )
     here = max(1, devices // config.trainer.get("num_nodes", 1)) if on_processor(accelerator) else 1  # share memory
     if available is None or here * (state + activations) <= available:

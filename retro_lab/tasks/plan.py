@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Group
+from rich.text import Text
 
 from retro_lab import console
 from retro_lab.cost.flops import TRAINING_TO_FORWARD, Flops, device_hours, required_flops
@@ -18,10 +19,11 @@ from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks.checks import check_batch, check_trainer
 from retro_lab.tasks.config import PlanConfig, RunConfig
 from retro_lab.tasks.plan_database import database_sections
+from retro_lab.tasks.plan_fit import Gpus, fitting
 from retro_lab.tasks.plan_tables import BYTES, SI_PREFIXES, scaled, section
 from retro_lab.training.config import Init
 from retro_lab.training.devices import device_count
-from retro_lab.training.precision import PRECISIONS, checked_precision
+from retro_lab.training.precision import PRECISIONS, SHARDED_PRECISIONS, checked_precision
 
 PAPER_VOCABULARY = 128_000
 """Vocabulary to count with if the tokenizer's is unknown before it is built (Borgeaud et al. 2022, Sec. 2.1)."""
@@ -46,7 +48,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     """
     plan, task = Plan.of(config), config.task
     assert isinstance(task, PlanConfig)
-    sections = [_parameters(plan), _flops(plan), _training(plan, config, task), _memory(plan, config)]
+    sections = [_parameters(plan), _flops(plan), _training(plan, config, task), _memory(plan, config, task)]
     if plan.k:
         gpus, _ = _gpus(config.trainer)
         sections += database_sections(config, task, plan.vocabulary, gpus)
@@ -165,8 +167,8 @@ def _training(plan: Plan, config: RunConfig, task: PlanConfig) -> Group:
     )
 
 
-def _memory(plan: Plan, config: RunConfig) -> Group:
-    """Show the memory of each GPU under DDP, which copies the training state, and FSDP, which shards it."""
+def _memory(plan: Plan, config: RunConfig, task: PlanConfig) -> Group:
+    """Show the memory of each GPU under DDP, which copies the training state, and FSDP, which divides it."""
     gpus, guess = _gpus(config.trainer)
     sequences = _sequences(config, gpus, guessed=bool(guess))
     name = checked_precision(config.trainer.get("precision"), accelerator="gpu")
@@ -182,8 +184,9 @@ def _memory(plan: Plan, config: RunConfig) -> Group:
         f"{ADAMW_MOMENTS} moments of AdamW": (ddp.moments, fsdp.moments),
         "copies in use": (ddp.copies, fsdp.copies),
     }
-    activations = {
-        kind: activation_bytes(
+
+    def activations_of(sequences: int, checkpointing: bool) -> int:
+        return activation_bytes(
             plan.size,
             plan.model,
             plan.vocabulary,
@@ -192,19 +195,26 @@ def _memory(plan: Plan, config: RunConfig) -> Group:
             sequence_length=plan.sequence_length,
             k=plan.k,
             neighbor_length=plan.neighbor_length,
-            checkpointing=bool(kind),
+            checkpointing=checkpointing,
         )
-        for kind in ("", ", checkpointed")
-    }
+
+    activations = {kind: activations_of(sequences, bool(kind)) for kind in ("", ", checkpointed")}
     rows |= {f"activations{kind}": (count, count) for kind, count in activations.items()}
     rows |= {f"total{kind}": (ddp.total + count, fsdp.total + count) for kind, count in activations.items()}
-    return section(
+    nodes = int(config.trainer.get("num_nodes", 1))
+    given = Gpus(None if guess else gpus // nodes, nodes, gpus, task.gpu_memory)
+    states = {"gpu" if gpus == 1 else "ddp": ddp}
+    if name in SHARDED_PRECISIONS:
+        states["fsdp"] = fsdp
+    fit = fitting(given, name, states, activations_of, config.data.batch_size)
+    table = section(
         f"Memory per GPU, with {gpus} GPU{'s' * (gpus > 1)}{guess}",
         f"precision {name}; {sequences} sequence{'s' * (sequences > 1)} on a GPU at a time, fewer with "
         "data.micro_batch_size; activations as estimated in retro_lab.cost.memory",
         {part: [scaled(count, BYTES) for count in row] for part, row in rows.items()},
         ["DDP", "FSDP"],
     )
+    return Group(*table.renderables[:-1], Text(f"  {fit}"), Text())
 
 
 def _gpus(trainer: Mapping[str, Any]) -> tuple[int, str]:

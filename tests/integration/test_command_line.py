@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = [
@@ -217,6 +219,34 @@ def test_the_shipped_trainers_train_in_bfloat16(workplace, compared, embedder, a
         done.stderr.split()
     )
     assert cut == ("schedule.warmup_steps=40" in arguments)
+
+
+def test_fsdp_trains_what_ddp_trains_and_one_process_goes_on_with_its_run(workplace, compared, embedder):
+    """Two ranks of Lightning's own launcher; the trainer of many machines is tried on one."""
+    ranks = ["task=train", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
+    sharded = run(workplace, embedder, "name=sharded", "trainer=fsdp", *ranks)
+    assert "2 x cpu, precision 32-true" in sharded.stderr
+    assert "RETRO[On]" in sharded.stdout
+    run(workplace, embedder, "name=copied", "trainer=multi_node", "trainer.num_nodes=1", *ranks)
+    folders = [workplace / "outputs" / name / "retro" for name in ("sharded", "copied")]
+    found, expected = (load_file(folder / "model.safetensors") for folder in folders)
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-4)
+    scores, others = map(bits_per_byte, folders)
+    assert scores == pytest.approx(others, abs=1e-4)
+    again = run(workplace, embedder, "name=sharded", "task=evaluate", "evaluation.k=[0,1,2]").stderr
+    assert "building" not in again
+    assert again.count("evaluating") == 1
+    more = bits_per_byte(folders[0])
+    assert more.keys() == {0, 1, 2}
+    assert {k: more[k] for k in scores} == scores, "scored by two ranks, and kept"
+
+
+def bits_per_byte(folder):
+    """Return a model's scores by k."""
+    record = json.loads((folder / "result.json").read_text())
+    return {entry["k"]: entry["bits_per_byte"] for entry in record["evaluations"]}
 
 
 def checksums(root):

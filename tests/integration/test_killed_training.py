@@ -34,15 +34,18 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path
 @pytest.mark.parametrize(
     "disturbance",
     [
-        ["--kills=3", "--accumulate=2", "--workers=2"],
-        ["--kills=2", "--accumulate=2", "--ranks=2", "--signals=SIGKILL,SIGTERM"],
+        ["--kills=3", "data.micro_batch_size=2", "--workers=2"],
+        ["--kills=2", "data.micro_batch_size=1", "--ranks=2", "--signals=SIGKILL,SIGTERM"],
+        ["--kills=1", "--strategy=fsdp", "--ranks=2"],
     ],
-    ids=["one_process", "two_ranks"],
+    ids=["one_process", "two_ranks", "two_ranks_sharded"],
 )
-def test_a_disturbed_training_resumes_exactly(workplace: Path, disturbance: list[str]) -> None:
+def test_a_disturbed_training_resumes_exactly(
+    workplace: Path, disturbance: list[str], request: pytest.FixtureRequest
+) -> None:
     """Weights, optimizer, schedule and curve."""
     tool = REPOSITORY / "tools" / "kill_training.py"
-    command = [sys.executable, str(tool), *disturbance, f"--outputs={len(disturbance)}"]
+    command = [sys.executable, str(tool), *disturbance, f"--outputs={request.node.callspec.id}"]
     command += [*ARGUMENTS, *small(ARGUMENTS)]
     done = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
     log = workplace / "kill_training.log"

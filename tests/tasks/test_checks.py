@@ -58,7 +58,7 @@ def test_no_setting_takes_what_is_no_number_of_its_kind(key: str, value: str) ->
         ("evaluation.stride=256", r"evaluation\.stride=256 .* at most data\.sequence_length=128"),
         ("data.batch_size=5 trainer.devices=2", r"data\.batch_size=5 cannot be divided over 2 devices"),
         (
-            "trainer.accumulate_grad_batches=3",
+            "+trainer.accumulate_grad_batches=3",
             r"trainer\.accumulate_grad_batches=3 cannot .*: data\.micro_batch_size sets",
         ),
         ("trainer.strategy=fsdp", r"trainer\.strategy=fsdp is not supported: trainer=fsdp shards the model"),

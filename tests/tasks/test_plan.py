@@ -120,7 +120,8 @@ def test_memory_under_ddp_and_fsdp(planned) -> None:
     activations = tokens * 12 * (attention + feed_forward) + outside
     checkpointed = tokens * (24 * 4 * d + max(attention, feed_forward) - 4 * d) + outside
     ddp = [4 * total, 4 * total, 8 * total, 2 * without_embeddings + 4 * total]
-    fsdp = [4 * total / gpus, 4 * total / gpus, 8 * total / gpus, (4 + 2) * v * d]
+    embeddings_and_norm = (v + 1) * d  # stay gathered, with their gradient, whose sum over GPUs is larger than blocks
+    fsdp = [4 * total / gpus, 4 * total / gpus, 8 * total / gpus, 3 * 4 * embeddings_and_norm]
     expected = {
         "weights": (ddp[0], fsdp[0]),
         "gradients": (ddp[1], fsdp[1]),
@@ -135,6 +136,45 @@ def test_memory_under_ddp_and_fsdp(planned) -> None:
         assert [number(cell) for cell in rows[name]] == pytest.approx(values, rel=0.006), name
     assert "with 16 GPUs\n" in rows[""][0]
     assert "bf16-mixed; 8 sequences on a GPU at a time" in rows[""][0]
+
+
+def fit(sections: Printed) -> str:
+    """What is said to fit, in one line."""
+    return " ".join(sections["Memory"][""][0].partition("total, checkpointed")[2].splitlines()[1:]).replace("  ", " ")
+
+
+def test_what_fits_fits_and_twice_as_much_does_not(planned) -> None:
+    given = ("size=7_5b", *PAPER, "trainer=fsdp", "trainer.devices=8", "data.batch_size=1024")
+    found = fit(planned(*given))
+    overrides, _, taken = found.strip().partition(" takes ")
+    assert overrides.split()[:2] == ["trainer=fsdp", "trainer.devices=8"]
+    assert taken == f"{taken.partition(' of ')[0]} of 80 GB"
+    rows = planned("size=7_5b", *PAPER, *overrides.split(), "data.batch_size=1024")["Memory"]
+    total = number(rows["total, checkpointed" if "compute" in overrides else "total"][1])
+    assert total == pytest.approx(number(taken.partition(" of ")[0]), rel=0.006)
+    assert total < 0.9 * 80e9
+    sequences = int(re.findall(r"micro_batch_size=(\d+)", overrides)[0])
+    more = planned(*given, f"data.micro_batch_size={2 * sequences}")["Memory"]
+    assert number(more["total"][1]) > 0.9 * 80e9
+    assert number(more["total"][0]) > 80e9
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("size=172m",), r"^trainer=gpu trainer\.devices=1 trainer\.precision=32-true data\.micro_batch_size=\d"),
+        (("size=172m", "trainer=ddp", "trainer.num_nodes=2"), r"^trainer=ddp trainer\.devices=-1 trainer\.num_nodes"),
+        (("size=7_5b", "trainer=gpu"), r"^nothing fits: .* of task\.gpu_memory=80 GB; use trainer=fsdp on 4 "),
+        (("size=7_5b", "trainer=fsdp", "trainer.devices=8", "task.gpu_memory=20e9"), r"use trainer=fsdp on 32 GPUs"),
+        (("size=7_5b", "trainer=ddp", "trainer.devices=8", "task.gpu_memory=8e9"), r"or GPUs with more memory$"),
+        (("size=7_5b", "trainer=gpu", "data.batch_size=2"), r"or a data\.batch_size of 3 or more$"),
+        (("size=7_5b", "trainer.devices=8", "trainer.precision=64-true"), r"^nothing fits: trainer=ddp.*more memory$"),
+        (("size=1_5b", "trainer=ddp", "trainer.devices=8", "data.sequence_length=16384", "task.gpu_memory=40e9"),
+         r"checkpoint_activations=true takes .* of 40 GB$"),
+    ],
+)  # fmt: skip
+def test_a_trainer_that_fits_is_named_or_why_there_is_none(planned, overrides: tuple[str, ...], said: str) -> None:
+    assert re.search(said, fit(planned(*PAPER, "data.batch_size=1024", *overrides)).strip())
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from retro_lab.errors import ArtifactError
+from retro_lab.model.blocks import Residual
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.retro import RetroModel
 from retro_lab.model.sharding import is_sharded, whole_weights
@@ -43,6 +44,10 @@ SIZE = SizeConfig(
     name="small", width=8, ffw_width=12, heads=2, head_size=4, layers=2, cca_layers=[2], encoder_width=8,
     encoder_ffw_width=8, encoder_heads=2, encoder_head_size=4, encoder_layers=1,
 )  # fmt: skip
+
+
+def choices(tied: bool = True, shared: bool = False) -> ModelConfig:
+    return ModelConfig(chunk_length=M, tied_readout=tied, shared_embeddings=shared, init_std=0.2)
 
 
 def sequences(seed: int) -> dict[str, torch.Tensor]:
@@ -97,13 +102,40 @@ class Data(pl.LightningDataModule):
         return DataLoader([scored | {"documents": torch.tensor(size)}], batch_size=None)  # type: ignore[arg-type]
 
 
+class PoisonedModule(RetroModule):
+    """On the last rank alone, the loss of step 1, or only the gradient of step 3, is not finite."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if self.trainer.global_rank == self.trainer.world_size - 1:
+            if self.trainer.global_step == 1:
+                return loss + float("nan")
+            if self.trainer.global_step == 3:
+                return loss + 0 * (loss - loss.detach()).sqrt()
+        return loss
+
+
 class Losses(pl.Callback):
-    """Keeps the loss of every step, and the bytes that a rank holds after one."""
+    """Keeps the loss of every step, which steps moved the weights, and the bytes that a rank holds after one."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.held: dict[str, int] = {}
+        self.gathered: dict[str, int] = {}
+        self.moved: list[bool] = []
+        self.weights: list[torch.Tensor] = []
         self.step = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for module in pl_module.modules():
+            if isinstance(module, Residual):
+                module.register_forward_pre_hook(self.look_at_block)
+
+    def look_at_block(self, block: Residual, _: Any) -> None:
+        self.gathered["block"] = max(self.gathered.get("block", 0), gathered_bytes(block))
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
+        self.gathered["outside"] = gathered_bytes(pl_module)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         held = {"weights": list(pl_module.model.parameters())}  # type: ignore[union-attr]
@@ -111,13 +143,23 @@ class Losses(pl.Callback):
         held["moments"] = [v for s in optimizer.state.values() for v in s.values() if v.ndim]
         self.held = {name: sum(local(t).numel() * t.element_size() for t in ts) for name, ts in held.items()}
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_step != self.step:
+            now = [local(parameter.detach()).clone() for parameter in pl_module.parameters()]
+            same = all(torch.equal(old, new) for old, new in zip(self.weights, now, strict=True))
+            self.moved, self.weights = [*self.moved, not same], now
             self.step = trainer.global_step
             self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.step = trainer.global_step
+        self.weights = [local(parameter.detach()).clone() for parameter in pl_module.parameters()]
+
+
+def gathered_bytes(module: torch.nn.Module) -> int:
+    """Return the bytes of the parameters that are whole at the moment."""
+    whole = [parameter for parameter in module.parameters() if not isinstance(parameter, DTensor)]
+    return sum(parameter.numel() * parameter.element_size() for parameter in whole)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -127,10 +169,10 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def train(
     folder: Path, strategy: str, steps: int, *, precision: str = "32-true", accumulated: int = 1, clip: float = 0.05,
     start: Path | None = None, compile: bool = False, checkpointed: bool = False, tied: bool = True,
-    shared: bool = False, k: int = 2, save_every: int = 100,
+    shared: bool = False, k: int = 2, save_every: int = 100, poisoned: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a very small model in a folder, from the checkpoint in it if there is one."""
-    losses = Losses()
+    losses, guard = Losses(), DivergenceGuard(2 if poisoned else 1, lambda _: [], "")
     every = pl.callbacks.ModelCheckpoint(
         dirpath=folder / "checkpoints", filename="last", every_n_train_steps=save_every, save_on_train_epoch_end=False,
         enable_version_counter=False,
@@ -139,7 +181,7 @@ def train(
         accelerator="cpu", devices=int(os.environ["WORLD_SIZE"]), max_steps=steps, precision=precision,  # type: ignore[arg-type]
         strategy=ShardedStrategy() if strategy == "fsdp" else strategy, accumulate_grad_batches=accumulated,
         gradient_clip_val=clip, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[every, ValidationCurve(1), DivergenceGuard(1, lambda _: [], ""), ResumeAtStep(), losses],
+        callbacks=[every, ValidationCurve(1), guard, ResumeAtStep(), losses],
         check_val_every_n_epoch=None,
         val_check_interval=3 * accumulated, num_sanity_val_steps=0, default_root_dir=folder, inference_mode=False,
     )  # fmt: skip
@@ -148,16 +190,14 @@ def train(
     pl.seed_everything(SEED, verbose=False)
     with torch.device("meta") if strategy == "fsdp" else nullcontext():
         size = SIZE if k else SizeConfig(**{**vars(SIZE), "cca_layers": []})
-        model = RetroModel(
-            size, ModelConfig(chunk_length=M, tied_readout=tied, shared_embeddings=shared, init_std=0.2), VOCABULARY
-        )
+        model = RetroModel(size, choices(tied, shared), VOCABULARY)
     model.checkpoint_activations(checkpointed)
     weights = None
     if start is not None:
         weights = baseline_weights(model, start)
         freeze_all_but_retrieval(model)
     optimizer = partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.1, fused=True)
-    module = RetroModule(
+    module = (PoisonedModule if poisoned else RetroModule)(
         model, k, sorted({0, k}), optimizer, WarmupCosine(12, 2, 0.1, 0.1), SEED, start=weights, compile=compile
     )
     fit(trainer, module, Data(), folder)
@@ -168,6 +208,9 @@ def train(
         "losses": losses.losses,
         "curve": curve,
         "held": losses.held,
+        "gathered": losses.gathered,
+        "moved": losses.moved,
+        "skipped": guard.skipped,
         "groups": groups,
         "step": trainer.global_step,
     }
@@ -195,6 +238,8 @@ def on_two(root: Path) -> dict[str, Any]:
     )
     done["bf16 fsdp"] = train(root / "bf16 fsdp", "fsdp", 4, precision="bf16-mixed")
     train(root / "bf16 weights", "fsdp", 2, precision="bf16-true")
+    for strategy in ("ddp", "fsdp"):
+        done[f"poisoned {strategy}"] = train(root / f"poisoned {strategy}", strategy, 6, poisoned=True)
     for strategy in ("ddp", "fsdp"):  # what others continue
         train(root / strategy / "begun", strategy, 3, save_every=2)
     if os.environ["RANK"] == "0":

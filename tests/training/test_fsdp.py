@@ -15,9 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from ranks_that_train import SIZE, VOCABULARY, choices
 
+from retro_lab.cost.memory import sharded_state
+from retro_lab.cost.parameters import Parameters
 from retro_lab.errors import ArtifactError
 from retro_lab.training.checkpoints import CHECKPOINT, DAMAGED_NAME, PREVIOUS_NAME, read_checkpoint
+from retro_lab.training.precision import PRECISIONS
 
 SCRIPT = Path(__file__).with_name("ranks_that_train.py")
 
@@ -91,6 +95,36 @@ def test_fsdp_divides_weights_gradients_and_moments(folder: Path, trained: dict[
     for kind, size in whole.items():
         assert sum(part[kind] for part in held) == size
         assert max(part[kind] for part in held) < 1.15 * size / ranks
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_all_ranks_skip_a_step_that_is_not_finite_on_one(folder: Path, trained: dict[str, Any], strategy: str) -> None:
+    """Its loss at step 1, only its gradient at step 3; a part of the weights on each rank stays what it was."""
+    for rank in range(2):
+        found = torch.load(folder / f"on_two.{rank}.pt")[f"poisoned {strategy}"]
+        assert found["moved"] == [True, False, True, False, True, True]
+        assert found["skipped"] == 2
+    for name, weight in trained["poisoned ddp"]["weights"].items():
+        torch.testing.assert_close(trained[f"poisoned {strategy}"]["weights"][name], weight, rtol=0, atol=1e-4)
+        assert weight.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["fsdp", "fsdp on four", "bf16 fsdp", "untied fsdp", "retrofit fsdp"])
+def test_each_device_holds_what_was_estimated(folder: Path, trained: dict[str, Any], name: str) -> None:
+    """To the byte: of the device that holds most, and of what is gathered to compute."""
+    ranks, world = (4, "on_four") if name == "fsdp on four" else (2, "on_two")
+    found = [torch.load(folder / f"{world}.{rank}.pt")[name] for rank in range(ranks)]
+    parameters = Parameters.of(SIZE, choices(tied="untied" not in name, shared="untied" in name), VOCABULARY)
+    precision = PRECISIONS["bf16-mixed" if "bf16" in name else "32-true"]
+    retrofit = "retrofit" in name
+    expected = sharded_state(parameters, precision, retrofit=retrofit, devices=ranks)
+    held = {kind: max(one["held"][kind] for one in found) for kind in found[0]["held"]}
+    assert held == {"weights": expected.weights, "gradients": expected.gradients, "moments": expected.moments}
+    for one in found:
+        assert one["gathered"] == {
+            "block": parameters.largest_block * precision.product,
+            "outside": parameters.outside_blocks() * precision.stream,
+        }
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ def guard(limit: int = 1) -> DivergenceGuard:
 
 
 class Poisoned(Line):
-    """Learns a linear map; of some steps, the loss is not finite, though its gradient is."""
+    """Learns a linear map; of some steps, the loss is not finite, though its gradient is; or the other way round."""
 
-    def __init__(self, steps: Sequence[int], poison: float = math.nan, fused: bool = True) -> None:
+    def __init__(self, steps: Sequence[int], poison: float | None = math.nan, fused: bool = True) -> None:
         super().__init__()
         self.steps, self.poison, self.fused = steps, poison, fused
 
@@ -37,9 +37,11 @@ class Poisoned(Line):
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         loss = super().training_step(batch, batch_idx)
-        if self.global_step in self.steps:
-            return loss + self.poison  # whose gradient is finite
-        return loss
+        if self.global_step not in self.steps:
+            return loss
+        if self.poison is None:
+            return loss + 0 * (loss - loss.detach()).sqrt()  # whose gradient is 0 times infinity
+        return loss + self.poison
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
@@ -62,8 +64,11 @@ def test_divergence_stops_before_it_is_saved(tmp_path: Path, poisoned: int, pois
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("accumulated", [1, 2])
 @pytest.mark.parametrize("steps", [(0,), (3, 4, 6)])
-def test_a_skipped_step_changes_nothing(tmp_path: Path, fused: bool, accumulated: int, steps: tuple[int, ...]) -> None:
-    """Weights, moments and the optimizer's count of steps are those of before it, also of a loss alone."""
+@pytest.mark.parametrize("poison", [math.inf, None], ids=["loss", "gradient"])
+def test_a_skipped_step_changes_nothing(
+    tmp_path: Path, fused: bool, accumulated: int, steps: tuple[int, ...], poison: float | None
+) -> None:
+    """Weights, moments and the optimizer's count of steps are those of before it, of a loss or a gradient alone."""
     states: list[str] = []
 
     class Watch(pl.Callback):
@@ -72,7 +77,7 @@ def test_a_skipped_step_changes_nothing(tmp_path: Path, fused: bool, accumulated
 
     watched = guard(3)
     fitting = trainer(tmp_path, 8, [watched, Watch()], accumulate_grad_batches=accumulated)
-    fitting.fit(Poisoned(steps, math.inf, fused), datamodule=Data())
+    fitting.fit(Poisoned(steps, poison, fused), datamodule=Data())
     assert watched.skipped == len(steps)
     at_ends = states[accumulated - 1 :: accumulated]
     same = [step for step in range(1, 8) if at_ends[step] == at_ends[step - 1]]
