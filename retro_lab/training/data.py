@@ -10,6 +10,9 @@ from retro_lab.preemption import outlive_signals
 from retro_lab.retrieval.sequences import Sequences
 from retro_lab.training.batches import TrainingBatch, TrainingBatches, piece_size
 
+STALLED_SECONDS = 600
+"""How long training waits for a batch of the workers; storage that hangs would otherwise hold its devices for days."""
+
 
 class RetroDataModule(ScoredData):
     """Batches of one split to train on, and windows of another to score."""
@@ -58,6 +61,7 @@ class RetroDataModule(ScoredData):
             num_workers=self.workers,
             persistent_workers=False,
             worker_init_fn=_begin_worker,
+            timeout=STALLED_SECONDS if self.workers else 0,
             pin_memory=self.pin_memory,
         )
 

@@ -11,13 +11,17 @@ from pytorch_lightning.callbacks import EarlyStopping, Timer
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from retro_lab import preemption
-from retro_lab.errors import ConfigurationError
+from retro_lab.errors import ConfigurationError, RetroLabError
 from retro_lab.evaluation.scoring import ScoringModule, check_finite
 from retro_lab.model.retro import RetroModel
 from retro_lab.runs.records import CurvePoint
 from retro_lab.runs.trained_model import read_weights
 from retro_lab.training.checkpoints import CHECKPOINT, read_checkpoint, resumable, sealed_file
+from retro_lab.training.data import STALLED_SECONDS
 from retro_lab.training.module import RetroModule
+
+NO_BATCH = "DataLoader timed out"
+"""Beginning of torch's error when its workers take too long."""
 
 
 class ValidationCurve(pl.Callback):
@@ -130,10 +134,18 @@ def fit(trainer: pl.Trainer, module: RetroModule, data: pl.LightningDataModule, 
     Raises:
         KeyboardInterrupt: The user interrupted it; Lightning itself would exit the process.
         PreemptedError: A signal asked it to stop.
+        RetroLabError: The workers delivered no batch for too long.
     """
     try:
         with preemption.watched():
             trainer.fit(module, datamodule=data, ckpt_path=resumable(folder), weights_only=True)
+    except RuntimeError as error:
+        if not str(error).startswith(NO_BATCH):
+            raise
+        raise RetroLabError(
+            f"No batch arrived for {STALLED_SECONDS:,} seconds: check that the storage of paths.artifacts answers, and "
+            "run the same command again, which resumes; data.workers=0 reads in the training process."
+        ) from error
     except SystemExit as stop:
         if trainer.interrupted:
             raise KeyboardInterrupt from stop

@@ -55,14 +55,16 @@ def test_two_nodes_train_one_model(lab: Lab, undisturbed: str) -> None:
 
 
 def test_two_nodes_each_hold_a_part_of_a_model(lab: Lab, undisturbed: str) -> None:
+    short = ("task=train", "schedule.tokens=4096")
     lab.submit(
-        "task=train", "name=sharded", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=1",
-        "trainer.num_nodes=2", "trainer.precision=32-true", "schedule.tokens=64000",
+        *short, "name=sharded", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2",
+        "trainer.precision=32-true",
     )  # fmt: skip
-    wait_until(lab.ended("sharded"), "the job has ended")
+    lab.submit(*short, "name=alone")
+    wait_until(lab.ended("sharded", "alone"), "both jobs have ended")
     assert lab.state("sharded")["status"] == "done", lab.log("sharded")
     assert (lab.folder / "outputs/sharded" / CHECKPOINT).is_dir()
-    for point, expected in zip(curve(lab, "sharded"), curve(lab, undisturbed), strict=True):
+    for point, expected in zip(curve(lab, "sharded"), curve(lab, "alone"), strict=True):
         assert point == pytest.approx(expected, abs=1e-3)
 
 

@@ -22,6 +22,10 @@ NOT_RUN = {
     "test_command_line.py shares a build among processes with SLURM's variables",
     "torchrun --nproc-per-node 8 -m retro_lab +experiment=quickstart task=build": "README.md has it with two ranks",
     "retro-lab submit +sweep=neighbors trainer=gpu": "it needs SLURM; tests/cluster submits a sweep to a real one",
+    "python -m retro_lab -m +sweep=neighbors retrieval.k=1 trainer=ddp trainer.accelerator=cpu trainer.devices=2 "
+    "trainer.precision=32-true": "test_command_line.py runs such a sweep",
+    "python -m retro_lab +experiment=quickstart task=build build.dispatcher=ray build.workers=2": "test_dispatchers.py "
+    "builds with Ray",
     "retro-lab status": "it needs submitted jobs; tests/cluster looks at some",
     "source .venv/bin/activate": "it changes the shell; these tests already run in the environment",
     "make test": "it runs this test",

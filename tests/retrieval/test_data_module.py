@@ -15,7 +15,7 @@ from retro_lab.evaluation.windows import Windows
 from retro_lab.retrieval.config import Value
 from retro_lab.retrieval.sequences import Batch, Retrieved, Sequences
 from retro_lab.training.batches import TrainingBatch
-from retro_lab.training.data import RetroDataModule
+from retro_lab.training.data import STALLED_SECONDS, RetroDataModule
 
 LENGTH = 4 * CHUNK_LENGTH
 
@@ -66,6 +66,7 @@ def test_a_run_resumed_within_an_epoch_reads_on_whatever_the_workers(
     steps = per_epoch + 3  # into the second epoch
     whole, _ = train(sequences, steps)
     _, trainer = train(sequences, per_epoch // 2, workers=before)
+    assert trainer.train_dataloader.timeout == (STALLED_SECONDS if before else 0)
     trainer.save_checkpoint(tmp_path / "middle.ckpt")
     rest, _ = train(sequences, steps, tmp_path / "middle.ckpt", workers=after)
     assert len(rest.read) == steps - per_epoch // 2

@@ -1,7 +1,8 @@
 """What surrounds training: divergence, early stops, and a curve without holes whatever was killed."""
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +13,14 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, Timer
 from tiny_training import Data, Line, trainer
+from torch.utils.data import DataLoader, IterableDataset
 
-from retro_lab.errors import ConfigurationError, DivergenceError
+from retro_lab.errors import ConfigurationError, DivergenceError, RetroLabError
 from retro_lab.training.checkpoints import CHECKPOINT, read_checkpoint, resumable
 from retro_lab.training.divergence import DivergenceGuard
 from retro_lab.training.limits import INSTEAD, check_trainer_settings
 from retro_lab.training.progress import LongTrainingNotice
-from retro_lab.training.training import TrainingClock, ValidationCurve, stopped_by
+from retro_lab.training.training import TrainingClock, ValidationCurve, fit, stopped_by
 
 
 def guard(limit: int = 1) -> DivergenceGuard:
@@ -181,6 +183,24 @@ def test_seconds_add_up_over_attempts(tmp_path: Path) -> None:
     second = TrainingClock()
     trainer(tmp_path, 4, [second]).fit(Line(), datamodule=Data(), ckpt_path=resumable(tmp_path), weights_only=True)
     assert 1000 < second.seconds < 1100
+
+
+class Hanging(IterableDataset[torch.Tensor]):
+    """Reads from storage that does not answer."""
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        time.sleep(60)
+        yield torch.ones(4, 3)
+
+
+class HangingData(Data):
+    def train_dataloader(self) -> DataLoader[torch.Tensor]:
+        return DataLoader(Hanging(), batch_size=None, num_workers=1, timeout=1)
+
+
+def test_data_that_does_not_arrive_ends_the_attempt_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RetroLabError, match=r"No batch arrived for 600 seconds: .* data\.workers=0"):
+        fit(trainer(tmp_path, 3, [Curve(1)]), Line(), HangingData(), tmp_path)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(40_000.0, True), (1.0, False)])
