@@ -196,6 +196,8 @@ def _sentence(levels: Sequence[Level]) -> str:
         reason = "no interval lies above zero"
         if whole.gain.interval.high < 0:
             reason = f"{ON} is worse than the baseline on the whole text"
+            if whole.over_off is not None and whole.over_off.bits_per_byte >= 0:
+                reason += f", but no worse than {OFF}: it pays for learning to use neighbors, and not for reading these"
         elif any(_is_above_zero(level.gain) for level in levels):
             reason = f"where {ON} is better than the baseline, {OFF} is too"
         return f"There is no gain of retrieval at any r(C): {reason}."

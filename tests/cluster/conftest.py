@@ -76,7 +76,7 @@ class Lab:
 
     def down(self) -> str:
         """Return the nodes that SLURM knows to be lost."""
-        return self.cluster.run("sinfo", "--noheader", "--states=down", "--format=%n")
+        return self.cluster.run("sinfo", "--noheader", "--states=down", "--format=%N")
 
     def ended(self, *runs: str) -> Callable[[], bool]:
         """Return a function that tells whether jobs have ended; a job in the queue starts at its earliest."""

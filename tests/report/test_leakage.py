@@ -154,14 +154,20 @@ def test_what_is_said_follows_from_the_chunks(
 def test_what_is_better_without_neighbors_too_is_not_a_gain_of_retrieval(
     tmp_path: Path, baseline: ModelRecord, retro: ModelRecord
 ) -> None:
-    for off, said in (
-        (lambda overlap: 0.3, r"There is no gain of retrieval at any .*: where .* is better .*, RETRO\[Off\] is too\."),
+    for on, off, said in (
         (
+            0.3,
+            lambda overlap: 0.3,
+            r"There is no gain of retrieval at any .*: where .* is better .*, RETRO\[Off\] is too\.",
+        ),
+        (-0.3, lambda overlap: -0.4, r"There is no gain .*, but no worse than RETRO\[Off\]: it pays for learning .*\."),
+        (
+            0.3,
             lambda overlap: np.where(overlap < 0.5, 0.3, -2.0),
             r"The gain begins at r\(C\) <= 0\.75 .*: at .* it is no gain of retrieval, as RETRO\[Off\] has it too\.",
         ),
     ):
-        write_run(tmp_path, baseline, retro, lambda overlap: 0.3, off=off)
+        write_run(tmp_path, baseline, retro, lambda overlap, on=on: on, off=off)
         (sentence,) = leakage_sentences(run_leakage(load_run(tmp_path)))
         assert re.fullmatch(said, sentence), sentence
 
