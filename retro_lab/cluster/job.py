@@ -52,11 +52,11 @@ def supervise(run: Path) -> int:
     print(f"attempt {state.attempts} of job {job} on {os.environ['SLURM_JOB_NODELIST']}", flush=True)
     code = subprocess.run([*_srun(), sys.executable, "-u", "-m", __spec__.name, str(run), "--rank"]).returncode
     outcome = files.outcome
-    match outcome.get("outcome"):
-        case "done":
+    match outcome.get("outcome"), code:
+        case "done", _:
             files.note_state(replace(state, status="done"))
             return 0
-        case "preempted":
+        case "preempted", 0:  # another code means that srun ended the ranks, as one of them was killed
             return _again(files, state, "SLURM asked it to stop")
     error = outcome.get("error") or f"a process was killed (exit code {code}): {files.last_words()}"
     if not outcome.get("final") and not _nodes_answer():

@@ -43,8 +43,11 @@ def standing(files: JobFiles, queue: Mapping[str, str] | None) -> Standing | Non
         return Standing(status="waiting", job=job)
     if state.status == "failed":
         return Standing(status="failed", job=job, error=last_line(state.error or ""))
-    if queue is None or job in queue:  # SLURM may not know yet that a job is to be queued again
+    if queue is None:
         return Standing(status=state.status, job=job)
+    if job in queue:
+        asked_again = state.status == "waiting" and state.attempts  # and SLURM has not done so yet
+        return Standing(status="waiting" if asked_again else "running", job=job)
     again = files.state  # it may have ended since
     if again != state:
         return standing(files, queue)

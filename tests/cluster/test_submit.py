@@ -151,6 +151,7 @@ def test_a_frozen_configuration_is_the_same_without_its_files_and_holds_no_secre
         (JobState(), {"7": "PENDING"}, "waiting"),
         (JobState(), {"7": "RUNNING"}, "running"),
         (JobState(status="running", attempts=1, job="7"), {"7": "RUNNING"}, "running"),
+        (JobState(status="waiting", attempts=1, job="7"), {"7": "RUNNING"}, "waiting"),  # about to be queued again
         (JobState(status="running", attempts=1, job="7"), {"7": "PENDING"}, "waiting"),  # SLURM queued it again
         (JobState(status="done", attempts=1, job="7"), {"7": "COMPLETING"}, "done"),
         (JobState(status="failed", attempts=1, job="7", error="a\nb\n"), {}, "failed"),
