@@ -76,9 +76,12 @@ def check_every_stage(parts):
         tokenizer = store.build(TokenizerStage(ByteBPE(300, 1e4), clean))
         texts = [text for part in parts for text in part]
         held = {text.casefold() for text in texts if text.startswith(("held", "last"))}
-        train = {text.casefold(): text for text in reversed(texts) if not text.startswith(("held", "last"))}
+        train: dict[str, str] = {}
+        for text in texts:  # the first of equal ones is kept
+            if not text.startswith(("held", "last")):
+                train.setdefault(text.casefold(), text)
         expected = {
-            "train": [text for key, text in reversed(train.items()) if key not in held],
+            "train": [text for key, text in train.items() if key not in held],
             "validation": [text for text in texts if text.startswith("held")],
             "test": [text for text in texts if text.startswith("last")],
         }

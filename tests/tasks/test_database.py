@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -151,13 +150,10 @@ def test_building_states_the_recall_of_the_neighbors_stored(built, capsys):
 def test_inspecting_shows_terminal_commands_and_does_not_obey_them(built, capsys, monkeypatch):
     made = built("task=inspect", "task.chunk=0")
     command = "\x1b]0;title\x07"
-    real = pq.read_table
-
-    def read_table(path, columns):
-        names = real(path, columns=columns)["id"].to_pylist()
-        return pa.table({"id": [command + name for name in names]})
-
-    monkeypatch.setattr(inspect.pq, "read_table", read_table)
+    real = inspect.TokenStore.document_ids
+    monkeypatch.setattr(
+        inspect.TokenStore, "document_ids", lambda self, documents: [command + name for name in real(self, documents)]
+    )
     monkeypatch.setattr(inspect.TokenStore, "texts", lambda self, where, count=1: [command * count])
     inspect.run(made.config, FOLDER)
     shown = capsys.readouterr().out
