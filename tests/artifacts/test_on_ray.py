@@ -14,7 +14,7 @@ from retro_lab.artifacts.on_ray import ATTEMPTS, RayWorkers
 from retro_lab.artifacts.store import ArtifactStore
 from retro_lab.errors import ArtifactError, ClusterError
 
-pytest.importorskip("ray")
+pytest.importorskip("ray", reason="the extra ray is not installed")
 
 HERE = Path(__file__).parent
 

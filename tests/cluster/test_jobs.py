@@ -26,6 +26,14 @@ def curve(lab: Lab, run: str) -> list[dict[str, float]]:
     return json.loads((lab.folder / "outputs" / run / "retro/result.json").read_text())["curve"]
 
 
+def assert_same_training(lab: Lab, undisturbed: str, other: str) -> None:
+    """Compare final weights and curves, to the last bit."""
+    expected, found = weights(lab, undisturbed), weights(lab, other)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert curve(lab, undisturbed) == curve(lab, other)
+
+
 def checksums(root: Path) -> dict[str, str]:
     return {
         f"{path.parent.relative_to(root)}/{name}": record["sha256"]
@@ -119,9 +127,7 @@ def test_a_signaled_job_saves_its_state_and_goes_on(lab: Lab, undisturbed: str) 
     assert lab.state("signaled") == lab.state("signaled") | {"status": "done", "attempts": 2}, lab.log("signaled")
     assert "is queued again: SLURM asked it to stop" in lab.log("signaled")
     assert "resuming" in lab.log("signaled")
-    one, other = weights(lab, undisturbed), weights(lab, "signaled")
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    assert curve(lab, undisturbed) == curve(lab, "signaled")
+    assert_same_training(lab, undisturbed, "signaled")
 
 
 def test_a_job_outlives_the_loss_of_a_node(lab: Lab, undisturbed: str) -> None:
@@ -133,9 +139,7 @@ def test_a_job_outlives_the_loss_of_a_node(lab: Lab, undisturbed: str) -> None:
     wait_until(lab.ended("lost"), "the job has ended")
     assert lab.state("lost")["status"] == "done", lab.log("lost")
     assert lab.state("lost")["attempts"] >= 2
-    one, other = weights(lab, undisturbed), weights(lab, "lost")
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    assert curve(lab, undisturbed) == curve(lab, "lost")
+    assert_same_training(lab, undisturbed, "lost")
 
 
 def test_a_killed_rank_is_a_failure_that_can_be_submitted_again(lab: Lab, undisturbed: str) -> None:

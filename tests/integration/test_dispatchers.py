@@ -21,7 +21,7 @@ ON_RAY = ("build.dispatcher=ray", "build.workers=2", "paths.artifacts=by_ray")
 def test_ray_builds_what_one_process_builds_and_ctrl_c_ends_all_of_it(
     tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="the extra ray is not installed")
     monkeypatch.chdir(furnish(tmp_path, tiny_bert))
     command = [*small(WANTED), *WANTED]
     process = subprocess.Popen(

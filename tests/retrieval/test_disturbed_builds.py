@@ -141,7 +141,7 @@ def test_workers_of_ray_of_which_some_are_killed(tmp_path, tiny_bert, undisturbe
 
 @pytest.fixture(scope="module")
 def ray_workers():
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="the extra ray is not installed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
         found = RayWorkers("local", 2, 1)
