@@ -7,9 +7,9 @@ from wandb_workspaces import expr, workspaces
 from wandb_workspaces.reports import v2 as reports
 
 from retro_lab.report.tables import Table
+from retro_lab.runs.naming import TOKENS
 from retro_lab.runs.sweeps import SweepRecord
 
-TOKENS = "tokens"
 CURVES = reports.LinePlot(
     title="Held-out bits per byte", x=TOKENS, metric_regex=r"validation/bits_per_byte/.*", title_x="training tokens"
 )

@@ -1,4 +1,7 @@
-"""Names of run folders: they say what was run, not when or where, so the same command returns to the same folder."""
+"""Names of run folders: they say what was run, not when or where, so the same command returns to the same folder.
+
+The one other name here is that of the metric which trackers draw all curves over.
+"""
 
 import hashlib
 import re
@@ -10,6 +13,8 @@ LONGEST = 100
 FOLDER_NAME = r"[A-Za-z0-9_~][A-Za-z0-9_.,=+~-]*"
 RESERVED = ("sweeps",)
 """Names that other folders beside the runs use."""
+TOKENS = "tokens"
+"""Metric that trackers take for the x-axis: training tokens, which runs of any batch size share, as steps are not."""
 
 
 def slug(overrides: Iterable[str], names: Callable[[str], bool] = decides) -> str:

@@ -14,7 +14,6 @@ from retro_lab import console
 from retro_lab.corpus.corpus import Corpus
 from retro_lab.corpus.filtering import Dropped
 from retro_lab.cost.flops import TRAINING_TO_FORWARD
-from retro_lab.model.retro import RetroModel
 from retro_lab.model.sharding import whole_weights
 from retro_lab.runs.folder import RunFolder, model_name
 from retro_lab.runs.identity import check_identity, write_identity
@@ -30,7 +29,7 @@ from retro_lab.runs.records import (
     load_result,
     write_result,
 )
-from retro_lab.runs.trained_model import save_model
+from retro_lab.runs.trained_model import ModelSettings, save_model
 from retro_lab.tasks import report
 from retro_lab.tasks.assemble import (
     build_trainer,
@@ -112,24 +111,13 @@ def train_model(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs)
 
 
 def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, loggers: list[Logger]) -> ModelRecord:
-    k, corpus = config.retrieval.k, inputs.corpus
-    database = inputs.database if k else None
-    train, validation = corpus.stores["train"], corpus.stores["validation"]
-    path = folder.model(name)
-    settings = model_settings(config, train.tokenizer.vocabulary_size)
+    k, path = config.retrieval.k, folder.model(name)
+    tokenizer = inputs.corpus.stores["train"].tokenizer
+    settings = model_settings(config, tokenizer.vocabulary_size)
     tokens_per_step = config.data.tokens_per_step
     steps = max(1, round(config.schedule.tokens / tokens_per_step))
-    scored = sorted({0, k})
-    data = RetroDataModule(
-        sequences(config, train, database),
-        windows(config, validation, database, scored, config.evaluation.curve_tokens),
-        batch_size=config.data.batch_size,
-        k=k,
-        seed=config.seed,
-        workers=config.data.workers,
-        overfit_batches=config.data.overfit_batches,
-        neighbor_dropout=config.data.neighbor_dropout,
-    )
+    training_flops = TRAINING_TO_FORWARD * mean_token_flops(settings, k, settings.sequence_length)
+    data = _data(config, inputs)
     curve, clock = ValidationCurve(tokens_per_step), TrainingClock()
     guard = DivergenceGuard(
         config.schedule.max_skipped_steps,
@@ -137,7 +125,6 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, logg
         f"Try an optimizer.lr below {config.optimizer.lr}, or more schedule.warmup_steps, under a new name "
         f"(name=NAME). Earlier checkpoints are kept in {path / CHECKPOINT.parent}.",
     )
-    training_flops = TRAINING_TO_FORWARD * mean_token_flops(settings, k, settings.sequence_length)
     callbacks = [
         curve,
         clock,
@@ -148,53 +135,27 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, logg
         ResumeAtStep(),
         StopWhenAsked(path / CHECKPOINT),
     ]
-    devices = devices_used(config.trainer)
-    accumulated = accumulated_batches(config.data.batch_size, config.data.micro_batch_size, devices)
+    accumulated = accumulated_batches(
+        config.data.batch_size, config.data.micro_batch_size, devices_used(config.trainer)
+    )
     trainer = build_trainer(config, path, steps, callbacks, loggers, accumulated=accumulated)
     pl.seed_everything(config.seed, verbose=False)
-    sharded = isinstance(trainer.strategy, ShardedStrategy)
-    with torch.device("meta") if sharded else nullcontext():  # a sharded model may not fit into one process
-        model = settings.build()
-    model.checkpoint_activations(config.compute.checkpoint_activations)
-    first_weights = None
-    if k and config.init.name is Init.retrofit:
-        start = start_weights(config, folder)
-        assert start is not None
-        first_weights = baseline_weights(model, start)
-        freeze_all_but_retrieval(model)
-    schedule = WarmupCosine(
-        steps,
-        config.schedule.warmup_steps,
-        config.schedule.warmup_start / config.optimizer.lr,
-        config.schedule.final_ratio,
-    )
-    module = RetroModule(
-        model,
-        k,
-        scored,
-        instantiate(config.optimizer),
-        schedule,
-        config.seed,
-        start=first_weights,
-        compile=config.compute.compile,
-    )
-    _announce(config, model, inputs, trainer, schedule, path)
-    parameters, database_summary = Parameters(**model.parameter_counts()), _summarize_database(inputs) if k else None
+    module = _module(config, folder, settings, steps, sharded=isinstance(trainer.strategy, ShardedStrategy))
+    _announce(config, module, inputs, trainer, path)
+    parameters = Parameters(**module.model.parameter_counts())
+    database = _summarize_database(inputs) if k else None
     identity = model_identity(config, folder, inputs)
-    describe_run(
-        trainer.loggers,
-        asdict(config),
-        {
-            "model": name,
-            "parameters": asdict(parameters),
-            "steps": steps,
-            "training_flops_per_token": training_flops,
-            "corpus_fingerprint": identity["corpus"],
-            "database_fingerprint": identity.get("database"),
-            "database": asdict(database_summary) if database_summary else None,
-            "provenance": asdict(provenance()),
-        },
-    )
+    facts = {
+        "model": name,
+        "parameters": asdict(parameters),
+        "steps": steps,
+        "training_flops_per_token": training_flops,
+        "corpus_fingerprint": identity["corpus"],
+        "database_fingerprint": identity.get("database"),
+        "database": asdict(database) if database else None,
+        "provenance": asdict(provenance()),
+    }
+    describe_run(trainer.loggers, asdict(config), facts)
     if trainer.is_global_zero:
         write_identity(path, identity)
     fit(trainer, module, data, path)
@@ -215,25 +176,72 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, logg
         flops=training_flops * tokens,
         seconds=round(clock.seconds, 1),
         seed=config.seed,
-        corpus=_summarize_corpus(corpus),
-        database=database_summary,
+        corpus=_summarize_corpus(inputs.corpus),
+        database=database,
         evaluations=(),
         curve=curve.curve,
         provenance=provenance(),
     )
-    weights = whole_weights(model)
+    weights = whole_weights(module.model)
     if trainer.is_global_zero:
-        save_model(path, weights, settings, train.tokenizer)
+        save_model(path, weights, settings, tokenizer)
         write_result(path / RESULT_NAME, record)
     trainer.strategy.barrier()  # before other ranks read what rank 0 wrote
     return record
 
 
-def _announce(
-    config: RunConfig, model: RetroModel, inputs: Inputs, trainer: pl.Trainer, schedule: WarmupCosine, folder: Path
-) -> None:
+def _scored_k(config: RunConfig) -> list[int]:
+    """Return the numbers of neighbors that the curve is measured with."""
+    return sorted({0, config.retrieval.k})
+
+
+def _data(config: RunConfig, inputs: Inputs) -> RetroDataModule:
+    stores, database = inputs.corpus.stores, inputs.database if config.retrieval.k else None
+    return RetroDataModule(
+        sequences(config, stores["train"], database),
+        windows(config, stores["validation"], database, _scored_k(config), config.evaluation.curve_tokens),
+        batch_size=config.data.batch_size,
+        k=config.retrieval.k,
+        seed=config.seed,
+        workers=config.data.workers,
+        overfit_batches=config.data.overfit_batches,
+        neighbor_dropout=config.data.neighbor_dropout,
+    )
+
+
+def _module(config: RunConfig, folder: RunFolder, settings: ModelSettings, steps: int, *, sharded: bool) -> RetroModule:
+    """Build the model and what trains it; a sharded model, which may not fit into one process, without weights."""
+    with torch.device("meta") if sharded else nullcontext():
+        model = settings.build()
+    model.checkpoint_activations(config.compute.checkpoint_activations)
+    first_weights = None
+    if config.retrieval.k and config.init.name is Init.retrofit:
+        start = start_weights(config, folder)
+        assert start is not None
+        first_weights = baseline_weights(model, start)
+        freeze_all_but_retrieval(model)
+    schedule = WarmupCosine(
+        steps,
+        config.schedule.warmup_steps,
+        config.schedule.warmup_start / config.optimizer.lr,
+        config.schedule.final_ratio,
+    )
+    return RetroModule(
+        model,
+        config.retrieval.k,
+        _scored_k(config),
+        instantiate(config.optimizer),
+        schedule,
+        config.seed,
+        start=first_weights,
+        compile=config.compute.compile,
+    )
+
+
+def _announce(config: RunConfig, module: RetroModule, inputs: Inputs, trainer: pl.Trainer, folder: Path) -> None:
     """Print the start-up summary."""
-    counts, steps, k = model.parameter_counts(), schedule.steps, config.retrieval.k
+    schedule, k = module.schedule, config.retrieval.k
+    counts, steps = module.model.parameter_counts(), schedule.steps
     tokens_per_step = config.data.tokens_per_step
     lines = {
         "model": f"{folder.name}, size {config.size.name}: {counts['total']:,} parameters, "

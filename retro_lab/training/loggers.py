@@ -11,14 +11,11 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 
 from retro_lab import console
 from retro_lab.errors import ConfigurationError, PreemptedError
+from retro_lab.runs.naming import TOKENS
 from retro_lab.runs.records import ModelRecord
 from retro_lab.training.trackio_logger import TrackioLogger
 
 WANDB_ID_NAME = "wandb_id.txt"
-TOKENS = "tokens"
-"""Metric that trackers take for the x-axis: training tokens, which runs of any batch size share, as steps are not."""
-
-
 UNTOLD = ("logger", "callbacks", "paths", "corpora")
 """Groups of settings that are not logged."""
 

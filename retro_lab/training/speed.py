@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch.optim import Optimizer
 
-from retro_lab.training.loggers import TOKENS
+from retro_lab.runs.naming import TOKENS
 
 RATED_STEPS = 10
 """Optimizer steps that a rate is the mean of."""
