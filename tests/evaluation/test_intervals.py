@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from retro_lab.evaluation import intervals
-from retro_lab.evaluation.intervals import bits_per_byte_interval, gain_interval
+from retro_lab.evaluation.intervals import gain_interval, weighted_interval
 from retro_lab.runs.chunk_scores import DocumentScores
 
 
@@ -46,11 +46,6 @@ def test_a_gains_interval_is_that_of_a_plain_bootstrap() -> None:
     assert found == pytest.approx((low, high), abs=0.05 * (high - low))
 
 
-def test_bits_per_byte_have_the_interval_of_the_gain_over_a_perfect_model() -> None:
-    model, _ = synthetic(25, seed=1)
-    assert bits_per_byte_interval(model) == gain_interval(scores(np.zeros(25), model.bytes), model)
-
-
 def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     found = [gain_interval(*synthetic(40, seed, mean=0.05)) for seed in range(200)]
     holding = sum(interval is not None and interval.low <= 0.05 <= interval.high for interval in found)
@@ -59,7 +54,7 @@ def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
 
 def test_pairing_takes_out_what_is_hard_for_both_models() -> None:
     model, baseline = synthetic(200, seed=3, mean=0.1)
-    gain, level = gain_interval(model, baseline), bits_per_byte_interval(model)
+    gain, level = gain_interval(model, baseline), weighted_interval([[(1.0, model)]])
     assert gain is not None
     assert level is not None
     assert gain.low > 0
@@ -74,7 +69,7 @@ def test_equal_scores_gain_nothing_for_certain() -> None:
 def test_one_document_has_no_interval() -> None:
     model, baseline = synthetic(1, seed=0)
     assert gain_interval(model, baseline) is None
-    assert bits_per_byte_interval(model) is None
+    assert weighted_interval([[(1.0, model)]]) is None
 
 
 def test_documents_without_bytes_change_nothing() -> None:
@@ -94,6 +89,29 @@ def test_the_same_scores_give_the_same_interval_in_blocks_of_any_size(monkeypatc
     at_once = gain_interval(model, baseline)
     monkeypatch.setattr(intervals, "BLOCK", 70)
     assert gain_interval(model, baseline) == at_once
+
+
+def test_weights_scale_and_add_what_they_weigh() -> None:
+    model, baseline = synthetic(30, seed=4, mean=0.1)
+    gain = gain_interval(model, baseline)
+    assert gain is not None
+    assert weighted_interval([[(2.0, baseline), (-2.0, model)]]) == pytest.approx((2 * gain.low, 2 * gain.high))
+    twice = [(1.0, baseline), (-1.0, model), (-1.0, baseline), (1.0, model)]
+    assert weighted_interval([twice]) == pytest.approx((0, 0), abs=1e-12)
+
+
+def test_seeds_that_disagree_widen_an_interval_and_equal_ones_do_not() -> None:
+    model, baseline = synthetic(200, seed=3, mean=0.1)
+    better = DocumentScores(model.nats - 0.2 * model.bytes, model.tokens, model.bytes)
+    once, again = [(1.0, baseline), (-1.0, model)], [(1.0, baseline), (-1.0, better)]
+    alone = weighted_interval([once])
+    assert alone is not None
+    assert weighted_interval([once, once, once]) == pytest.approx(alone)
+    spread = weighted_interval([once, again])
+    assert spread is not None
+    # Of two seeds, both draws are the same one half of the time.
+    assert spread.low == pytest.approx(alone.low, abs=0.02)
+    assert spread.high == pytest.approx(alone.high + 0.2 / math.log(2), abs=0.02)
 
 
 def test_scores_of_other_documents_are_refused() -> None:
