@@ -4,7 +4,7 @@ Layout, in the run's or the sweep's folder:
 
     report/index.html                      written last
     report/figures/NAME.svg, NAME.png
-    report/tables/NAME.csv, NAME.md        comparison, and of a run leakage
+    report/tables/NAME.csv, NAME.md        comparison; of a run leakage, of a sweep claims
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,13 @@ from matplotlib.figure import Figure
 
 from retro_lab.artifacts.disk import write_file
 from retro_lab.errors import ArtifactError
+from retro_lab.report.claims import claims_table, find
 from retro_lab.report.comparison import run_table, sweep_table
 from retro_lab.report.compute import compute_sentence
 from retro_lab.report.figures import curve_figure, leakage_figure, neighbors_figure, sweep_figure
 from retro_lab.report.leakage import leakage_table, run_leakage
 from retro_lab.report.pages import Picture, cell_link, run_page, sweep_page
+from retro_lab.report.paper_claims import paper_claims
 from retro_lab.report.seeds import seed_sentences
 from retro_lab.report.style import save
 from retro_lab.report.tables import Table
@@ -31,7 +33,7 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 REPORT_FOLDER = "report"
-COMPARISON, LEAKAGE = "comparison", "leakage"
+COMPARISON, LEAKAGE, CLAIMS = "comparison", "leakage", "claims"
 """Names of the tables."""
 
 CURVE = Picture(
@@ -100,9 +102,11 @@ def write_sweep_report(sweep_folder: Path) -> WrittenReport:
     table = sweep_table(sweep)
     table = replace(table, notes=(*table.notes, *seed_sentences(sweep)))
     figures = _present({AXIS: sweep_figure(sweep)})
-    page = sweep_page(sweep, table, list(figures), links)
+    claims = claims_table(find(paper_claims(sweep), sweep))
+    page = sweep_page(sweep, table, list(figures), links, claims)
     failures = {cell.name: cell.error or "" for cell in sweep.with_status("failed")}
-    return _write(sweep_folder / REPORT_FOLDER, page, {COMPARISON: table}, figures, failures)
+    tables = _present({COMPARISON: table, CLAIMS: claims})
+    return _write(sweep_folder / REPORT_FOLDER, page, tables, figures, failures)
 
 
 def _write_run(run: RunRecord) -> WrittenReport:

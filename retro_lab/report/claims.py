@@ -146,7 +146,8 @@ def _find(claim: Claim, sweep: SweepRecord) -> Finding:
     for part in _by_seed(sweep):
         for comparison in claim.comparisons(part):
             rows[comparison.where].append(comparison)
-    decided = [_decide(measured) for row in rows.values() if (measured := [one for one in row if one.terms])]
+    measured = ([one for one in row if one.terms] for row in rows.values())
+    decided = [one for seeds in measured if seeds and (one := _decide(seeds))]
     finding = Finding(claim, Verdict.not_measured, len(decided), len(rows))
     if not decided:
         return finding
@@ -155,7 +156,8 @@ def _find(claim: Claim, sweep: SweepRecord) -> Finding:
         (one for one in (Verdict.does_not_hold, Verdict.undecided) if one in verdicts),
         Verdict.holds if len(decided) == len(rows) else Verdict.not_measured,
     )
-    decisive = min(decided, key=lambda one: one.lowest)
+    candidates = [one for one in decided if one.verdict is verdict] or decided
+    decisive = min(candidates, key=lambda one: one.lowest)
     return replace(
         finding,
         verdict=verdict,
@@ -196,8 +198,11 @@ class _Decided:
         return Verdict.holds if self.interval.low > -self.margin else Verdict.does_not_hold
 
 
-def _decide(seeds: Sequence[Comparison]) -> _Decided:
+def _decide(seeds: Sequence[Comparison]) -> _Decided | None:
+    """Compare; None if the text has no chunks of this overlap."""
     scores = [[(term.weight, term.documents()) for term in one.terms] for one in seeds]
+    if not scores[0][0][1].bytes.sum():
+        return None
     totals = [sum(weight * _bits_per_byte(documents) for weight, documents in pairs) for pairs in scores]
     return _Decided(seeds[0].where, sum(totals) / len(totals), weighted_interval(scores), seeds[0].margin)
 

@@ -46,7 +46,9 @@ def run_page(
     )
 
 
-def sweep_page(sweep: SweepRecord, table: Table, pictures: list[Picture], links: list[str | None]) -> str:
+def sweep_page(
+    sweep: SweepRecord, table: Table, pictures: list[Picture], links: list[str | None], claims: Table | None
+) -> str:
     """Return the page of a sweep; `links` are the addresses of the cells' own pages, None for a cell without one."""
     finished = next((cell.run for cell in sweep.cells if cell.run and cell.run.models), None)
     return _render(
@@ -54,6 +56,7 @@ def sweep_page(sweep: SweepRecord, table: Table, pictures: list[Picture], links:
         title=sweep.name,
         table=table,
         links=links,
+        claims=claims,
         pictures=pictures,
         details=[provenance_table(finished)] if finished else [],
         caveats=sweep_caveats(sweep),

@@ -4,9 +4,10 @@ Sections, tables and figures are those of Borgeaud et al. 2022 unless another pa
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from retro_lab.report.claims import Claim, Comparison, Term
-from retro_lab.report.comparison import Scored, cell_baseline
+from retro_lab.report.comparison import Scored, cell_baseline, comparable
 from retro_lab.report.leakage import ALPHAS
 from retro_lab.runs.records import ScoredText
 from retro_lab.runs.sweeps import Cell, SweepRecord
@@ -45,12 +46,12 @@ def _baseline(sweep: SweepRecord, cell: Cell, text: ScoredText | None = None) ->
 
 def _name(sweep: SweepRecord, cell: Cell, *more: str) -> str:
     named = (f"{axis}={cell.overrides.get(axis)}" for axis in sweep.axes)
-    return ", ".join([*named, *more]) or cell.name
+    return ", ".join([*named, *more])
 
 
 def _better(where: str, better: Scored | None, worse: Scored | None, margin: float = 0.0) -> Comparison:
-    terms = (Term(1, worse), Term(-1, better)) if better and worse else ()
-    return Comparison(where, terms, margin)
+    both = better and worse and comparable(better.entry, worse.entry)
+    return Comparison(where, (Term(1, worse), Term(-1, better)) if both else (), margin)
 
 
 def _from_scratch(sweep: SweepRecord) -> list[Cell]:
@@ -117,8 +118,11 @@ def _without_copies(sweep: SweepRecord) -> Iterator[Comparison]:
         for text in _texts(cell):
             on, baseline = _on(cell, text), _baseline(sweep, cell, text)
             for alpha in ALPHAS[:-1]:
-                both = (Term(1, baseline, alpha, on), Term(-1, on, alpha, on)) if on and baseline else ()
-                yield Comparison(_name(sweep, cell, text.name, f"r(C) <= {alpha:g}"), both)
+                where = _name(sweep, cell, text.name, f"r(C) <= {alpha:g}")
+                comparison = _better(where, on, baseline)
+                yield replace(
+                    comparison, terms=tuple(replace(term, alpha=alpha, overlaps=on) for term in comparison.terms)
+                )
 
 
 def _of_values(axis: str, better: str, worse: str) -> Callable[[SweepRecord], Iterator[Comparison]]:
