@@ -7,7 +7,7 @@ Layout, in the run's or the sweep's folder:
     report/tables/NAME.csv, NAME.md        comparison; of a run leakage, of a sweep claims
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -19,8 +19,9 @@ from retro_lab.errors import ArtifactError
 from retro_lab.report.claims import claims_table, find
 from retro_lab.report.comparison import run_table, sweep_table
 from retro_lab.report.compute import compute_sentence
-from retro_lab.report.figures import curve_figure, leakage_figure, neighbors_figure, sweep_figure
-from retro_lab.report.leakage import leakage_table, run_leakage
+from retro_lab.report.figures import curve_figure, neighbors_figure, sweep_figure
+from retro_lab.report.leakage import Leakage, leakage_table, run_leakage
+from retro_lab.report.overlap_figures import histogram_figure, leakage_figure, overlap_figure
 from retro_lab.report.pages import Picture, cell_link, run_page, sweep_page
 from retro_lab.report.paper_claims import paper_claims
 from retro_lab.report.seeds import seed_sentences
@@ -52,6 +53,16 @@ OVERLAP = Picture(
     "leakage",
     "The gain of RETRO[On] over the baseline against the largest overlap of the chunks that are scored.",
     "On the first text, all of whose chunks have r(C) up to 1. Bars: 95% intervals over documents.",
+)
+SCORES = Picture(
+    "overlap",
+    "Bits per byte against the largest overlap of the chunks that are scored.",
+    "The scores of the table above, as in the paper's Figure 6.",
+)
+HISTOGRAM = Picture(
+    "overlaps",
+    "The share of each text's chunks by their overlap with what is retrieved.",
+    "How many chunks have how much in common with what is retrieved for them, as in the paper's Figure 10.",
 )
 AXIS = Picture(
     "sweep",
@@ -115,10 +126,21 @@ def _write_run(run: RunRecord) -> WrittenReport:
         table = replace(table, notes=(*table.notes, multiplier))
     figures = _present({CURVE: curve_figure(run), NEIGHBORS: neighbors_figure(run)})
     leakage = run_leakage(run)
-    overlap_figures = _present({OVERLAP: leakage_figure(leakage)})
+    overlap_figures = _present({OVERLAP: leakage_figure(leakage), **_overlap_figures(leakage)})
     page = run_page(run, table, list(figures), leakage, list(overlap_figures))
     tables = _present({COMPARISON: table, LEAKAGE: leakage_table(leakage)})
     return _write(run.folder / REPORT_FOLDER, page, tables, figures | overlap_figures, {})
+
+
+def _overlap_figures(found: Sequence[Leakage]) -> dict[Picture, Figure]:
+    """Draw the scores of each text by overlap, and the overlaps of all of them."""
+    if not found:
+        return {}
+    scores = {
+        replace(SCORES, name=f"{SCORES.name}_{number}"): overlap_figure(leakage)
+        for number, leakage in enumerate(found, 1)
+    }
+    return scores | {HISTOGRAM: histogram_figure(found)}
 
 
 def _present(found: Mapping[Key, Value | None]) -> dict[Key, Value]:

@@ -1,12 +1,8 @@
-"""The figures of a report: learning curves, bits per byte against the axis of a sweep, and gains by overlap."""
-
-from collections.abc import Sequence
+"""The figures of a report: learning curves, and bits per byte against the axis of a sweep."""
 
 from matplotlib.figure import Figure
 
-from retro_lab.report import formats
 from retro_lab.report.comparison import BASELINE, OFF, ON, Scored, cell_baseline, cell_scores, gain
-from retro_lab.report.leakage import Leakage
 from retro_lab.report.style import BASELINE_LOOK, OFF_LOOK, ON_LOOK, Line, Look, draw
 from retro_lab.runs.records import Evaluation, ModelRecord, RunRecord
 from retro_lab.runs.sweeps import Cell, SweepRecord, number
@@ -49,25 +45,6 @@ def neighbors_figure(run: RunRecord) -> Figure | None:
             lines.append(Line(label, tuple((x, level.bits_per_byte) for x in xs), look, measured=(0,)))
     title = f"One RETRO, trained with k={run.retro.k}, evaluated with others"
     return draw(title, "Neighbors retrieved for each chunk", lines, swept=True)
-
-
-def leakage_figure(found: Sequence[Leakage]) -> Figure | None:
-    """Draw the gain on the first text against the largest overlap of its chunks; None if there is no gain to state."""
-    levels = [level for level in found[0].levels if level.gain] if found else []
-    points = tuple((level.alpha, level.gain.bits_per_byte) for level in levels if level.gain)
-    intervals = [(level.alpha, level.gain.interval) for level in levels if level.gain and level.gain.interval]
-    if not points:
-        return None
-    line = Line(ON, points, ON_LOOK, bars=tuple((alpha, *interval) for alpha, interval in intervals))
-    return draw(
-        "Gain by overlap with what is retrieved",
-        "Chunks with r(C) up to",
-        [line],
-        swept=True,
-        y_title="Gain in bits per byte (higher is better)",
-        show=formats.signed_score,
-        zero=True,
-    )
 
 
 def sweep_figure(sweep: SweepRecord) -> Figure | None:

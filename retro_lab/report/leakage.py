@@ -22,6 +22,8 @@ UNEQUAL = 0.1
 """Shares of chunks with near-copies that differ by more than this are worth a warning."""
 ALPHAS = (0.125, 0.25, 0.5, 0.75, 1.0)
 """The last is every chunk."""
+BINS = tuple(bin / 8 for bin in range(9))
+"""Upper ends of the bins of the histogram; the first is of chunks that share nothing."""
 OVERLAP_NOTE = (
     "r(C): the longest piece of a chunk's text that stands, token for token, in one of its nearest neighbors or its "
     "continuation, as a share of the chunk (Borgeaud et al. 2022, Sec. 2.6). Each row scores the chunks that have at "
@@ -58,6 +60,8 @@ class Leakage:
     """Share of the text's chunks with r(C) >= `COPIED`."""
     copied_in_training: float
     """The same of the training chunks, with the database that RETRO was trained with."""
+    shares: tuple[float, ...]
+    """Share of the text's chunks with an r(C) up to each of `BINS`, and above the one before it."""
 
     @property
     def has_gain(self) -> bool:
@@ -74,7 +78,7 @@ def run_leakage(run: RunRecord) -> tuple[Leakage, ...]:
     retro = run.retro
     if retro is None:
         return ()
-    entries = [entry for entry in retro.evaluations if entry.k == retro.k and entry.retrieved]
+    entries = [entry for entry in retro.evaluations if entry.k == retro.k and entry.retrieved and entry.retrieved.is_whole]
     names = distinct({entry.text: entry.text.name for entry in entries})
     databases = distinct({entry.retrieved: entry.retrieved.database for entry in entries if entry.retrieved})
     several = len(databases) > 1
@@ -86,7 +90,9 @@ def run_leakage(run: RunRecord) -> tuple[Leakage, ...]:
         assert on.overlap is not None
         copied = float((on.overlap >= COPIED).mean())
         trained = retro.database.training_overlaps[str(COPIED)] if retro.database else 0.0
-        found.append(Leakage(label, _levels(on, *others), copied, trained))
+        counts = np.bincount(np.searchsorted(BINS, on.overlap), minlength=len(BINS))
+        shares = tuple((counts / max(1, counts.sum())).tolist())
+        found.append(Leakage(label, _levels(on, *others), copied, trained, shares))
     return tuple(found)
 
 

@@ -69,6 +69,16 @@ class Line:
 BASELINE_LOOK = Look("#4d4d4d", ":", "s")
 OFF_LOOK = Look("#d55e00", "--", "o")
 ON_LOOK = Look("#0072b2", "-", "D")
+LOOKS = (
+    Look("#0072b2", "-", "D"),
+    Look("#d55e00", "--", "o"),
+    Look("#009e73", "-.", "^"),
+    Look("#cc79a7", ":", "s"),
+    Look("#e69f00", "-", "v"),
+    Look("#56b4e9", "--", "P"),
+    Look("#000000", "-.", "X"),
+)
+"""Looks of lines of the same kind, such as one for each text; no figure has more of them."""
 
 
 def draw(

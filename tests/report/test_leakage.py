@@ -15,7 +15,7 @@ from rich.console import Console
 
 from retro_lab.report.caveats import run_caveats
 from retro_lab.report.comparison import run_table
-from retro_lab.report.figures import leakage_figure
+from retro_lab.report.overlap_figures import histogram_figure, leakage_figure, overlap_figure
 from retro_lab.report.leakage import ALPHAS, copy_sentences, leakage_sentences, leakage_table, run_leakage
 from retro_lab.report.tables import Table
 from retro_lab.runs.chunk_scores import ChunkScores, write_chunk_scores
@@ -293,3 +293,22 @@ def test_the_figure_has_the_gains_of_the_table(tmp_path: Path, baseline: ModelRe
     assert bars == [[[row["alpha"], row["gain_low"]], [row["alpha"], row["gain_high"]]] for row in rows]
     low, high = axes.get_ylim()
     assert low < 0 < high
+
+
+def test_the_scores_by_overlap_are_drawn_for_each_text(
+    tmp_path: Path, baseline: ModelRecord, retro: ModelRecord
+) -> None:
+    write_run(tmp_path, baseline, retro, lambda overlap: overlap / 2)
+    (found,) = run_leakage(load_run(tmp_path))
+    rows = keyed(leakage_table([found]), "alpha").values()
+    drawn = {line.get_label(): line.get_ydata() for line in overlap_figure(found).axes[0].get_lines()}
+    for name, label in (("baseline", "Baseline"), ("off", "RETRO[Off]"), ("on", "RETRO[On]")):
+        assert list(drawn[label]) == [row[f"{name}_bits_per_byte"] for row in rows]
+
+
+def test_the_histogram_counts_each_chunk_once(tmp_path: Path, baseline: ModelRecord, retro: ModelRecord) -> None:
+    write_run(tmp_path, baseline, retro, lambda overlap: 0.0, overlaps=(0.0, 0.0, 0.1, 0.125, 0.5, 0.51, 1.0, 1.0))
+    (found,) = run_leakage(load_run(tmp_path))
+    assert found.shares == (0.25, 0.25, 0, 0, 0.125, 0.125, 0, 0, 0.25)
+    (line,) = histogram_figure([found]).axes[0].get_lines()
+    assert tuple(np.asarray(line.get_ydata())) == found.shares
