@@ -26,6 +26,7 @@ from retro_lab.report.pages import Picture, cell_link, run_page, sweep_page
 from retro_lab.report.paper_claims import paper_claims
 from retro_lab.report.seeds import seed_sentences
 from retro_lab.report.style import save
+from retro_lab.report.sweep_figures import database_by_cell, neighbors_by_cell, overlap_by_cell, rows_figure
 from retro_lab.report.tables import Table
 from retro_lab.runs.records import RESULT_NAME, RunRecord, load_run
 from retro_lab.runs.sweeps import load_sweep
@@ -70,6 +71,27 @@ AXIS = Picture(
     "Each point is a separate model, scored on all held-out text; the numbers on the right belong to the last points. "
     "Bars: 95% intervals of the distance from the baseline, over documents.",
 )
+ROWS = Picture(
+    "cells",
+    "Held-out bits per byte of each cell.",
+    "Each cell's models, scored on all held-out text of the first name.",
+)
+NEIGHBORS_BY_CELL = Picture(
+    "neighbors",
+    "Held-out bits per byte against the number of neighbors retrieved for each chunk, a line for each cell.",
+    "Each cell's one RETRO, evaluated with several numbers of neighbors; 0 is RETRO[Off].",
+)
+DATABASE_BY_CELL = Picture(
+    "database",
+    "Held-out bits per byte against the tokens of the database, a line for each cell.",
+    "Each cell's one RETRO, evaluated with parts of its database; random parts are the mean over their seeds, and 0 is "
+    "RETRO[Off].",
+)
+OVERLAP_BY_CELL = Picture(
+    "overlap",
+    "Held-out bits per byte against the largest overlap of the chunks that are scored, a line for each cell.",
+    "Scores of RETRO[On] on the chunks with r(C) up to each value (Borgeaud et al. 2022, Figure 6).",
+)
 
 
 @dataclass(frozen=True)
@@ -112,7 +134,16 @@ def write_sweep_report(sweep_folder: Path) -> WrittenReport:
         links.append(cell_link(cell) if has_page else None)
     table = sweep_table(sweep)
     table = replace(table, notes=(*table.notes, *seed_sentences(sweep)))
-    figures = _present({AXIS: sweep_figure(sweep)})
+    axis = sweep_figure(sweep)
+    figures = _present(
+        {
+            AXIS: axis,
+            ROWS: None if axis else rows_figure(sweep),
+            NEIGHBORS_BY_CELL: neighbors_by_cell(sweep),
+            DATABASE_BY_CELL: database_by_cell(sweep),
+            OVERLAP_BY_CELL: overlap_by_cell(sweep),
+        }
+    )
     claims = claims_table(find(paper_claims(sweep), sweep))
     page = sweep_page(sweep, table, list(figures), links, claims)
     failures = {cell.name: cell.error or "" for cell in sweep.with_status("failed")}

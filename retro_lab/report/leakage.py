@@ -78,7 +78,9 @@ def run_leakage(run: RunRecord) -> tuple[Leakage, ...]:
     retro = run.retro
     if retro is None:
         return ()
-    entries = [entry for entry in retro.evaluations if entry.k == retro.k and entry.retrieved and entry.retrieved.is_whole]
+    entries = [
+        entry for entry in retro.evaluations if entry.k == retro.k and entry.retrieved and entry.retrieved.is_whole
+    ]
     names = distinct({entry.text: entry.text.name for entry in entries})
     databases = distinct({entry.retrieved: entry.retrieved.database for entry in entries if entry.retrieved})
     several = len(databases) > 1
@@ -89,10 +91,10 @@ def run_leakage(run: RunRecord) -> tuple[Leakage, ...]:
         on = Scored(run, retro, entry).chunks()
         assert on.overlap is not None
         copied = float((on.overlap >= COPIED).mean())
-        trained = retro.database.training_overlaps[str(COPIED)] if retro.database else 0.0
+        in_training = retro.database.training_overlaps[str(COPIED)] if retro.database else 0.0
         counts = np.bincount(np.searchsorted(BINS, on.overlap), minlength=len(BINS))
         shares = tuple((counts / max(1, counts.sum())).tolist())
-        found.append(Leakage(label, _levels(on, *others), copied, trained, shares))
+        found.append(Leakage(label, _levels(on, *others), copied, in_training, shares))
     return tuple(found)
 
 

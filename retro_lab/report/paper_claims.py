@@ -50,8 +50,9 @@ def _name(sweep: SweepRecord, cell: Cell, *more: str) -> str:
 
 
 def _better(where: str, better: Scored | None, worse: Scored | None, margin: float = 0.0) -> Comparison:
-    both = better and worse and comparable(better.entry, worse.entry)
-    return Comparison(where, (Term(1, worse), Term(-1, better)) if both else (), margin)
+    if better is None or worse is None or not comparable(better.entry, worse.entry):
+        return Comparison(where, ())
+    return Comparison(where, (Term(1, worse), Term(-1, better)), margin)
 
 
 def _from_scratch(sweep: SweepRecord) -> list[Cell]:

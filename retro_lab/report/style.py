@@ -41,6 +41,8 @@ BAR_POINTS = 4.0
 """Width of a bar that stands for an interval."""
 WIDE_RANGE = 30
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
+HEAD_INCHES, ROW_INCHES = 1.6, 0.3
+"""Height of what is above and below the rows of a figure together, and of a row."""
 MANY_TICKS = 10
 """Largest number of measured values that get a tick each."""
 
@@ -64,6 +66,15 @@ class Line:
     measured: tuple[float, ...] | None = None
     bars: tuple[tuple[float, float, float], ...] = ()
     """Intervals as x, low and high, drawn as vertical bars."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A value in a row of a figure."""
+
+    label: str
+    value: float
+    look: Look
 
 
 BASELINE_LOOK = Look("#4d4d4d", ":", "s")
@@ -120,6 +131,30 @@ def draw(
         if swept:
             _fit_scale(axes, sorted({x for line in lines for x, _ in line.points}))
         _label_ends(figure, axes, [line for line in lines if _finite(line)], show)
+    return figure
+
+
+def draw_rows(title: str, rows: Sequence[tuple[str, Sequence[Mark]]], *, x_title: str = Y_TITLE) -> Figure:
+    """Draw named rows of marks, the first at the top, with a legend of what the marks are.
+
+    Args:
+        title: Title of the figure.
+        rows: Names and marks; a row without marks was not measured.
+        x_title: What the x axis shows.
+    """
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(SETTINGS)
+        figure = Figure(figsize=(SIZE_INCHES[0], HEAD_INCHES + ROW_INCHES * len(rows)))
+        below = HEAD_INCHES / 2 / figure.get_figheight()
+        axes = figure.add_axes((0.32, below, 0.64, 1 - 2 * below))
+        marks = [(mark, -row) for row, (_, marks) in enumerate(rows) for mark in marks if math.isfinite(mark.value)]
+        for label, look in dict.fromkeys((mark.label, mark.look) for mark, _ in marks):
+            own = [(mark.value, height) for mark, height in marks if mark.label == label]
+            axes.plot(*zip(*own, strict=True), color=look.color, marker=look.marker, linestyle="none", label=label)
+        axes.set(title=title, xlabel=x_title, ylim=(0.5 - len(rows), 0.5))
+        axes.set_yticks([-row for row in range(len(rows))], [name for name, _ in rows])
+        figure.legend(loc="lower left", ncols=1, frameon=False, bbox_to_anchor=(0.0, 0.0), fontsize=9)
     return figure
 
 

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from retro_lab.report.caveats import run_caveats
 from retro_lab.report.comparison import run_table
-from retro_lab.report.overlap_figures import histogram_figure, leakage_figure, overlap_figure
 from retro_lab.report.leakage import ALPHAS, copy_sentences, leakage_sentences, leakage_table, run_leakage
+from retro_lab.report.overlap_figures import histogram_figure, leakage_figure, overlap_figure
 from retro_lab.report.tables import Table
 from retro_lab.runs.chunk_scores import ChunkScores, write_chunk_scores
 from retro_lab.runs.records import Evaluation, ModelRecord, load_run, write_result
