@@ -95,6 +95,10 @@ def explain(error: Exception) -> str:
     if cause:
         if choice := re.match(r"Invalid value '(?P<value>.*)', expected one of \[(?P<choices>.*)\]", str(cause)):
             return f"{place}={choice['value']}{where} is not one of {choice['choices']}."
+        if entry := re.match(r"Invalid type assigned: dict is not a subclass of (?P<kind>\w+)", str(cause)):
+            of_kind = (key for key, found in all_settings().items() if found.type == f"dict[str, {entry['kind']}]")
+            if holder := next(of_kind, None):
+                return f"{holder} takes its entries together: {_entries(holder, place)}."
         setting = all_settings().get(re.sub(r"\[.*", "", place)) if isinstance(cause, ValidationError) else None
         kind = f" takes {setting.type}" if setting else ""
         subject = place + where + kind if place else file
@@ -149,9 +153,16 @@ def no_setting(key: str, where: str = "", groups_only: bool = False) -> str:
     if near := nearest(key, known):
         return f"{sentence}; did you mean {near}?"
     parent = key.rpartition(".")[0]
+    if "." in parent and (holder := settings.get(parent)) and holder.type.startswith("dict["):
+        return f"{sentence}; add it with {_entries(parent, key.rpartition('.')[2])}."
     siblings = sorted(other for other in known if other.rpartition(".")[0] == parent and "._" not in other)
     free = f" +{key}=... adds it all the same." if group in FREE_GROUPS and name else ""
     return f"{sentence}.{free} There are {', '.join(siblings)}." if siblings else f"{sentence}.{free}"
+
+
+def _entries(key: str, name: str) -> str:
+    """Show how a setting with entries of the user's own gets one."""
+    return shlex.quote(f"+{key}={{{name}: {{...}}}}")
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:

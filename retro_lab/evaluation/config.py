@@ -32,7 +32,8 @@ class EvaluationConfig:
     keep_unit: Unit = Unit.chunk
     """What a random database keeps or leaves out: a `chunk`, whose continuation stays as it is, or a `document`."""
     filters: dict[str, FilterConfig] = field(default_factory=dict)
-    """Filters by name, each of which gives scores without the stored neighbors that it drops. A neighbor, with its
+    """Filters by name, such as `'+evaluation.filters={new: {jaccard: 0.8}}'`, each of which gives scores without the
+    stored neighbors that it drops. A neighbor, with its
     continuation, is dropped if any of its settings says so: `longest_overlap: n` if n tokens or more stand in one run
     in the chunk and the one that follows it; `jaccard: t` if its 13-grams of tokens have a Jaccard similarity of t or
     more to theirs; `other_documents: true` if its document has the id or the group of the chunk's own, which another

@@ -19,7 +19,7 @@ from retro_lab.errors import ArtifactError
 from retro_lab.report.claims import claims_table, find
 from retro_lab.report.comparison import run_table, sweep_table
 from retro_lab.report.compute import compute_sentence
-from retro_lab.report.figures import curve_figure, neighbors_figure, sweep_figure
+from retro_lab.report.figures import curve_figure, database_figure, neighbors_figure, sweep_figure
 from retro_lab.report.leakage import Leakage, leakage_table, run_leakage
 from retro_lab.report.overlap_figures import histogram_figure, leakage_figure, overlap_figure
 from retro_lab.report.pages import Picture, cell_link, run_page, sweep_page
@@ -49,6 +49,12 @@ NEIGHBORS = Picture(
     "Held-out bits per byte against the number of neighbors retrieved for each chunk.",
     "One trained RETRO, evaluated with several numbers of neighbors. Bars: 95% intervals of the distance from the "
     "baseline, over documents.",
+)
+DATABASE = Picture(
+    "database",
+    "Held-out bits per byte against the tokens of the database that neighbors are retrieved from.",
+    "One trained RETRO, evaluated with the first documents of its database, and with random parts of it: the mean and "
+    "the range over seeds. Bars: 95% intervals of the distance from the baseline, over documents.",
 )
 OVERLAP = Picture(
     "leakage",
@@ -155,7 +161,7 @@ def _write_run(run: RunRecord) -> WrittenReport:
     table = run_table(run)
     if multiplier := compute_sentence(run):
         table = replace(table, notes=(*table.notes, multiplier))
-    figures = _present({CURVE: curve_figure(run), NEIGHBORS: neighbors_figure(run)})
+    figures = _present({CURVE: curve_figure(run), NEIGHBORS: neighbors_figure(run), DATABASE: database_figure(run)})
     leakage = run_leakage(run)
     overlap_figures = _present({OVERLAP: leakage_figure(leakage), **_overlap_figures(leakage)})
     page = run_page(run, table, list(figures), leakage, list(overlap_figures))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from retro_lab.report import formats
 from retro_lab.report.comparison import ON, Gain, Scored, cell_baseline, cell_scores, comparable, flops_ratio, gain
 from retro_lab.report.leakage import Leakage, copy_sentences, leakage_sentences
+from retro_lab.report.parts import part_caveats
 from retro_lab.runs.records import ModelRecord, RunRecord
 from retro_lab.runs.sweeps import SweepRecord
 
@@ -33,6 +34,7 @@ def run_caveats(run: RunRecord, leakage: Sequence[Leakage]) -> tuple[str, ...]:
         caveats.append("No baseline was trained in this run, so no gain can be stated.")
     if run.retro and run.retro.evaluation(run.retro.k) is None:
         caveats.append(f"RETRO was not evaluated with the k = {run.retro.k} neighbors it was trained with.")
+    caveats += part_caveats(run.retro.evaluations) if run.retro else []
     caveats += leakage_sentences(leakage) + copy_sentences(leakage)
     caveats += _lossy_tokenizers(run.models)
     seeds = ", ".join(str(seed) for seed in sorted({model.seed for model in run.models}))

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from retro_lab.evaluation.intervals import DRAWS, Interval, gain_interval
 from retro_lab.report import formats
+from retro_lab.report.parts import grouped, mean, part_name, part_notes
 from retro_lab.report.tables import Column, Table, Value
-from retro_lab.runs.chunk_scores import ChunkScores
+from retro_lab.runs.chunk_scores import ChunkScores, DocumentScores
 from retro_lab.runs.records import Evaluation, ModelRecord, RunRecord, ScoredText
 from retro_lab.runs.sweeps import Cell, SweepRecord
 
@@ -40,6 +43,9 @@ SECOND_GAIN = Column(
     terminal=False,
 )
 FLOPS = Column("flops_ratio", "x FLOPs", formats.ratio)
+BITS_PER_BYTE = Column(
+    "bits_per_byte", "Bits per byte", formats.with_range, more=("bits_per_byte_lowest", "bits_per_byte_highest")
+)
 TRAINING_FLOPS = Column("training_flops", "Training FLOPs", formats.flops)
 FLOPS_PER_BYTE = Column("flops_per_byte", "FLOPs per byte", formats.flops)
 
@@ -51,6 +57,8 @@ class Scored:
     run: RunRecord
     model: ModelRecord
     entry: Evaluation
+    seeds: tuple[Evaluation, ...] = ()
+    """Scores with random parts of a database, of which `entry` is the mean; none for a score of its own."""
 
     @classmethod
     def of(cls, run: RunRecord | None, model: ModelRecord | None, k: int = 0) -> "Scored | None":
@@ -65,6 +73,21 @@ class Scored:
             ArtifactError: Their file is damaged.
         """
         return self.run.chunk_scores(self.model, self.entry)
+
+    def by_document(self) -> DocumentScores:
+        """Add up each document's share in the score; of a mean, the mean share.
+
+        Raises:
+            ArtifactError: A file of chunks' scores is damaged.
+        """
+        found = [self.run.chunk_scores(self.model, entry).by_document() for entry in self.seeds or (self.entry,)]
+        return replace(found[0], nats=np.mean([scores.nats for scores in found], axis=0))
+
+    @property
+    def spread(self) -> tuple[float | None, float | None]:
+        """The lowest and the highest bits per byte of several seeds; None for a score of its own."""
+        levels = [entry.bits_per_byte for entry in self.seeds]
+        return (min(levels), max(levels)) if len(levels) > 1 else (None, None)
 
 
 @dataclass(frozen=True)
@@ -87,7 +110,7 @@ def gain(scored: Scored | None, baseline: Scored | None) -> Gain | None:
         return None
     level = baseline.entry.bits_per_byte
     saved = level - scored.entry.bits_per_byte
-    shares = [each.chunks().by_document() for each in (scored, baseline)]
+    shares = [each.by_document() for each in (scored, baseline)]
     return Gain(saved, 100 * saved / level, gain_interval(*shares))
 
 
@@ -107,13 +130,13 @@ def flops_ratio(evaluation: Evaluation | None, baseline: Evaluation | None) -> f
 def run_table(run: RunRecord) -> Table:
     """Compare the baseline, RETRO[Off] and RETRO[On] of one run on each text that they were scored on.
 
-    RETRO[On] has a row for each database and each k that it was scored with. The notes describe the texts, windows and
-    databases.
+    RETRO[On] has a row for each database, each k, each part of a database and each filter that it was scored with;
+    random parts that differ in their seeds alone share one. The notes describe the texts, windows and databases.
     """
     texts = tuple(dict.fromkeys(text for model in run.models for text in model.texts))
     names = distinct({text: text.name for text in texts})
     retrieved = [entry.retrieved for model in run.models for entry in model.evaluations if entry.retrieved]
-    databases = {(found.database, found.source): found.database for found in retrieved}
+    databases = {(found.database, found.source): found.database for found in retrieved if found.is_whole}
     labels = distinct(databases)
     several = len(texts) > 1
     rows = []
@@ -128,7 +151,7 @@ def run_table(run: RunRecord) -> Table:
         TRAINING_FLOPS,
         Column("k", "k", terminal=False),
         FLOPS_PER_BYTE,
-        Column("bits_per_byte", "Bits per byte", formats.score),
+        BITS_PER_BYTE,
         Column("perplexity", "Per\u00adplexity", formats.perplexity, terminal=False),
         GAIN,
         GAIN_PERCENT,
@@ -140,7 +163,7 @@ def run_table(run: RunRecord) -> Table:
     ]
     if databases:
         explained.append(f"Database: {'; '.join(dict.fromkeys(labels.values()))}.")
-    notes = (GAIN_NOTE, RUN_NOTE, COMPUTE_NOTE, *explained)
+    notes = (GAIN_NOTE, RUN_NOTE, COMPUTE_NOTE, *explained, *part_notes(retrieved))
     return Table(run.name, columns, tuple(rows), notes)
 
 
@@ -160,12 +183,19 @@ def _text_rows(
         others = sorted({entry.k for entry in scored} - {0, run.retro.k})
         for k in (0, run.retro.k, *others):
             name = OFF if k == 0 else ON if k == run.retro.k else f"{ON}, k={k}"
-            measured: list[Evaluation | None] = [entry for entry in scored if entry.k == k]
+            measured: list[Evaluation | None] = [entry for entry in scored if entry.k == k and _is_whole(entry)]
             for entry in measured or [None]:
                 found = entry.retrieved if entry else None
                 where = f", {labels[found.database, found.source]}" if found and len(labels) > 1 else ""
                 rows.append(_run_row(name + where, run, run.retro, k, entry, references))
+        for group in grouped(entry for entry in scored if not _is_whole(entry)):
+            name = f"{ON}, {part_name(group)}"
+            rows.append(_run_row(name, run, run.retro, group[0].k, mean(group), references, group))
     return rows
+
+
+def _is_whole(entry: Evaluation) -> bool:
+    return entry.retrieved is None or entry.retrieved.is_whole
 
 
 def _on_text(run: RunRecord, model: ModelRecord | None, text: ScoredText | None) -> Scored | None:
@@ -236,14 +266,20 @@ def _run_row(
     k: int,
     entry: Evaluation | None,
     references: tuple[Scored | None, ...],
+    seeds: tuple[Evaluation, ...] = (),
 ) -> tuple[Value, ...]:
-    """Return a row; `references` are the baseline and, if there is one, the longer baseline."""
+    """Return a row; `references` are the baseline and, if there is one, the longer baseline.
+
+    With `seeds`, scores with random parts of the database, `entry` is their mean.
+    """
+    scored = Scored(run, model, entry, seeds) if entry else None
     size = (model.parameters.total, model.parameters.non_embedding, model.tokens, model.flops)
-    scores = (entry.flops_per_byte, entry.bits_per_byte, entry.perplexity) if entry else (None, None, None)
+    scores: tuple[Value, ...] = (None,) * 5
+    if scored:
+        entry = scored.entry
+        scores = (entry.flops_per_byte, entry.bits_per_byte, *scored.spread, entry.perplexity)
     first, *second = (
-        gain(Scored(run, model, entry), reference)
-        if entry and reference and model not in (reference.model, run.baseline)
-        else None
+        gain(scored, reference) if scored and reference and model not in (reference.model, run.baseline) else None
         for reference in references
     )
     values = [value for difference in second for value in _gain_values(difference)[:-1]]

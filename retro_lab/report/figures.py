@@ -1,9 +1,13 @@
-"""The figures of a report: learning curves, and bits per byte against the axis of a sweep."""
+"""The figures of a report: learning curves, and bits per byte against k, database or the axis of a sweep."""
+
+import statistics
+from collections.abc import Iterable
 
 from matplotlib.figure import Figure
 
 from retro_lab.report.comparison import BASELINE, OFF, ON, Scored, cell_baseline, cell_scores, gain
-from retro_lab.report.style import BASELINE_LOOK, OFF_LOOK, ON_LOOK, Line, Look, draw
+from retro_lab.report.parts import grouped
+from retro_lab.report.style import BASELINE_LOOK, OFF_LOOK, ON_LOOK, RANDOM_LOOKS, Line, Look, draw
 from retro_lab.runs.records import Evaluation, ModelRecord, RunRecord
 from retro_lab.runs.sweeps import Cell, SweepRecord, number
 
@@ -45,6 +49,56 @@ def neighbors_figure(run: RunRecord) -> Figure | None:
             lines.append(Line(label, tuple((x, level.bits_per_byte) for x in xs), look, measured=(0,)))
     title = f"One RETRO, trained with k={run.retro.k}, evaluated with others"
     return draw(title, "Neighbors retrieved for each chunk", lines, swept=True)
+
+
+def database_figure(run: RunRecord) -> Figure | None:
+    """Draw bits per byte of one RETRO against the tokens of its database; None without parts of it.
+
+    Its first documents are points; random parts of a share are the mean over their seeds, with a band over them.
+    """
+    retro = run.retro
+    whole = retro.evaluation(retro.k) if retro else None
+    if retro is None or whole is None or whole.retrieved is None:
+        return None
+    alike = (entry for entry in retro.evaluations if (entry.text, entry.k) == (whole.text, whole.k))
+    entries = [entry for entry in alike if _tokens(entry) and entry.retrieved and entry.retrieved.filter is None]
+    parts = [entry for entry in entries if entry.retrieved and not entry.retrieved.is_whole]
+    if not parts:
+        return None
+    ends = [whole] if _tokens(whole) else []
+    first = sorted([entry for entry in parts if _seed(entry) is None] + ends, key=_tokens)
+    reference = Scored.of(run, run.baseline)
+    bars = [_bar(_tokens(entry), Scored(run, retro, entry), reference) for entry in first]
+    points = tuple((_tokens(entry), entry.bits_per_byte) for entry in first)
+    lines = [Line(ON, points, ON_LOOK, bars=tuple(bar for bar in bars if bar))]
+    for unit, look in RANDOM_LOOKS.items():
+        drawn = [entry for entry in parts if entry.retrieved and entry.retrieved.unit == unit]
+        groups = [*grouped(drawn), *([(end,) for end in ends])] if drawn else []
+        means, band = [], []
+        for group in sorted(groups, key=lambda group: _mean(map(_tokens, group))):
+            levels = [entry.bits_per_byte for entry in group]
+            means.append((_mean(map(_tokens, group)), _mean(levels)))
+            band.append((means[-1][0], min(levels), max(levels)))
+        lines.append(Line(f"Random {unit}s", tuple(means), look, band=tuple(band)))
+    xs = sorted({x for line in lines for x, _ in line.points})
+    for label, model, look in ((OFF, retro, OFF_LOOK), (BASELINE, run.baseline, BASELINE_LOOK)):
+        if level := model.evaluation(0) if model else None:
+            lines.append(Line(label, tuple((x, level.bits_per_byte) for x in xs), look, measured=()))
+    title = f"One RETRO, k={retro.k}, evaluated with parts of its database"
+    return draw(title, "Tokens in the database", [line for line in lines if line.points], swept=True)
+
+
+def _tokens(entry: Evaluation) -> int:
+    """Return the tokens of a score's database; 0 where an earlier release did not tell."""
+    return (entry.retrieved.tokens if entry.retrieved else None) or 0
+
+
+def _seed(entry: Evaluation) -> int | None:
+    return entry.retrieved.seed if entry.retrieved else None
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
 
 
 def sweep_figure(sweep: SweepRecord) -> Figure | None:
@@ -89,8 +143,8 @@ def _bar(x: float, scored: Scored | None, baseline: Scored | None) -> tuple[floa
 
 
 def _with_first_database(retro: ModelRecord) -> list[Evaluation]:
-    """Return the scores with neighbors from the first database."""
-    retrieving = [entry for entry in retro.evaluations if entry.retrieved is not None]
+    """Return the scores with neighbors from the first whole database."""
+    retrieving = [entry for entry in retro.evaluations if entry.retrieved is not None and entry.retrieved.is_whole]
     return [entry for entry in retrieving if entry.retrieved == retrieving[0].retrieved]
 
 

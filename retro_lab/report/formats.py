@@ -17,6 +17,12 @@ def score(value: float) -> str:
     return f"{value:.3f}"
 
 
+def with_range(value: float, low: float | None, high: float | None) -> str:
+    """Show bits per byte, and the lowest and highest of several if it is their mean."""
+    spread = "" if low is None or high is None else f" ({score(low)} to {score(high)})"
+    return score(value) + spread
+
+
 def perplexity(value: float) -> str:
     """Show a perplexity with the two decimals of the paper's tables."""
     return f"{value:.2f}"

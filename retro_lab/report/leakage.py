@@ -70,7 +70,7 @@ class Leakage:
 
 
 def run_leakage(run: RunRecord) -> tuple[Leakage, ...]:
-    """Measure the leakage of a run's RETRO on each text and with each database, as it was trained.
+    """Measure the leakage of a run's RETRO on each text and with each whole database, as it was trained.
 
     Raises:
         ArtifactError: The chunks' scores cannot be read.
@@ -78,9 +78,8 @@ def run_leakage(run: RunRecord) -> tuple[Leakage, ...]:
     retro = run.retro
     if retro is None:
         return ()
-    entries = [
-        entry for entry in retro.evaluations if entry.k == retro.k and entry.retrieved and entry.retrieved.is_whole
-    ]
+    own = (entry for entry in retro.evaluations if entry.k == retro.k)
+    entries = [entry for entry in own if entry.retrieved and entry.retrieved.is_whole]
     names = distinct({entry.text: entry.text.name for entry in entries})
     databases = distinct({entry.retrieved: entry.retrieved.database for entry in entries if entry.retrieved})
     several = len(databases) > 1

@@ -66,6 +66,8 @@ class Line:
     measured: tuple[float, ...] | None = None
     bars: tuple[tuple[float, float, float], ...] = ()
     """Intervals as x, low and high, drawn as vertical bars."""
+    band: tuple[tuple[float, float, float], ...] = ()
+    """A range around the line as x, low and high, drawn as an area."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ LOOKS = (
     Look("#000000", "-.", "X"),
 )
 """Looks of lines of the same kind, such as one for each text; no figure has more of them."""
+RANDOM_LOOKS = {"chunk": Look("#009e73", "-.", "^"), "document": Look("#cc79a7", "-.", "v")}
+"""Of random parts of a database, by what they keep or leave out."""
 
 
 def draw(
@@ -187,6 +191,9 @@ def _draw_line(axes: Axes, line: Line) -> None:
     if line.bars:
         xs, lows, highs = zip(*line.bars, strict=True)
         axes.vlines(xs, lows, highs, colors=line.look.color, linewidth=BAR_POINTS, alpha=0.35)
+    if line.band:
+        xs, lows, highs = zip(*line.band, strict=True)
+        axes.fill_between(xs, lows, highs, color=line.look.color, alpha=0.2, linewidth=0)
 
 
 def _fit_scale(axes: Axes, values: Sequence[float]) -> None:

@@ -161,10 +161,11 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
                         flops_per_byte=flops / int(score.bytes),
                         scores=name,
                     )
-    # Scores requested now come first, because the first text is the main one. What is known of their neighbors is told
-    # anew, as an earlier release told less.
-    asked = {each.measured: each for found in wanted.values() for each in found}
-    known |= {key: replace(known[key], retrieved=each.measured[2]) for key, each in asked.items()}
+    # Scores requested now come first, because the first text is the main one.
+    asked = {each.measured: each.measured[2] for found in wanted.values() for each in found}
+    for key, retrieved in asked.items():
+        if retrieved and (entry := known[key]).retrieved and entry.retrieved.chunks is None:
+            known[key] = replace(entry, retrieved=retrieved)  # an earlier release told less of its neighbors
     scored_record = replace(record, evaluations=tuple(known[key] for key in dict.fromkeys([*asked, *known])))
     if scored_record.to_json() != record.to_json() and console.is_main_process():
         write_result(folder / RESULT_NAME, scored_record)

@@ -50,6 +50,16 @@ WRONG_OVERRIDES = {
     "retrieval.method=foo": "retrieval.method=foo is not one of dense, bm25, hybrid.",
     "model.positions=foo": "model.positions=foo is not one of transformer_xl, rotary.",
     "task.name=config": "task.name=config is not one of build,",
+    "evaluation.keep=[0]": "evaluation.keep is a share, above 0 and up to 1, not 0.0.",
+    "evaluation.fractions=[0.5,1.5]": "evaluation.fractions is a share, above 0 and up to 1, not 1.5.",
+    "evaluation.keep_unit=page": "evaluation.keep_unit=page is not one of chunk, document.",
+    "evaluation.databases=[pil]": "evaluation.databases names the corpus pil, which does not exist; did you mean pile?",
+    "evaluation.filters={new: {jaccard: 1}}": "add it with '+evaluation.filters={new: {...}}'.",
+    "+evaluation.filters.new={jaccard: 1}": "takes its entries together: '+evaluation.filters={new: {...}}'.",
+    "+evaluation.filters={new: {jacard: 1}}": "jacard",
+    "+evaluation.filters={new: {jaccard: 2}}": "evaluation.filters.jaccard is a share, above 0 and up to 1, not 2",
+    "+evaluation.filters={new: {longest_overlap: 0}}": "evaluation.filters.longest_overlap must be positive, not 0.",
+    "+evaluation.filters={new: {}}": "evaluation.filters.new drops no neighbor; set its longest_overlap, jaccard, ",
     "index.metric=l3": "index.metric=l3 is not one of l2, inner_product, cosine.",
 }
 
