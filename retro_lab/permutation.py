@@ -41,7 +41,7 @@ def chances(numbers: np.ndarray, seed: int) -> np.ndarray:
         float64 of the same shape, at least 0 and below 1, evenly distributed.
     """
     keys = np.random.SeedSequence(seed, spawn_key=(0,)).generate_state(2, np.uint64)
-    mixed = _hash(_hash(numbers.astype(np.uint64) ^ keys[0]) ^ keys[1])
+    mixed = mix(mix(numbers.astype(np.uint64) ^ keys[0]) ^ keys[1])
     return (mixed >> np.uint64(11)) / 2.0**53
 
 
@@ -50,11 +50,11 @@ def _rectangle(numbers: np.ndarray, sides: np.ndarray, keys: np.ndarray) -> np.n
     pair = list(np.divmod(numbers, sides[1]))
     for number, key in enumerate(keys):
         moved = number % 2
-        pair[moved] = (pair[moved] + _hash(pair[1 - moved] ^ key) % sides[moved]) % sides[moved]
+        pair[moved] = (pair[moved] + mix(pair[1 - moved] ^ key) % sides[moved]) % sides[moved]
     return np.asarray(pair[0] * sides[1] + pair[1])
 
 
-def _hash(numbers: np.ndarray) -> np.ndarray:
+def mix(numbers: np.ndarray) -> np.ndarray:
     """Mix all bits of 64-bit numbers: the finalizer of SplitMix64 (Steele et al. 2014)."""
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -19,6 +19,7 @@ def missing_corpora(configs: Iterable[DictConfig]) -> list[str]:
     wanted: dict[str, str] = {}
     for config in configs:
         named = {name: "evaluation.datasets" for name in config.evaluation.datasets if name not in SPLITS}
+        named |= dict.fromkeys(config.evaluation.databases, "evaluation.databases")
         if config.database.corpus is not None:
             named[config.database.corpus] = "database.corpus"
         wanted |= {name: key for name, key in named.items() if name not in config.corpora}

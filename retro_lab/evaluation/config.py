@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from retro_lab.errors import ConfigurationError
-from retro_lab.ranges import NOT_NEGATIVE, POSITIVE, check_ranges
+from retro_lab.ranges import NOT_NEGATIVE, POSITIVE, SEED, SHARE, check_ranges
+from retro_lab.retrieval.config import FilterConfig, Unit
 
 
 @dataclass(kw_only=True)
@@ -16,6 +17,26 @@ class EvaluationConfig:
     settings on `validation`, and report `test`."""
     k: list[int] = field(default_factory=lambda: [0])
     """Values of k to evaluate a RETRO with, besides the one it was trained with; 0 is RETRO[Off]."""
+    databases: list[str] = field(default_factory=list)
+    """Other corpora whose training splits a RETRO also retrieves from in scoring: options of `corpus`, or names in
+    `corpora`. `database.fraction` and `database.tokens` hold for each. This and the four lists below add scores with
+    the k of training on each of `datasets`, and train nothing."""
+    fractions: list[float] = field(default_factory=list)
+    """Shares of the database to retrieve from in scoring: its first documents, found by an exact search of them alone.
+    Shares that `database.fractions` has too need no new search."""
+    keep: list[float] = field(default_factory=list)
+    """Shares of random databases to retrieve from in scoring: each keeps a chunk of the database with this probability,
+    and costs no search, as the others are dropped from the `retrieval.stored` nearest."""
+    keep_seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    """Seeds of the random databases, each of which draws one of every share in `keep`."""
+    keep_unit: Unit = Unit.chunk
+    """What a random database keeps or leaves out: a `chunk`, whose continuation stays as it is, or a `document`."""
+    filters: dict[str, FilterConfig] = field(default_factory=dict)
+    """Filters by name, each of which gives scores without the stored neighbors that it drops. A neighbor, with its
+    continuation, is dropped if any of its settings says so: `longest_overlap: n` if n tokens or more stand in one run
+    in the chunk and the one that follows it; `jaccard: t` if its 13-grams of tokens have a Jaccard similarity of t or
+    more to theirs; `other_documents: true` if its document has the id or the group of the chunk's own, which another
+    corpus can hold too; `near_copies: t` if they are so similar to those of a nearer neighbor."""
     stride: int = 1024
     """Tokens by which the window moves. Each token is scored once. Beyond a document's first window, a token has at
     least `data.sequence_length` - `stride` tokens of context."""
@@ -27,16 +48,34 @@ class EvaluationConfig:
     """Held-out tokens scored in each of these evaluations; final scores use all held-out tokens."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check the ranges.
+
+        Raises:
+            ConfigurationError: A number is out of its range, no seed is left for random databases, or a filter drops
+                nothing.
+        """
         check_ranges(
             "evaluation",
             self,
             k=NOT_NEGATIVE,
+            fractions=SHARE,
+            keep=SHARE,
+            keep_seeds=SEED,
             stride=POSITIVE,
             batch_size=POSITIVE,
             curve_points=NOT_NEGATIVE,
             curve_tokens=POSITIVE,
         )
+        if self.keep and not self.keep_seeds:
+            raise ConfigurationError(
+                "evaluation.keep draws random databases and needs a seed in evaluation.keep_seeds."
+            )
+        for name, chosen in self.filters.items():
+            if not chosen.drops:
+                raise ConfigurationError(
+                    f"evaluation.filters.{name} drops no neighbor; set its longest_overlap, jaccard, "
+                    "other_documents or near_copies."
+                )
 
 
 def check_stride(stride: int, chunk_length: int, length: int) -> None:

@@ -51,6 +51,43 @@ class EmbedderPrecision(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Unit(StrEnum):
+    """What a random database keeps or leaves out as a whole."""
+
+    chunk = "chunk"
+    document = "document"
+
+
+@dataclass(kw_only=True)
+class FilterConfig:
+    """Which stored neighbors of a chunk are dropped; the next nearest take their places.
+
+    A neighbor is compared with its continuation: up to 128 tokens where a chunk has 64. It is dropped if any of the
+    settings that are given says so.
+    """
+
+    longest_overlap: int | None = None
+    """Drop a neighbor that has a run of this many tokens, or a longer one, in common with the chunk and the one that
+    follows it, which its neighbors help to predict."""
+    jaccard: float | None = None
+    """Drop a neighbor whose set of 13-grams of tokens has this Jaccard similarity, or a larger one, to that of the
+    chunk and the one that follows it."""
+    other_documents: bool = False
+    """Drop a neighbor of a document with the id or the group of the chunk's own, which another corpus can hold too."""
+    near_copies: float | None = None
+    """Drop a neighbor whose 13-grams have this Jaccard similarity, or a larger one, to those of a nearer neighbor that
+    is kept."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_ranges("evaluation.filters", self, longest_overlap=POSITIVE, jaccard=SHARE, near_copies=SHARE)
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is set that can drop a neighbor."""
+        return self.other_documents or any((self.longest_overlap, self.jaccard, self.near_copies))
+
+
 @dataclass(kw_only=True)
 class RetrievalConfig:
     """What a chunk retrieves."""

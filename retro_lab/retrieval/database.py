@@ -19,26 +19,22 @@ from retro_lab.retrieval.config import (
     IndexConfig,
     Method,
     RetrievalConfig,
-    Value,
 )
 from retro_lab.retrieval.controls import OracleStage, RandomSearcher, ShuffledStage
 from retro_lab.retrieval.embedder import Embedder
 from retro_lab.retrieval.embeddings import Embeddings, EmbeddingsStage
 from retro_lab.retrieval.index import Index, IndexStage
 from retro_lab.retrieval.neighbors import Neighbors, NeighborsStage, Ranking, SearchStage
-from retro_lab.retrieval.overlaps import Overlaps, OverlapsStage
+from retro_lab.retrieval.retriever import Retriever
 from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher, Searcher
-from retro_lab.retrieval.sequences import Retrieved
 
 
-class Database:
+class Database(Retriever):
     """Chunks that can be retrieved; a search for neighbors runs on first use, and its result is kept as an artifact.
 
     Attributes:
         name: Name of the corpus.
         store: Tokens that chunks are read from; a smaller database is the first of them.
-        chunks: Chunks in the database.
-        tokens: Tokens in them, without padding.
         fraction: Share of the store's chunks.
         indexes: One FAISS index for each shard; none where no embeddings are compared.
     """
@@ -72,31 +68,26 @@ class Database:
         Raises:
             ConfigurationError: k is larger than the number of chunks.
         """
+        super().__init__(artifacts)
         self.name, self.store = name, store
-        self._artifacts, self._method, self._query_batch = artifacts, retrieval.method, index.query_batch
+        self._method, self._query_batch = retrieval.method, index.query_batch
         self.fraction, self._cuts = _cuts(config, store)
-        self.chunks = self._cuts[-1]
         if k > self.chunks:
             raise ConfigurationError(
                 f"retrieval.k={k} is more than the {self.chunks} chunks of the database; use a smaller k or a larger "
-                "corpus or database.fraction."
+                "corpus or fraction of it."
             )
-        # The last chunk of a document is padded, so tokens are counted by document.
-        documents = int(np.searchsorted(store.document_start, self.chunks))
-        self.tokens = int(store.document_length[:documents].sum())
         self._stored = max(k, 1, retrieval.stored)
         self._bm25 = BM25(store, retrieval.bm25_k1, retrieval.bm25_b)
         self._control, self._seed = retrieval.control, config.seed
+        self.reveals = self._control == Control.oracle
         searched = self._control in (None, Control.shuffled)
         hybrid = searched and retrieval.method == Method.hybrid
         self._ranking = Ranking(retrieval.candidates, self._bm25) if hybrid else None
         embedded = searched and retrieval.method != Method.bm25
         self._embedder = _build_embedder(embedder) if embedded else None
         self._shard_size = embedder.shard_size
-        # What was built, by the fingerprint of the text.
         self._embeddings: dict[str, Embeddings] = {}
-        self._neighbors: dict[str, Neighbors] = {}
-        self._overlaps: dict[str, Overlaps] = {}
         self.indexes: tuple[Index, ...] = ()
         if self._embedder is not None:
             embeddings, queries = self._embed(store), self._embed(samples)
@@ -104,6 +95,18 @@ class Database:
                 Index(artifacts.build(IndexStage(embeddings, start, stop, index, queries, self._stored, config.seed)))
                 for start, stop in self._shards
             )
+
+    @property
+    def chunks(self) -> int:
+        """Chunks in the database."""
+        return self._cuts[-1]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in them, without padding."""
+        # The last chunk of a document is padded, so tokens are counted by document.
+        documents = int(np.searchsorted(self.store.document_start, self.chunks))
+        return int(self.store.document_length[:documents].sum())
 
     @property
     def method(self) -> str:
@@ -122,36 +125,9 @@ class Database:
             return "the text to be predicted (oracle neighbors)"
         return f"{self.chunks:,} chunks of {self.name} ({self.method})"
 
-    def neighbors_of(self, queries: TokenStore) -> Neighbors:
-        """Search for the nearest chunks of the database for every chunk of a text, or make those of the control.
-
-        If that is the database's own store, neighbors in the chunk's own group of documents are left out, but for the
-        oracle.
-        """
-        fingerprint = queries.artifact.fingerprint
-        if fingerprint not in self._neighbors:
-            self._neighbors[fingerprint] = self._find(queries)
-        return self._neighbors[fingerprint]
-
     def source_of(self, queries: TokenStore) -> TokenStore:
         """Return the tokens that the neighbors of a text are chunks of: the database, but for the oracle the text."""
         return queries if self._control == Control.oracle else self.store
-
-    def retrieved_by(self, queries: TokenStore, values: Value) -> Retrieved:
-        """Return the neighbors of the chunks of a text as tokens, of which `values` says what a model reads."""
-        ids = self.neighbors_of(queries).ids
-        return Retrieved(self.source_of(queries), ids, values, reveals=self._control == Control.oracle)
-
-    def overlaps_of(self, queries: TokenStore) -> Overlaps:
-        """Compare every chunk of a text with its nearest neighbors (Borgeaud et al. 2022, Sec. 2.6).
-
-        Neighbors are found first if they have not been.
-        """
-        fingerprint = queries.artifact.fingerprint
-        if fingerprint not in self._overlaps:
-            stage = OverlapsStage(queries, self.source_of(queries), self.neighbors_of(queries))
-            self._overlaps[fingerprint] = Overlaps(self._artifacts.build(stage))
-        return self._overlaps[fingerprint]
 
     def flops(self, queries: TokenStore) -> float | None:
         """Return the FLOPs to embed and search what a model is trained on; None if the index is not known.
@@ -175,6 +151,11 @@ class Database:
         return list(zip([0, *self._cuts], self._cuts, strict=False))
 
     def _find(self, queries: TokenStore) -> Neighbors:
+        """Search for the nearest chunks of the database for every chunk of a text, or make those of the control.
+
+        If that is the database's own store, neighbors in the chunk's own group of documents are left out, but for the
+        oracle.
+        """
         build = self._artifacts.build
         if self._control == Control.oracle:
             return Neighbors(build(OracleStage(queries, self._stored)))

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -105,7 +105,11 @@ class ScoredText:
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieved:
-    """The neighbors that a text was scored with."""
+    """The neighbors that a text was scored with.
+
+    The first three fields identify them; the others describe what the fingerprints stand for, and an earlier release
+    did not write them.
+    """
 
     database: str
     """What the database is, in words."""
@@ -113,6 +117,28 @@ class Retrieved:
     """Fingerprint of the tokens in the database."""
     neighbors: str
     """Fingerprint of the neighbors, which depend on database, index and search."""
+    chunks: int | None = field(default=None, compare=False)
+    """Chunks in the database."""
+    tokens: int | None = field(default=None, compare=False)
+    """Tokens in them, without padding."""
+    share: float = field(default=1.0, compare=False)
+    """Share of the run's database that could be retrieved: its first documents, or a random part."""
+    seed: int | None = field(default=None, compare=False)
+    """Seed of a random part; else None."""
+    unit: str | None = field(default=None, compare=False)
+    """What a random part keeps or leaves out, `chunk` or `document`; else None."""
+    filter: str | None = field(default=None, compare=False)
+    """Name of the filter that dropped neighbors; None without one."""
+    complete: float = field(default=1.0, compare=False)
+    """Share of the text's chunks that read the k nearest of a random part, or of those that a filter leaves: for the
+    others the stored neighbors did not suffice."""
+    complete_above: float | None = field(default=None, compare=False)
+    """Share above which a random part of this seed is complete for every chunk; None for others."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of a database's neighbors could be retrieved, rather than those of a part or of a filter."""
+        return self.share == 1 and self.seed is None and self.filter is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,9 +239,13 @@ class ModelRecord:
         return next(iter(self.texts), None)
 
     def evaluation(self, k: int, text: ScoredText | None = None) -> Evaluation | None:
-        """Return the scores with k neighbors on a text, by default the main one; None if they were not measured."""
+        """Return the scores with k neighbors on a text, by default the main one; None if they were not measured.
+
+        Neighbors are those of a whole database.
+        """
         text = text or self.main_text
-        return next((entry for entry in self.evaluations if entry.k == k and entry.text == text), None)
+        found = (entry for entry in self.evaluations if entry.k == k and entry.text == text)
+        return next((entry for entry in found if entry.retrieved is None or entry.retrieved.is_whole), None)
 
     def to_json(self) -> str:
         """Return the record as JSON text.
@@ -279,7 +309,9 @@ class RunRecord:
 
 def scores_name(text: ScoredText, k: int, retrieved: Retrieved | None) -> str:
     """Return the name of the file of chunks' scores in a model's folder, one for all that can be measured."""
-    measured = {"text": asdict(text), "k": k, "retrieved": asdict(retrieved) if retrieved else None}
+    identifying = ("database", "source", "neighbors")
+    found = {name: getattr(retrieved, name) for name in identifying} if retrieved else None
+    measured = {"text": asdict(text), "k": k, "retrieved": found}
     return f"{SCORES_FOLDER}/{fingerprint(measured)}.parquet"
 
 

@@ -16,7 +16,7 @@ from retro_lab.corpus.tokens import TokenStore
 from retro_lab.evaluation.windows import Windows
 from retro_lab.model.config import SizeConfig
 from retro_lab.model.validation import check_model
-from retro_lab.retrieval.database import Database
+from retro_lab.retrieval.retriever import Retriever
 from retro_lab.retrieval.sequences import Sequences
 from retro_lab.runs.folder import BASELINE, RunFolder
 from retro_lab.runs.identity import identity
@@ -130,14 +130,14 @@ def in_folder(nodes: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def sequences(config: RunConfig, store: TokenStore, database: Database | None) -> Sequences:
+def sequences(config: RunConfig, store: TokenStore, database: Retriever | None) -> Sequences:
     """Return the sequences of a text, with their neighbors if there is a database."""
     retrieved = database.retrieved_by(store, config.retrieval.value) if database is not None else None
     return Sequences(store, retrieved, config.data.sequence_length, with_documents=config.model.document_masks)
 
 
 def windows(
-    config: RunConfig, store: TokenStore, database: Database | None, ks: Iterable[int], max_tokens: float
+    config: RunConfig, store: TokenStore, database: Retriever | None, ks: Iterable[int], max_tokens: float
 ) -> Windows:
     """Cut the documents of a text into evaluation windows, with neighbors for the largest k."""
     k = max(ks)

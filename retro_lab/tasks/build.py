@@ -1,8 +1,9 @@
 """`task=build`: documents, tokenizer, tokens, embeddings, index, neighbors and overlaps; existing ones are reused."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ from retro_lab.corpus.corpus import Corpus, build_corpus, build_other_corpus
 from retro_lab.corpus.documents import SPLITS, Split
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
+from retro_lab.retrieval.config import DatabaseConfig
 from retro_lab.retrieval.database import Database
+from retro_lab.retrieval.filters import FilteredDatabase
 from retro_lab.retrieval.overlaps import COPIED
+from retro_lab.retrieval.random_databases import RandomDatabase
+from retro_lab.retrieval.retriever import Retriever
 from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks.config import RunConfig
 
@@ -30,6 +35,15 @@ class HeldOutText:
     name: str
     description: str
     store: TokenStore
+
+
+@dataclass(frozen=True)
+class ScoredRetrieval:
+    """Neighbors that models are scored with besides those of the run's database (see `runs.records.Retrieved`)."""
+
+    retriever: Retriever
+    share: float = 1.0
+    """Share of the run's database."""
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
@@ -94,6 +108,9 @@ class Inputs:
         stores = [*self.corpus.stores.values(), *(text.store for text in self.texts)]
         for store in stores if self._config.retrieval.k else ():
             self.database.overlaps_of(store)
+        for retrieval in self.other_retrievals:
+            for text in self.texts:
+                retrieval.retriever.overlaps_of(text.store)
         self._artifacts.dispatcher.close()
 
     @cached_property
@@ -119,19 +136,59 @@ class Inputs:
         Raises:
             ConfigurationError: More neighbors are wanted than the database has chunks.
         """
-        config, other = self._config, self._config.database.corpus
-        corpus = self.corpus if other is None else self._build_other(other, "train")
+        return self._database(self._database_corpus, self._config.database, self._largest_k)
+
+    @cached_property
+    def other_retrievals(self) -> tuple[ScoredRetrieval, ...]:
+        """What models are scored with besides the run's database: others, parts of it, and filters of its neighbors.
+
+        Raises:
+            ConfigurationError: More neighbors are wanted than a database has chunks.
+        """
+        config, evaluation, k = self._config, self._config.evaluation, self._config.retrieval.k
+        if not k:
+            return ()
+        others = [self._database(self._build_other(name, "train"), config.database) for name in evaluation.databases]
+        found = [ScoredRetrieval(database) for database in others]
+        found += [ScoredRetrieval(self._first(share), share) for share in evaluation.fractions if share < 1]
+        for share, seed in product(evaluation.keep, evaluation.keep_seeds):
+            part = RandomDatabase(self._artifacts, self.database, share, seed, unit=evaluation.keep_unit, k=k)
+            found.append(ScoredRetrieval(part, share))
+        for name, chosen in evaluation.filters.items():
+            found.append(ScoredRetrieval(FilteredDatabase(self._artifacts, self.database, name, chosen, k=k)))
+        return tuple(found)
+
+    def _first(self, share: float) -> Database:
+        """Return the first documents of the run's database, in the shards that all of its parts need."""
+        config, whole = self._config, self.database.fraction
+        cuts = [*config.database.fractions, *(whole * share for share in config.evaluation.fractions)]
+        part = replace(config.database, fraction=whole * share, tokens=None, fractions=cuts)
+        return self._database(self._database_corpus, part)
+
+    def _database(self, corpus: Corpus, config: DatabaseConfig, k: int | None = None) -> Database:
+        """Return a database of a corpus, of whose neighbors `k` are read, by default those of `retrieval.k`."""
+        # As many neighbors are stored as of the run's database, so that searches are shared.
+        retrieval = replace(self._config.retrieval, stored=max(self._config.retrieval.stored, self._largest_k))
         return Database(
             self._artifacts,
             corpus.name,
             corpus.stores["train"],
             self.corpus.stores["validation"],
-            config.database,
-            config.retrieval,
-            config.index,
-            config.embedder,
-            k=max(config.retrieval.k, *config.evaluation.k, 1),
+            config,
+            retrieval,
+            self._config.index,
+            self._config.embedder,
+            k=self._config.retrieval.k if k is None else k,
         )
+
+    @property
+    def _largest_k(self) -> int:
+        return max(self._config.retrieval.k, *self._config.evaluation.k, 1)
+
+    @cached_property
+    def _database_corpus(self) -> Corpus:
+        other = self._config.database.corpus
+        return self.corpus if other is None else self._build_other(other, "train")
 
     @cached_property
     def texts(self) -> tuple[HeldOutText, ...]:

@@ -4,7 +4,8 @@ A score is identified by what was measured (`retro_lab.runs.records.Evaluation`)
 add scores to the existing ones.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -13,6 +14,10 @@ from retro_lab import console
 from retro_lab.cost.flops import required_flops
 from retro_lab.errors import ArtifactError
 from retro_lab.evaluation.scoring import ScoredData, ScoringModule, check_finite
+from retro_lab.retrieval.filters import FilteredDatabase
+from retro_lab.retrieval.parts import PartOfDatabase
+from retro_lab.retrieval.random_databases import RandomDatabase
+from retro_lab.retrieval.retriever import Retriever
 from retro_lab.runs.chunk_scores import is_from_earlier_release, write_chunk_scores
 from retro_lab.runs.folder import MODELS, RunFolder
 from retro_lab.runs.identity import check_scored
@@ -29,7 +34,7 @@ from retro_lab.runs.records import (
 from retro_lab.runs.trained_model import ModelSettings, open_run
 from retro_lab.tasks import report
 from retro_lab.tasks.assemble import build_trainer, in_folder, model_identity, windows
-from retro_lab.tasks.build import HeldOutText, Inputs
+from retro_lab.tasks.build import HeldOutText, Inputs, ScoredRetrieval
 from retro_lab.tasks.checks import check_evaluation
 from retro_lab.tasks.config import RunConfig
 from retro_lab.training.loggers import finish_loggers, log_scores, reopen_loggers
@@ -61,10 +66,43 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         report.run(config, folder)
 
 
-def _wanted_neighbors(config: RunConfig) -> list[int]:
-    """Return the values of k to score a model with: its own and those of `evaluation.k`."""
+@dataclass(frozen=True)
+class _Score:
+    """A score that is wanted: what is measured, and where its neighbors come from."""
+
+    measured: tuple[ScoredText, int, Retrieved | None]
+    retriever: Retriever | None
+    """None if nothing is scored with neighbors beside it."""
+
+    @property
+    def k(self) -> int:
+        return self.measured[1]
+
+
+def _wanted(config: RunConfig, text: HeldOutText, inputs: Inputs) -> list[_Score]:
+    """Return the scores wanted of a model on a text, those with one retriever side by side.
+
+    They are those with its own k and with `evaluation.k`, and those with its own k and other neighbors.
+    """
     k = config.retrieval.k
-    return sorted({k, *config.evaluation.k}) if k else [0]
+    scored = ScoredText(
+        name=text.name,
+        description=text.description,
+        altered_documents=text.store.facts.altered,
+        tokens=text.store.artifact.fingerprint,
+        sequence_length=config.data.sequence_length,
+        stride=config.evaluation.stride,
+    )
+    if not k:
+        return [_Score((scored, 0, None), None)]
+    own = ScoredRetrieval(inputs.database)
+    found = []
+    for each in sorted({k, *config.evaluation.k}):
+        retrieved = _retrieved(own, text, each) if each else None
+        found.append(_Score((scored, each, retrieved), inputs.database))
+    for retrieval in inputs.other_retrievals:
+        found.append(_Score((scored, k, _retrieved(retrieval, text, k)), retrieval.retriever))
+    return list({each.measured: each for each in found}.values())
 
 
 def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Inputs) -> ModelRecord:
@@ -83,50 +121,52 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
         ArtifactError: The model cannot be opened.
         DivergenceError: A score is not finite.
     """
-    wanted: dict[HeldOutText, list[tuple[ScoredText, int, Retrieved | None]]] = {
-        text: [_measured(config, text, k, inputs) for k in _wanted_neighbors(config)] for text in inputs.texts
-    }
+    wanted = {text: _wanted(config, text, inputs) for text in inputs.texts}
     known = {entry.measured: entry for entry in record.evaluations if _is_complete(folder / entry.scores)}
-    missing = {text: [key for key in keys if key not in known] for text, keys in wanted.items()}
+    missing = {text: [each for each in found if each.measured not in known] for text, found in wanted.items()}
     if any(missing.values()):
         trained = open_run(folder)
         trainer = build_trainer(config, folder, steps=1, callbacks=())
-        for text, keys in missing.items():
-            if not keys:
-                continue
-            ks = [k for _, k, _ in keys]
-            database = inputs.database if max(ks) else None
-            cut = windows(config, text.store, database, ks, float("inf"))
-            console.status("evaluating", f"{folder.name} on {cut.documents:,} documents, {text.description}; k = {ks}")
-            module = ScoringModule(trained.model, ks)
-            with torch.no_grad():  # FSDP gathers weights into tensors that inference mode would not let it reuse
-                trainer.validate(module, datamodule=ScoredData(cut), verbose=False)
-            check_finite(module)
-            for (scored, k, retrieved), (_, metric) in zip(keys, module.measured(), strict=True):
-                score = metric.compute()
-                overlap = database.overlaps_of(text.store).values if k and database else None
-                chunks, name = cut.chunk_scores(score, overlap), scores_name(scored, k, retrieved)
-                if console.is_main_process():
-                    write_chunk_scores(folder / name, chunks)
-                level = chunks.bits_per_byte()
-                assert level is not None
-                flops = mean_token_flops(trained.settings, k, scored.sequence_length) * int(score.tokens)
-                known[scored, k, retrieved] = Evaluation(
-                    text=scored,
-                    k=k,
-                    retrieved=retrieved,
-                    bits_per_byte=level,
-                    perplexity=score.perplexity,
-                    tokens=int(score.tokens),
-                    bytes=int(score.bytes),
-                    documents=int(score.documents),
-                    flops_per_byte=flops / int(score.bytes),
-                    scores=name,
-                )
-    # Scores requested now come first, because the first text is the main one.
-    order = dict.fromkeys([*(key for keys in wanted.values() for key in keys), *known])
-    scored_record = replace(record, evaluations=tuple(known[key] for key in order))
-    if scored_record != record and console.is_main_process():
+        for text, pending in missing.items():
+            for retriever, group in groupby(pending, key=lambda each: each.retriever):
+                together = {each.k: each for each in group}
+                ks = list(together)
+                cut = windows(config, text.store, retriever, ks, float("inf"))
+                where = f"; {retriever.description}" if retriever and retriever is not inputs.database else ""
+                said = f"{folder.name} on {cut.documents:,} documents, {text.description}; k = {ks}{where}"
+                console.status("evaluating", said)
+                module = ScoringModule(trained.model, ks)
+                with torch.no_grad():  # FSDP gathers weights into tensors that inference mode would not let it reuse
+                    trainer.validate(module, datamodule=ScoredData(cut), verbose=False)
+                check_finite(module)
+                for k, metric in module.measured():
+                    scored, _, retrieved = together[k].measured
+                    score = metric.compute()
+                    overlap = retriever.overlaps_of(text.store).values if k and retriever else None
+                    chunks, name = cut.chunk_scores(score, overlap), scores_name(scored, k, retrieved)
+                    if console.is_main_process():
+                        write_chunk_scores(folder / name, chunks)
+                    level = chunks.bits_per_byte()
+                    assert level is not None
+                    flops = mean_token_flops(trained.settings, k, scored.sequence_length) * int(score.tokens)
+                    known[scored, k, retrieved] = Evaluation(
+                        text=scored,
+                        k=k,
+                        retrieved=retrieved,
+                        bits_per_byte=level,
+                        perplexity=score.perplexity,
+                        tokens=int(score.tokens),
+                        bytes=int(score.bytes),
+                        documents=int(score.documents),
+                        flops_per_byte=flops / int(score.bytes),
+                        scores=name,
+                    )
+    # Scores requested now come first, because the first text is the main one. What is known of their neighbors is told
+    # anew, as an earlier release told less.
+    asked = {each.measured: each for found in wanted.values() for each in found}
+    known |= {key: replace(known[key], retrieved=each.measured[2]) for key, each in asked.items()}
+    scored_record = replace(record, evaluations=tuple(known[key] for key in dict.fromkeys([*asked, *known])))
+    if scored_record.to_json() != record.to_json() and console.is_main_process():
         write_result(folder / RESULT_NAME, scored_record)
     return scored_record
 
@@ -156,21 +196,22 @@ def _with_k(config: RunConfig, k: int) -> RunConfig:
     return replace(config, retrieval=replace(config.retrieval, k=k))
 
 
-def _measured(config: RunConfig, text: HeldOutText, k: int, inputs: Inputs) -> tuple[ScoredText, int, Retrieved | None]:
-    scored = ScoredText(
-        name=text.name,
-        description=text.description,
-        altered_documents=text.store.facts.altered,
-        tokens=text.store.artifact.fingerprint,
-        sequence_length=config.data.sequence_length,
-        stride=config.evaluation.stride,
+def _retrieved(retrieval: ScoredRetrieval, text: HeldOutText, k: int) -> Retrieved:
+    """Return what a text is scored with, of which k neighbors are read."""
+    retriever, store = retrieval.retriever, text.store
+    found = Retrieved(
+        database=retriever.description,
+        source=retriever.source_of(store).artifact.fingerprint,
+        neighbors=retriever.neighbors_of(store).artifact.fingerprint,
+        chunks=retriever.chunks,
+        tokens=retriever.tokens,
+        share=retrieval.share,
     )
-    if not k:
-        return scored, 0, None
-    database = inputs.database
-    retrieved = Retrieved(
-        database=database.description,
-        source=database.source_of(text.store).artifact.fingerprint,
-        neighbors=database.neighbors_of(text.store).artifact.fingerprint,
-    )
-    return scored, k, retrieved
+    if isinstance(retriever, PartOfDatabase):
+        found = replace(found, complete=retriever.complete(store, k))
+    if isinstance(retriever, FilteredDatabase):
+        found = replace(found, filter=retriever.filter)
+    if isinstance(retriever, RandomDatabase):
+        above = retriever.complete_above(store, k)
+        found = replace(found, seed=retriever.seed, unit=str(retriever.unit), complete_above=above)
+    return found

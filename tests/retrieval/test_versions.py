@@ -27,12 +27,14 @@ from retro_lab.corpus.sources.local import LocalSource
 from retro_lab.corpus.tokenizer_stage import TokenizerStage
 from retro_lab.corpus.tokens import TokensStage
 from retro_lab.retrieval.bm25 import BM25
-from retro_lab.retrieval.config import IndexConfig
+from retro_lab.retrieval.config import FilterConfig, IndexConfig, Unit
 from retro_lab.retrieval.controls import OracleStage, RandomSearcher, ShuffledStage
 from retro_lab.retrieval.embeddings import Embeddings, EmbeddingsStage
+from retro_lab.retrieval.filters import FilteredStage
 from retro_lab.retrieval.index import Index, IndexStage
 from retro_lab.retrieval.neighbors import Neighbors, NeighborsStage, Ranking, SearchStage
 from retro_lab.retrieval.overlaps import OverlapsStage
+from retro_lab.retrieval.random_databases import RandomPartStage
 from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher
 
 OUTPUTS = Path(__file__).with_name("outputs.json")
@@ -47,7 +49,9 @@ METHODS = [*DENSE, "bm25", "hybrid", "random"]
 PIPELINE: list[type[Stage]] = [
     DocumentsStage, NearCopiesStage, DeduplicationStage, HeldOutStage, DecontaminationStage, TokenizerStage,
     TokensStage, EmbeddingsStage, IndexStage, SearchStage, NeighborsStage, OverlapsStage, ShuffledStage, OracleStage,
+    RandomPartStage, FilteredStage,
 ]  # fmt: skip
+FILTER = FilterConfig(longest_overlap=7, jaccard=0.9, other_documents=True, near_copies=0.2)
 STORED = 24
 WIDTH = 8
 
@@ -210,6 +214,14 @@ def built(request, chunks, inputs, searched, tmp_path):
         neighbors = Neighbors(chunks.artifacts.build(NeighborsStage([searched["exact"][1]])))
         artifact = chunks.artifacts.build(ShuffledStage(store, store, neighbors, 0))
         return Built(artifact, digest([artifact.facts, artifact.array("ids.npy").tolist()]))
+    if stage in ("random_part", "filtered"):
+        store = chunks.stores["train"]
+        neighbors = Neighbors(chunks.artifacts.build(NeighborsStage([searched["exact"][1]])))
+        part: Stage = RandomPartStage(store, store, neighbors, 6, 0.4, Unit(method or "chunk"), 1)
+        if stage == "filtered":
+            part = FilteredStage(store, store, neighbors, 6, FILTER)
+        artifact = chunks.artifacts.build(part)
+        return Built(artifact, digest([artifact.facts, artifact.array("ids.npy").tolist()]))
     if stage == "neighbors":
         artifact = chunks.artifacts.build(NeighborsStage([searched["exact"][1], searched["exact"][1]]))
         return Built(artifact, digest([artifact.facts, content(artifact)]))
@@ -230,6 +242,9 @@ CASES = [
     "overlaps",
     "shuffled",
     "oracle",
+    "random_part: chunk",
+    "random_part: document",
+    "filtered",
 ]
 
 
