@@ -6,6 +6,7 @@ every value of its axes, so that a mistake in the last cell is not found after h
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
@@ -23,6 +24,8 @@ from retro_lab.runs.naming import override_key, slug
 DEFAULT_EXPERIMENT = "+experiment=quickstart"
 APPENDED_GROUPS = ("experiment", "sweep", "debug")
 """Groups that have no default: Hydra merges these last, in the order in which they are given."""
+UNNAMED = "default"
+"""Last part of `hydra.sweep.dir` unless a sweep file gives another."""
 MULTIRUN_FLAGS = ("-m", "--multirun")
 
 
@@ -69,8 +72,8 @@ def complete(arguments: Sequence[str]) -> list[str]:
 
 
 def with_experiment(overrides: Sequence[str]) -> list[str]:
-    """Add the quickstart to overrides that name neither an experiment nor a sweep: it is what they then apply to."""
-    named = any(override_key(text) in ("experiment", "sweep") for text in overrides)
+    """Add the quickstart to overrides that name no experiment, sweep or scale: it is what they then apply to."""
+    named = any(override_key(text) in ("experiment", "sweep", "scale") for text in overrides)
     return [*overrides] if named else [DEFAULT_EXPERIMENT, *overrides]
 
 
@@ -106,13 +109,17 @@ def _sweep_folder(base: DictConfig, overrides: list[str]) -> str:
     """Return the folder of a sweep, quoted: the one given, or one named after what its cells share and what varies.
 
     The values of what varies stay out of it: more of them, asked for later, go to the same folder. So do the axes of
-    a sweep file, which has a name.
+    a sweep file, which has a name. Its `hydra.sweep.dir` may name another sweep, whose cells it shares.
     """
     for text in overrides:
         if override_key(text) == "hydra.sweep.dir":
             return text.partition("=")[2]
     added = [axis for axis in axes(overrides) if axis not in map(override_key, base.hydra.sweeper.params or ())]
-    name = base.name or slug([*named_after(fixed(overrides), base.trainer.precision), *added])
+    named = named_after(fixed(overrides), base.trainer.precision)
+    shared = Path(base.hydra.sweep.dir).name
+    if shared != UNNAMED:
+        named = [f"sweep={shared}" if override_key(text) == "sweep" else text for text in named]
+    name = base.name or slug([*named, *added])
     return f"'${{paths.outputs}}/sweeps/{name}'"
 
 

@@ -1,5 +1,6 @@
 """Functions that configuration files call, as in `${run_name:}`."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,26 @@ def cell_name(*axes: str, _root_: DictConfig) -> str:
     return cell_folder(_run_overrides(_root_), varied_keys(_root_, axes))
 
 
+def sibling_cell(axis: str, value: str, *, _root_: DictConfig) -> str:
+    """Resolve `${sibling_cell:AXIS,VALUE}`: the folder of the sweep's cell that differs from this one in that alone."""
+    hydra = OmegaConf.select(_root_, "hydra") or HydraConfig.get()  # a job's own configuration has no hydra node
+    subdir = str(OmegaConf.to_container(hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
+    given = re.fullmatch(r"\$\{cell_name:(.*)\}", subdir)
+    varied = varied_keys(OmegaConf.create({"hydra": hydra}), given[1].split(",") if given else ())
+    name = cell_folder([*_run_overrides(_root_), f"{axis}={value}"], varied)
+    return f"{hydra.sweep.dir}/{name}"
+
+
+def each(values: Sequence[Any]) -> str:
+    """Resolve `${each:LIST}`: the values of a list as those of a sweep's axis."""
+    return ",".join("null" if value is None else str(value) for value in values)
+
+
+def last(values: Sequence[Any]) -> Any:
+    """Resolve `${last:LIST}`: the last value of a list."""
+    return values[-1]
+
+
 def group_name(*, _root_: DictConfig) -> str:
     """Resolve `${group_name:}`: the sweep that a run belongs to, else its own name."""
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -106,6 +127,7 @@ def equal_widths(*, _root_: DictConfig) -> bool:
 
 RESOLVERS = (
     run_name, run_dir, cell_name, group_name, option_of, tokens_of_steps, layers_from, middle_layer, equal_widths,
+    sibling_cell, each, last,
 )  # fmt: skip
 
 

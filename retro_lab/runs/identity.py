@@ -22,6 +22,8 @@ UNDECIDING = (
 """Settings that do not affect what is trained, except for `PRECISION`."""
 BUILT = ("corpus", "deduplication", "decontamination", "tokenizer", "database", "embedder", "index")
 """Groups that affect a model only through the artifacts built from them, so their fingerprints identify them."""
+SCALE = "scale"
+"""What is chosen with it decides what is trained; its own settings only say what sweeps compare."""
 USED = ("k", "value")
 """Settings of `retrieval` that the model itself uses; the neighbors' fingerprint covers the others."""
 
@@ -37,6 +39,8 @@ def decides(key: str) -> bool:
     A group that is mounted elsewhere, as in `corpus@corpora.mine`, counts as the setting it is mounted at.
     """
     key = key.rpartition("@")[2]
+    if key.startswith(f"{SCALE}."):
+        return False
     return key == PRECISION or not any(key == name or key.startswith((f"{name}.", f"{name}/")) for name in UNDECIDING)
 
 
@@ -52,7 +56,7 @@ def identity(
         start: Checksum of the initial weights, unless they are random.
     """
     decided = _decided(settings, "")
-    for group in BUILT:
+    for group in (*BUILT, SCALE):
         decided.pop(group, None)
     retrieval = decided.pop("retrieval")
     if retrieval["k"]:

@@ -191,6 +191,26 @@ class PathsConfig:
 
 
 @dataclass(kw_only=True)
+class ScaleConfig:
+    """What the sweeps of the paper's tables and figures take from the scale that they run at."""
+
+    name: str | None = None
+    """Name of the scale, as in `scale=NAME`."""
+    sizes: list[str] = field(default_factory=list)
+    """Options of `size` to compare, from the smallest to the largest."""
+    datasets: list[str] = field(default_factory=list)
+    """Texts to score language models on (Table 14), as in `evaluation.datasets`; the first is the main one."""
+    pile: list[str] = field(default_factory=list)
+    """Texts in place of the Pile's parts (Table 15)."""
+    small_corpus: str | None = None
+    """Experiment with one corpus, and other ones to retrieve from (Table 4)."""
+    sources: list[str | None] = field(default_factory=list)
+    """Corpora to retrieve from in training, as in `database.corpus`; null is the corpus that is trained on."""
+    ablation_tokens: float | None = None
+    """Tokens to train each variant of an ablation on (Table 13)."""
+
+
+@dataclass(kw_only=True)
 class RunConfig:
     """The whole configuration of a run."""
 
@@ -216,6 +236,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
     paths: PathsConfig
     build: BuildConfig = field(default_factory=BuildConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

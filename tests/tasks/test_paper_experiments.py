@@ -80,7 +80,7 @@ def test_a_size_is_trained_with_its_own_settings(size: str, planned: Planned) ->
 @pytest.mark.parametrize("size", TABLE_10)
 def test_experiments_and_overrides_win_over_what_a_size_brings(size: str) -> None:
     small = compose([f"size={size}"])
-    assert (small.optimizer.lr, small.data.batch_size) == (6e-3, 16)
+    assert (small.optimizer.lr, small.data.batch_size) == (TABLE_10[size][0], 16)
     own = compose([f"+experiment=paper_{size}", "optimizer.lr=1", "data.batch_size=3"])
     assert (own.optimizer.lr, own.data.batch_size) == (1, 3)
 
