@@ -26,7 +26,7 @@ BLOCK = 2**20
 
 
 class Interval(NamedTuple):
-    """Bounds in bits per byte."""
+    """Bounds in bits per byte, or as a share of documents."""
 
     low: float
     high: float
@@ -53,6 +53,11 @@ def gain_interval(scores: DocumentScores, baseline: DocumentScores) -> Interval 
     if not (np.array_equal(scores.bytes, baseline.bytes) and np.array_equal(scores.tokens, baseline.tokens)):
         raise ValueError("The scores of the two models are not those of the same documents.")
     return _interval(baseline.nats - scores.nats, scores.bytes)
+
+
+def accuracy_interval(correct: np.ndarray) -> Interval | None:
+    """Return the 95% interval of the share of documents that are correct, bool [D]; None for fewer than two."""
+    return _interval(correct * math.log(2), np.ones(len(correct)))
 
 
 def _interval(nats: np.ndarray, sizes: np.ndarray) -> Interval | None:

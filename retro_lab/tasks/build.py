@@ -1,7 +1,7 @@
 """`task=build`: documents, tokenizer, tokens, embeddings, index, neighbors and overlaps; existing ones are reused."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,25 +11,42 @@ from hydra.utils import instantiate
 from retro_lab import console
 from retro_lab.artifacts.config import BuildConfig, DispatcherName
 from retro_lab.artifacts.dispatch import Dispatcher, Ranks
+from retro_lab.artifacts.stage import Artifact
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus.config import CorpusConfig, LocalConfig
+from retro_lab.corpus.config import CorpusConfig, HubConfig, LocalConfig
 from retro_lab.corpus.corpus import Corpus, build_corpus, build_other_corpus
-from retro_lab.corpus.documents import SPLITS, Split
+from retro_lab.corpus.documents import SPLITS, DocumentSource, Split
+from retro_lab.corpus.parquet import count_words
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
+from retro_lab.evaluation.config import stride_of
 from retro_lab.retrieval.database import Database
 from retro_lab.retrieval.overlaps import COPIED
 from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks.config import RunConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeldOutText:
-    """A text that models are scored on: its name in `evaluation.datasets`, a description, and its tokens."""
+    """A text that models are scored on."""
 
     name: str
+    """As in `evaluation.datasets`."""
     description: str
     store: TokenStore
+    documents: Artifact
+    split: Split
+    """Of `documents`, which has the tokens of `store`."""
+    stride: int
+    """Tokens from one window to the next."""
+    counts_hits: bool
+    """Whether its accuracy is measured."""
+    line_ends_are_words: bool
+    """Whether the perplexity per word counts the end of each line."""
+
+    def words(self) -> int:
+        """Count the words of the scored text, which is read for that."""
+        return count_words(self.documents, self.split, self.line_ends_are_words)
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
@@ -120,7 +137,10 @@ class Inputs:
             ConfigurationError: More neighbors are wanted than the database has chunks.
         """
         config, other = self._config, self._config.database.corpus
-        corpus = self.corpus if other is None else self._build_other(other, "train")
+        corpus = self.corpus
+        if other is not None:
+            settings = config.corpora[other]
+            corpus = self._build_other(_name(other, settings), instantiate(settings), "train")
         return Database(
             self._artifacts,
             corpus.name,
@@ -140,20 +160,36 @@ class Inputs:
 
     def _text(self, name: str) -> HeldOutText:
         if name in SPLITS:
-            return HeldOutText(name, f"{name} split of {self.corpus.name}", self.corpus.stores[name])
-        other = self._build_other(name, "test")
-        return HeldOutText(name, f"test split of {other.name}", other.stores["test"])
+            return self._held_out(name, self.corpus, name, instantiate(self._config.corpus))
+        base, _, part = name.partition("/")
+        settings = self._config.corpora[base]
+        if part:
+            if not isinstance(settings, HubConfig):
+                raise ConfigurationError(
+                    f"evaluation.datasets names {name}, and the corpus {base} has no parts; name {base}."
+                )
+            settings = replace(settings, part=part)
+        source: DocumentSource = instantiate(settings)
+        other = self._build_other(_name(name, settings), source.to_score(), "test")
+        return self._held_out(name, other, "test", source)
 
-    def _build_other(self, name: str, split: Split) -> Corpus:
-        source = self._config.corpora[name]
-        return build_other_corpus(
-            self._artifacts,
-            instantiate(source),
-            self.corpus,
-            name=_name(name, source),
-            splits=(split,),
-            **self._settings,
+    def _held_out(self, name: str, corpus: Corpus, split: Split, source: DocumentSource) -> HeldOutText:
+        config = self._config
+        return HeldOutText(
+            name=name,
+            description=f"{split} split of {corpus.name}",
+            store=corpus.stores[split],
+            documents=corpus.documents,
+            split=split,
+            stride=stride_of(
+                source.overlap, config.evaluation.stride, config.model.chunk_length, config.data.sequence_length
+            ),
+            counts_hits=source.counts_hits,
+            line_ends_are_words=source.line_ends_are_words,
         )
+
+    def _build_other(self, name: str, source: DocumentSource, split: Split) -> Corpus:
+        return build_other_corpus(self._artifacts, source, self.corpus, name=name, splits=(split,), **self._settings)
 
     @property
     def _settings(self) -> dict[str, Any]:

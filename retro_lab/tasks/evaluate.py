@@ -96,9 +96,9 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
                 continue
             ks = [k for _, k, _ in keys]
             database = inputs.database if max(ks) else None
-            cut = windows(config, text.store, database, ks, float("inf"))
+            cut, words = windows(config, text.store, database, ks, float("inf"), text.stride), text.words()
             console.status("evaluating", f"{folder.name} on {cut.documents:,} documents, {text.description}; k = {ks}")
-            module = ScoringModule(trained.model, ks)
+            module = ScoringModule(trained.model, ks, counts_hits=text.counts_hits)
             with torch.no_grad():  # FSDP gathers weights into tensors that inference mode would not let it reuse
                 trainer.validate(module, datamodule=ScoredData(cut), verbose=False)
             check_finite(module)
@@ -120,6 +120,8 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
                     tokens=int(score.tokens),
                     bytes=int(score.bytes),
                     documents=int(score.documents),
+                    words=words,
+                    accuracy=chunks.accuracy,
                     flops_per_byte=flops / int(score.bytes),
                     scores=name,
                 )
@@ -163,7 +165,7 @@ def _measured(config: RunConfig, text: HeldOutText, k: int, inputs: Inputs) -> t
         altered_documents=text.store.facts.altered,
         tokens=text.store.artifact.fingerprint,
         sequence_length=config.data.sequence_length,
-        stride=config.evaluation.stride,
+        stride=text.stride,
     )
     if not k:
         return scored, 0, None
