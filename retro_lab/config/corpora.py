@@ -13,12 +13,15 @@ from retro_lab.errors import ConfigurationError
 def missing_corpora(configs: Iterable[DictConfig]) -> list[str]:
     """Return overrides that add the corpora that configurations name and do not contain.
 
+    A data set may be a part of a corpus, as in `pile/arxiv`.
+
     Raises:
         ConfigurationError: There is no corpus of a name.
     """
     wanted: dict[str, str] = {}
     for config in configs:
-        named = {name: "evaluation.datasets" for name in config.evaluation.datasets if name not in SPLITS}
+        texts = [name.partition("/")[0] for name in config.evaluation.datasets]
+        named = {name: "evaluation.datasets" for name in texts if name not in SPLITS}
         named |= dict.fromkeys(config.evaluation.databases, "evaluation.databases")
         if config.database.corpus is not None:
             named[config.database.corpus] = "database.corpus"

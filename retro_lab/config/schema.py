@@ -11,7 +11,9 @@ from retro_lab.corpus.config import (
     MixtureConfig,
     PretrainedTokenizerConfig,
     PythonSourceConfig,
+    SummaryConfig,
     WikipediaConfig,
+    WikipediaDumpConfig,
 )
 from retro_lab.tasks.config import CompareConfig, InspectConfig, PlanConfig, RunConfig
 
@@ -24,6 +26,8 @@ KINDS: dict[str, dict[str, type]] = {
         "local": LocalConfig,
         "hub": HubConfig,
         "wikipedia": WikipediaConfig,
+        "wikipedia_dump": WikipediaDumpConfig,
+        "summary": SummaryConfig,
         "mixture": MixtureConfig,
     },
     "tokenizer": {"byte_bpe": ByteBPEConfig, "pretrained": PretrainedTokenizerConfig},

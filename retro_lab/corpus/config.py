@@ -25,6 +25,9 @@ class CorpusConfig:
     """UTF-8 bytes of text to take, in whole documents, over all splits; null takes everything."""
     max_document_bytes: float = MAX_DOCUMENT_BYTES
     """Documents of more UTF-8 bytes are skipped and counted; building takes about 150 times this much memory."""
+    overlap: float | None = None
+    """Share of each window that is in the one before as well when this text is scored, rounded up, as windows move by
+    whole chunks; null takes `evaluation.stride`."""
 
 
 @dataclass(kw_only=True)
@@ -72,15 +75,15 @@ class HubConfig(CorpusConfig):
 
     _target_: str = "retro_lab.corpus.sources.hub.HubSource"
     dataset: str
-    """Name of the dataset, or a folder."""
+    """Name of the dataset, or a folder; also a file, if a single split is named."""
     subset: str | None = None
     """Configuration of the dataset, such as a language or a version."""
     revision: str | None = None
     """Commit or tag of the dataset. Pin it to make builds repeatable."""
     data_files: dict[str, Any] | None = None
     """Files by split name, for datasets without their own layout."""
-    train_split: str = "train"
-    """Name of the split to train on."""
+    train_split: str | None = "train"
+    """Name of the split to train on; null for a text that is only scored."""
     validation_split: str | None = None
     """Name of the split to choose settings on; null holds out `validation_fraction` of the training split, or half of
     `test_split` if that is given."""
@@ -93,6 +96,33 @@ class HubConfig(CorpusConfig):
     """Name of the field that identifies a document; null numbers documents by split and row."""
     group_field: str | None = None
     """Name of a field, such as the author: documents with the same value are held out together or not at all."""
+    part: str | None = None
+    """The only part of the dataset to read, one of `parts`; null reads all. `evaluation.datasets=[NAME/PART]` scores
+    one alone."""
+    parts: dict[str, str] = field(default_factory=dict)
+    """Names of the dataset's parts, with what `part_field` holds in each."""
+    part_field: str | None = None
+    """Name of the field that says which part a document is in."""
+
+
+@dataclass(kw_only=True)
+class SummaryConfig(HubConfig):
+    """Articles with summaries, of which the summaries are scored."""
+
+    _target_: str = "retro_lab.corpus.sources.summaries.SummarySource"
+    article_field: str
+    """Name of the field that holds an article; `text_field` names that of its summary."""
+
+
+@dataclass(kw_only=True)
+class WikipediaDumpConfig(CorpusConfig):
+    """Named articles of a Wikipedia dump, all of them to be scored."""
+
+    _target_: str = "retro_lab.corpus.sources.wikipedia_dump.WikipediaDumpSource"
+    path: str
+    """A dump of articles (MediaWiki's XML, compressed or not), or a glob pattern of the files of one."""
+    titles: list[str]
+    """Titles of the articles to take."""
 
 
 @dataclass(kw_only=True)

@@ -81,6 +81,7 @@ def build_corpus(
         ConfigurationError: A similarity is out of range, or held-out documents do not decode to their text.
         CorpusError: The source cannot be read, or a split has no documents.
     """
+    _check_splits(source, SPLITS, name)
     documents = read = _build_documents(artifacts, source)
     if deduplication is not None:
         documents = _deduplicate(artifacts, documents, deduplication)
@@ -112,6 +113,7 @@ def build_other_corpus(
         ConfigurationError: A similarity is out of range, or held-out documents do not decode to their text.
         CorpusError: The source cannot be read, or a split has no documents.
     """
+    _check_splits(source, splits, name)
     documents = read = _build_documents(artifacts, source)
     if deduplication is not None and "train" in splits:
         documents = _deduplicate(artifacts, documents, deduplication)
@@ -120,6 +122,16 @@ def build_other_corpus(
             documents = _decontaminate(artifacts, documents, held_out, decontamination)
     stores = _build_stores(artifacts, documents, like.tokenizer, like.lossy, splits, chunk_length, seed)
     return Corpus(name, documents, like.tokenizer, like.lossy, stores)
+
+
+def _check_splits(source: DocumentSource, wanted: Sequence[Split], name: str) -> None:
+    """Refuse to train on or to retrieve from what is only there to be scored."""
+    missing = [split for split in wanted if split not in source.splits]
+    if missing:
+        raise ConfigurationError(
+            f"The corpus {name} has no {missing[0]} split: its documents are there to be scored; name it in "
+            "evaluation.datasets, and train on and retrieve from another one."
+        )
 
 
 def _build_documents(artifacts: ArtifactStore, source: DocumentSource) -> Artifact:

@@ -10,7 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, TypedDict
+from typing import Any, ClassVar, Literal, Self, TypedDict
 
 from retro_lab.errors import ConfigurationError
 
@@ -41,6 +41,8 @@ class Document:
     """Set by the source if it already knows that the document cannot be used; its text is then undefined."""
     group: str = ""
     """Documents with the same group are in the same split; by default the group is the id."""
+    scored_from: int = 0
+    """Character that scoring starts at, such as the first of a summary; what is before it is read as context only."""
 
     def __post_init__(self) -> None:
         """Make the id the group if none is given."""
@@ -55,10 +57,18 @@ class SourceSettings(TypedDict, total=False):
     group_pattern: str | None
     max_bytes: float | None
     max_document_bytes: float
+    overlap: float | None
 
 
 class DocumentSource(ABC):
     """Raw documents in independent parts, each read in a fixed order."""
+
+    scores_parts: ClassVar[bool] = False
+    """Whether documents may be scored in part, from their `scored_from` on."""
+    counts_hits: ClassVar[bool] = False
+    """Whether a score includes its accuracy: the share of documents whose scored text is what a model would write."""
+    line_ends_are_words: ClassVar[bool] = False
+    """Whether the end of each line counts in the perplexity per word, as it does in published ones of WikiText."""
 
     def __init__(
         self,
@@ -68,6 +78,7 @@ class DocumentSource(ABC):
         group_pattern: str | None = None,
         max_bytes: float | None = None,
         max_document_bytes: float = MAX_DOCUMENT_BYTES,
+        overlap: float | None = None,
     ) -> None:
         """Hold out two fractions of the documents, and take `max_bytes` of text, or all of it if None.
 
@@ -76,12 +87,16 @@ class DocumentSource(ABC):
 
         Documents longer than `max_document_bytes` are not wanted; a source may skip them without reading them whole.
 
+        `overlap` is the share of each window that is in the one before as well where the text is scored; it changes
+        nothing about the documents.
+
         Raises:
-            ConfigurationError: A fraction is not in [0, 1), both together leave nothing to train on, the pattern is not
-                a regular expression, or a limit is not positive.
+            ConfigurationError: A fraction or the overlap is not in [0, 1), both fractions together leave nothing to
+                train on, the pattern is not a regular expression, or a limit is not positive.
         """
-        for name, fraction in (("validation_fraction", validation_fraction), ("test_fraction", test_fraction)):
-            if not 0 <= fraction < 1:
+        shares = {"validation_fraction": validation_fraction, "test_fraction": test_fraction, "overlap": overlap}
+        for name, fraction in shares.items():
+            if fraction is not None and not 0 <= fraction < 1:
                 raise ConfigurationError(f"corpus.{name}={fraction} must be in [0, 1).")
         if not validation_fraction + test_fraction < 1:
             raise ConfigurationError(
@@ -104,6 +119,7 @@ class DocumentSource(ABC):
         self.group_pattern = group_pattern
         self.max_bytes = max_bytes
         self.max_document_bytes = max_document_bytes
+        self.overlap = overlap
 
     def limited(self, larger: "DocumentSource", max_bytes: float) -> Self:
         """Return the same source as part of a `larger` one, to which it contributes `max_bytes` of text.
@@ -140,6 +156,15 @@ class DocumentSource(ABC):
         """
         return frozenset()
 
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Splits that have documents; a text that is only ever scored has none to train on."""
+        return SPLITS
+
+    def to_score(self) -> Self:
+        """Return the same source without the documents to train on, if that saves reading them."""
+        return self
+
     @abstractmethod
     def parts(self) -> int:
         """Return the number of independent units of work (groups of files, shards of a dataset); at least 1."""
@@ -160,7 +185,7 @@ class DocumentSource(ABC):
             document = replace(document, group=match[0])
         if not self.named_splits:
             return hashed_split(document.group, self.validation_fraction, self.test_fraction), document
-        if named == "train" or len(self.named_splits) == len(HELD_OUT):
+        if named == "train" or self.named_splits >= {*self.splits} - {"train"}:
             return named, document
         return hashed_split(document.group, 0.5, 0.5), document
 

@@ -22,7 +22,7 @@ from retro_lab.corpus.documents import (
     rejection,
     text_bytes,
 )
-from retro_lab.corpus.parquet import DocumentsWriter, documents_name
+from retro_lab.corpus.parquet import DOCUMENT_COLUMNS, SCORED_FROM, DocumentsWriter, documents_name
 from retro_lab.errors import CorpusError
 
 MAX_REJECTED_EXAMPLES = 5
@@ -58,7 +58,11 @@ class DocumentsStage(Stage):
 
     def _problem(self, document: Document) -> str | None:
         """Say why a document cannot be used; None if it can."""
-        return document.problem or rejection(document.text, self.source.max_document_bytes)
+        if document.problem:
+            return document.problem
+        if document.scored_from and not document.text[document.scored_from :].strip():
+            return "nothing to score"
+        return rejection(document.text, self.source.max_document_bytes)
 
     @cached_property
     def _moved(self) -> Mapping[str, Split]:
@@ -69,7 +73,9 @@ class DocumentsStage(Stage):
         document of the second held-out split.
         """
         named, source = self.source.named_splits, self.source
-        if len(named) == len(HELD_OUT) or not (named or (source.validation_fraction and source.test_fraction)):
+        if named >= {*source.splits} - {"train"} or not (
+            named or (source.validation_fraction and source.test_fraction)
+        ):
             return {}
         smallest: list[str] = []
         largest_held: list[str] = []
@@ -97,8 +103,11 @@ class DocumentsStage(Stage):
         rejected: Counter[str] = Counter()
         grouped = 0
         examples: list[str] = []
+        columns = DOCUMENT_COLUMNS.append(SCORED_FROM) if self.source.scores_parts else DOCUMENT_COLUMNS
         with ExitStack() as stack:
-            writers = {split: stack.enter_context(DocumentsWriter(folder / documents_name(split))) for split in SPLITS}
+            writers = {
+                split: stack.enter_context(DocumentsWriter(folder / documents_name(split), columns)) for split in SPLITS
+            }
             for given, document in self.source.read(shard):
                 split = given if named and given == "train" else moved.get(document.group, given)
                 grouped += document.group != document.id
@@ -112,6 +121,7 @@ class DocumentsStage(Stage):
                             "group": document.group,
                             "text": document.text,
                             "bytes": size,
+                            SCORED_FROM.name: document.scored_from,
                         }
                     )
                     kept[split] += Counter(documents=1, bytes=size)
@@ -135,7 +145,7 @@ class DocumentsStage(Stage):
         rejected = sum((Counter(fact["rejected"]) for fact in facts), Counter[str]())
         examples = [example for fact in facts for example in fact["examples"]][:MAX_REJECTED_EXAMPLES]
         skipped = ", ".join(f"{count} {reason}" for reason, count in rejected.most_common()) or "none skipped"
-        if not all(totals[split]["documents"] for split in SPLITS):
+        if not all(totals[split]["documents"] for split in self.source.splits):
             raise CorpusError(self._unsplit(totals, skipped))
         if self.source.group_pattern is not None and not sum(fact["grouped"] for fact in facts):
             raise CorpusError(
@@ -149,8 +159,10 @@ class DocumentsStage(Stage):
         source = self.source
         counts = {split: totals[split]["documents"] for split in SPLITS}
         count, held = sum(counts.values()), sum(counts[split] for split in HELD_OUT)
-        empty = next(split for split in SPLITS if not counts[split])
+        empty = next(split for split in source.splits if not counts[split])
         name_them = "name held-out documents by corpus.{0}_path or corpus.{0}_split"
+        if "train" not in source.splits and held == 0:
+            return f"The corpus has no document to score ({skipped}); check its settings."
         if count == 0 or (source.named_splits and empty == "train"):
             return f"The corpus has no document to train on ({skipped}); check corpus and its path."
         if source.named_splits and held == 0:

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.corpus.documents import SPLITS, Split
 from retro_lab.corpus.parquet import DocumentsWriter, Piece, documents_name, pieces
@@ -52,7 +54,7 @@ class FilterStage(Stage):
         split, piece = self._pieces[shard]
         number = sum(before.documents for other, before in self._pieces[:shard] if other == "train")
         kept, dropped = Counter[str](), Counter[str]()
-        with DocumentsWriter(folder / documents_name(split)) as writer:
+        with DocumentsWriter(folder / documents_name(split), pq.read_schema(piece.path)) as writer:
             for batch in piece.read():
                 for row in batch.to_pylist():
                     counts = Counter(documents=1, bytes=row["bytes"])

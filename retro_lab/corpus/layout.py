@@ -23,7 +23,11 @@ ENCODED_NAME, TABLE_NAME = "tokens.bin", "documents.parquet"
 TOKENS_NAME, LEFT_NAME = "tokens.npy", "tokens_left.npy"
 START_NAME, LENGTH_NAME, BYTES_NAME = "document_start.npy", "document_length.npy", "document_bytes.npy"
 GROUP_NAME = "document_group.npy"
-"""Files of the store: ids, tokens left of its document from each chunk on, and tables of the documents."""
+SCORED_FROM_NAME, SCORED_BYTES_NAME = "scored_from.npy", "scored_bytes.npy"
+"""Files of the store: ids, tokens left of its document from each chunk on, and tables of the documents. The last two
+are there only where documents are scored in part."""
+SCORED_TOKEN, SCORED_BYTES = "scored_token", "scored_bytes"
+"""Columns of a shard's table where documents are scored in part: first scored token, and bytes of the scored text."""
 BUCKET_DOCUMENTS = 2**18
 """Rows of the table of documents that are sorted at a time, ..."""
 MAX_BUCKETS = 256
@@ -33,7 +37,8 @@ MAX_BUCKETS = 256
 class TokenLayout:
     """Where each document of some shards goes, for D documents, C chunks and chunk length m.
 
-    The table of the documents in a shard has the columns id, source, group, bytes and tokens.
+    The table of the documents in a shard has the columns id, source, group, bytes and tokens, and where they are scored
+    in part `SCORED_TOKEN` and `SCORED_BYTES`.
     """
 
     def __init__(self, shards: Sequence[Path], chunk_length: int, seed: int) -> None:
@@ -46,6 +51,11 @@ class TokenLayout:
         """Tokens of each document in the order of the shards, [D]."""
         self.bytes = _column(tables, "bytes")
         """UTF-8 bytes of each document in the order of the shards, [D]."""
+        self._scored = {
+            name: _column([pq.read_table(shard / TABLE_NAME, columns=[column]) for shard in shards], column)
+            for name, column in ((SCORED_FROM_NAME, SCORED_TOKEN), (SCORED_BYTES_NAME, SCORED_BYTES))
+            if shards and column in pq.read_schema(shards[0] / TABLE_NAME).names
+        }
         self._order = np.random.default_rng(seed).permutation(len(self.lengths))
         self._start = np.concatenate([[0], np.cumsum(-(-self.lengths[self._order] // chunk_length))])
         self._place = np.empty_like(self._order)
@@ -62,6 +72,8 @@ class TokenLayout:
         np.save(folder / START_NAME, self._start.astype(np.int64))
         np.save(folder / LENGTH_NAME, self.lengths[self._order].astype(np.int64))
         np.save(folder / BYTES_NAME, self.bytes[self._order].astype(np.int64))
+        for name, values in self._scored.items():
+            np.save(folder / name, values[self._order].astype(np.int64))
         np.save(folder / GROUP_NAME, self._groups())
         self._write_table(folder / TABLE_NAME)
 

@@ -23,6 +23,8 @@ DOCUMENT_COLUMNS = pa.schema(
         ("bytes", pa.int64()),
     ]
 )
+SCORED_FROM = pa.field("scored_from", pa.int64())
+"""Column that follows those where documents may be scored in part: the character that scoring starts at."""
 ROW_GROUP_BYTES = 16 * 2**20
 """Bytes of text in a row group, which is held in memory until it is written, and decoded at once by readers."""
 ROW_GROUP_DOCUMENTS = 2**14
@@ -36,14 +38,15 @@ GROUPS_IN_PIECE = 4
 class DocumentsWriter:
     """Writes documents to one file in row groups of bounded size; closed on leaving its context."""
 
-    def __init__(self, path: Path) -> None:
-        """Create the file `path`."""
-        self._writer = pq.ParquetWriter(path, DOCUMENT_COLUMNS, compression="zstd")
+    def __init__(self, path: Path, columns: pa.Schema = DOCUMENT_COLUMNS) -> None:
+        """Create the file `path`; `columns` are `DOCUMENT_COLUMNS`, with or without `SCORED_FROM`."""
+        self._columns = columns
+        self._writer = pq.ParquetWriter(path, columns, compression="zstd")
         self._rows: list[Mapping[str, Any]] = []
         self._bytes = 0
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append a document, with a value for each of `DOCUMENT_COLUMNS`."""
+        """Append a document, with a value for each column."""
         self._rows.append(row)
         self._bytes += row["bytes"]
         if self._bytes >= ROW_GROUP_BYTES or len(self._rows) >= ROW_GROUP_DOCUMENTS:
@@ -52,7 +55,7 @@ class DocumentsWriter:
     def _flush(self) -> None:
         if not self._rows:  # the last document filled its group; an empty one would be an empty piece of work
             return
-        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=DOCUMENT_COLUMNS))
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._columns))
         self._rows, self._bytes = [], 0
 
     def __enter__(self) -> Self:
@@ -103,14 +106,14 @@ def read_documents(path: Path, columns: Sequence[str] | None = None) -> Iterator
     yield from Piece(path, range(pq.read_metadata(path).num_row_groups)).read(columns)
 
 
-def by_bytes(documents: pa.RecordBatch, max_bytes: int) -> Iterator[list[str]]:
-    """Yield the texts of `documents` in groups of at most `max_bytes`, or of one text that is longer."""
+def by_bytes(documents: pa.RecordBatch, max_bytes: int) -> Iterator[pa.RecordBatch]:
+    """Divide `documents` into groups with at most `max_bytes` of text, or with one text that is longer."""
     ends = np.cumsum(documents["bytes"].to_numpy())
     start = 0
     while start < documents.num_rows:
         before = ends[start - 1] if start else 0
         stop = max(start + 1, int(np.searchsorted(ends, before + max_bytes, side="right")))
-        yield documents["text"].slice(start, stop - start).to_pylist()
+        yield documents.slice(start, stop - start)
         start = stop
 
 
@@ -123,6 +126,24 @@ def document_files(documents: Artifact, split: Split) -> list[Path]:
     """Return the files with a split's documents in an artifact, in the order of its shards."""
     paths = (documents.shard(shard) / documents_name(split) for shard in range(documents.shards))
     return [path for path in paths if path.is_file()]
+
+
+def count_words(documents: Artifact, split: Split, line_ends: bool) -> int:
+    """Count the words of a split's scored text: pieces between spaces and line ends.
+
+    Args:
+        documents: With texts.
+        split: To count.
+        line_ends: Whether the end of each line counts as one word more.
+    """
+    words = 0
+    for path in document_files(documents, split):
+        for batch in read_documents(path):
+            starts = batch[SCORED_FROM.name].to_pylist() if SCORED_FROM.name in batch.schema.names else None
+            for row, text in enumerate(batch["text"].to_pylist()):
+                scored = text[starts[row] :] if starts else text
+                words += len(scored.split()) + (scored.count("\n") if line_ends else 0)
+    return words
 
 
 def iterate_texts(documents: Artifact, split: Split, max_bytes: float) -> Iterator[str]:

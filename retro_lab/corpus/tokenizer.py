@@ -122,6 +122,26 @@ class DocumentTokenizer:
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array([self.document_marker, *encoding.ids], self.dtype) for encoding in encodings]
 
+    def token_at(self, text: str, start: int) -> int:
+        """Return which token of a document is the first that stands for text from the character `start` on.
+
+        Args:
+            text: Of the document.
+            start: Place of a character in it.
+
+        Returns:
+            Place among the ids that `encode` returns, from 1 on; their number if no token stands for that text.
+        """
+        encoding = self._without_trimming.encode(text, add_special_tokens=False)
+        ends = [end for _, end in encoding.offsets]
+        return 1 + next((place for place, end in enumerate(ends) if end > start), len(ends))
+
+    @cached_property
+    def _without_trimming(self) -> Tokenizer:
+        """The same tokenizer, but the places it gives include the spaces of tokens, which post-processors leave out."""
+        content = json.loads(self.tokenizer.to_str())
+        return plain_text(Tokenizer.from_str(json.dumps(content | {"post_processor": None})))
+
     def decode(self, tokens: Iterable[np.ndarray]) -> list[str]:
         """Decode rows of ids to text without the marker; an incomplete character becomes U+FFFD."""
         # Other special tokens stay: `encode` only returns them for text.

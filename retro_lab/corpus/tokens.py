@@ -22,19 +22,23 @@ import pyarrow.parquet as pq
 
 from retro_lab.artifacts.manifest import damaged
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
-from retro_lab.corpus.documents import HELD_OUT, Split
+from retro_lab.corpus.documents import HELD_OUT, Split, text_bytes
 from retro_lab.corpus.layout import (
     BYTES_NAME,
     ENCODED_NAME,
     GROUP_NAME,
     LEFT_NAME,
     LENGTH_NAME,
+    SCORED_BYTES,
+    SCORED_BYTES_NAME,
+    SCORED_FROM_NAME,
+    SCORED_TOKEN,
     START_NAME,
     TABLE_NAME,
     TOKENS_NAME,
     TokenLayout,
 )
-from retro_lab.corpus.parquet import DOCUMENT_COLUMNS, Piece, by_bytes, pieces
+from retro_lab.corpus.parquet import DOCUMENT_COLUMNS, SCORED_FROM, Piece, by_bytes, pieces
 from retro_lab.corpus.round_trip import differences
 from retro_lab.corpus.tokenizer import DocumentTokenizer
 
@@ -67,6 +71,9 @@ class TokensStage(Stage):
 
     Bits per byte divide by the bytes of the held-out documents, so both held-out splits are decoded as well: `altered`
     in the facts counts the documents that do not decode to their text.
+
+    Of documents that are scored in part, the first scored token is the first that stands for a character of the scored
+    part, so a token across its beginning is scored whole. The bytes are those of the scored part exactly.
     """
 
     name = "tokens"
@@ -107,20 +114,29 @@ class TokensStage(Stage):
         tokenizer = DocumentTokenizer.load(self.tokenizer.shard(0))
         schema = DOCUMENT_COLUMNS.remove(DOCUMENT_COLUMNS.get_field_index("text"))
         lengths: list[int] = []
+        scored: dict[str, list[int]] = {SCORED_TOKEN: [], SCORED_BYTES: []}
         altered: list[str] = []
         table: list[pa.RecordBatch] = []
         with (folder / ENCODED_NAME).open("wb") as file:
             for batch in self._pieces[shard].read():
-                for texts in by_bytes(batch, ENCODED_BYTES):
+                for group in by_bytes(batch, ENCODED_BYTES):
+                    texts = group["text"].to_pylist()
                     encoded = tokenizer.encode(texts)
                     for ids in encoded:
                         ids.tofile(file)
                     if self.split in HELD_OUT:
                         altered += differences(texts, tokenizer.decode(encoded))
                     lengths += [len(ids) for ids in encoded]
+                    if SCORED_FROM.name in group.schema.names:
+                        for text, start in zip(texts, group[SCORED_FROM.name].to_pylist(), strict=True):
+                            scored[SCORED_TOKEN].append(tokenizer.token_at(text, start))
+                            scored[SCORED_BYTES].append(text_bytes(text[start:]))
                 table.append(batch.select(schema.names))
                 advance(batch.num_rows)
         documents = pa.Table.from_batches(table, schema=schema).append_column("tokens", pa.array(lengths, pa.int64()))
+        for name, values in scored.items():
+            if values:
+                documents = documents.append_column(name, pa.array(values, pa.int64()))
         pq.write_table(documents, folder / TABLE_NAME)
         return {"altered": len(altered), "altered_examples": altered[:1]}
 
@@ -162,6 +178,11 @@ class TokenStore:
         """Tokens of each document, including its marker, [documents]."""
         self.document_bytes = tokens.array(BYTES_NAME)
         """UTF-8 bytes of each document's text, [documents]."""
+        in_part = SCORED_FROM_NAME in tokens.manifest.files
+        self.scored_from = tokens.array(SCORED_FROM_NAME) if in_part else np.ones_like(self.document_length)
+        """Place of each document's first scored token, after its marker at 0, [documents]."""
+        self.scored_bytes = tokens.array(SCORED_BYTES_NAME) if in_part else self.document_bytes
+        """UTF-8 bytes of each document's scored text, [documents]."""
         self._group = tokens.array(GROUP_NAME)
         # Plain views of the memory maps: indexing np.memmap itself is slower.
         self._rows = np.asarray(tokens.array(TOKENS_NAME)).reshape(-1, self.chunk_length)
@@ -184,6 +205,13 @@ class TokenStore:
                 raise damaged(folder / name, f"it does not add up to {total}")
         if self.document_start[0] != 0 or not np.array_equal(np.diff(self.document_start), chunks):
             raise damaged(folder / START_NAME, "documents do not begin where others end")
+        if (
+            len(self.scored_from) != len(chunks)
+            or not ((self.scored_from >= 1) & (self.scored_from <= self.document_length)).all()
+        ):
+            raise damaged(folder / SCORED_FROM_NAME, "it names a token that is not in its document")
+        if len(self.scored_bytes) != len(chunks) or not (self.scored_bytes <= self.document_bytes).all():
+            raise damaged(folder / SCORED_BYTES_NAME, "a document has fewer bytes")
         group, documents = np.asarray(self._group), np.arange(len(chunks))
         if not (
             len(group) == len(documents)
@@ -242,29 +270,32 @@ class TokenStore:
         return (chunks == 0) | (np.take(self._left, chunks - 1, mode="clip") <= self.chunk_length)
 
     def chunk_bytes(self, documents: int) -> np.ndarray:
-        """Return the UTF-8 bytes of the text of each chunk of the first documents.
+        """Return the UTF-8 bytes of the scored text in each chunk of the first documents.
 
-        A document's bytes are divided among its chunks by the bytes that their tokens stand for. For a byte-level
-        tokenizer the result is exact: a character that two chunks share counts in each with the bytes that it has
-        there.
+        A document's bytes are divided among its chunks by the bytes that their scored tokens stand for. For a
+        byte-level tokenizer the result is exact: a character that two chunks share counts in each with the bytes that
+        it has there.
 
         Args:
             documents: How many documents, 1 or more.
 
         Returns:
-            int64 [chunks of these documents]; the chunks of a document add up to `document_bytes`.
+            int64 [chunks of these documents]; the chunks of a document add up to `scored_bytes`.
         """
         start = np.asarray(self.document_start[: documents + 1]).astype(np.int64)
         weights = np.empty(start[-1], np.int64)
         for first in range(0, len(weights), READ_AT_ONCE):
             chunks = np.arange(first, min(first + READ_AT_ONCE, len(weights)))
-            real = np.arange(self.chunk_length) < self.real_tokens(chunks)[:, None]
-            weights[chunks] = (self.tokenizer.token_bytes[self.read(chunks)] * real).sum(1)
+            places = np.arange(self.chunk_length)
+            document = self.document_of(chunks)
+            before = self.scored_from[document] - (chunks - start[document]) * self.chunk_length
+            scored = (places < self.real_tokens(chunks)[:, None]) & (places >= before[:, None])
+            weights[chunks] = (self.tokenizer.token_bytes[self.read(chunks)] * scored).sum(1)
         # Where the text up to the end of each chunk ends, in bytes: rounded down, and whole after the last chunk.
         document = np.repeat(np.arange(documents), np.diff(start))
         sums = np.concatenate([[0], np.cumsum(weights)])
         before, whole = sums[start[:-1]], np.diff(sums[start])
-        sizes = self.document_bytes[:documents].astype(np.int64)
+        sizes = self.scored_bytes[:documents].astype(np.int64)
         ends = (sums[1:] - before[document]) * sizes[document] // np.maximum(1, whole)[document]
         ends[start[1:] - 1] = sizes
         shares = np.diff(ends, prepend=0)

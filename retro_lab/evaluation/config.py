@@ -79,6 +79,22 @@ class EvaluationConfig:
                 )
 
 
+def stride_of(overlap: float | None, stride: int, chunk_length: int, length: int) -> int:
+    """Return the tokens by which windows of `length` tokens move on a text.
+
+    Args:
+        overlap: Share of a window that is in the one before as well; None if the text has no wish.
+        stride: Of a text that has none.
+        chunk_length: Windows move by whole chunks, and at least by one: the overlap is rounded up, or else is the
+            largest there is.
+        length: Of a window.
+    """
+    if overlap is None:
+        return stride
+    chunks = int(round(length * (1 - overlap) / chunk_length, 6))
+    return min(length, max(1, chunks) * chunk_length)
+
+
 def check_stride(stride: int, chunk_length: int, length: int) -> None:
     """Check that windows of `length` tokens, `stride` tokens apart, start on chunks and leave no gaps.
 

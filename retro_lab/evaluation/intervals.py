@@ -28,7 +28,7 @@ BLOCK = 2**20
 
 
 class Interval(NamedTuple):
-    """Bounds in bits per byte."""
+    """Bounds in bits per byte, or as a share of documents."""
 
     low: float
     high: float
@@ -70,6 +70,11 @@ def weighted_interval(seeds: Sequence[Sequence[tuple[float, DocumentScores]]]) -
     kept = first.bytes > 0
     nats = np.stack([np.sum([weight * scores.nats[kept] for weight, scores in pairs], axis=0) for pairs in seeds])
     return _interval(nats, first.bytes[kept])
+
+
+def accuracy_interval(correct: np.ndarray) -> Interval | None:
+    """Return the 95% interval of the share of documents that are correct, bool [D]; None for fewer than two."""
+    return _interval(correct * math.log(2), np.ones(len(correct)))
 
 
 def _interval(nats: np.ndarray, sizes: np.ndarray) -> Interval | None:

@@ -29,6 +29,8 @@ class Score(NamedTuple):
     """float64 [W, l + 1]: the summed cross-entropy of the tokens of each of these windows in each of its chunks."""
     window_tokens: Tensor
     """int64 [W, l + 1]: the tokens that were predicted in each chunk of each of these windows."""
+    window_hits: Tensor
+    """int64 [W, l + 1]: those of them that were the most probable; [0] if that was not counted."""
 
     @property
     def nats(self) -> Tensor:
@@ -63,6 +65,7 @@ class HeldOutScore(Metric):
     windows: list[Tensor] | Tensor
     window_nats: list[Tensor] | Tensor
     window_tokens: list[Tensor] | Tensor
+    window_hits: list[Tensor] | Tensor
 
     def __init__(self, chunk_length: int) -> None:
         """Start at zero; `chunk_length` is m, the tokens of a chunk."""
@@ -70,14 +73,22 @@ class HeldOutScore(Metric):
         self.chunk_length = chunk_length
         for name in ("bytes", "documents"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        for name in ("windows", "window_nats", "window_tokens"):
+        for name in ("windows", "window_nats", "window_tokens", "window_hits"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "HeldOutScore":
         """Move to a device, but keep float64 when the model is converted: sums in bfloat16 would stop growing."""
         return cast("HeldOutScore", super()._apply(lambda state: fn(state).to(state.dtype), exclude_state))
 
-    def update(self, nats: Tensor, mask: Tensor, windows: Tensor, num_bytes: Tensor, documents: Tensor) -> None:
+    def update(
+        self,
+        nats: Tensor,
+        mask: Tensor,
+        windows: Tensor,
+        num_bytes: Tensor,
+        documents: Tensor,
+        hits: Tensor | None = None,
+    ) -> None:
         """Add scored windows.
 
         Args:
@@ -86,6 +97,7 @@ class HeldOutScore(Metric):
             windows: int64 [B], the numbers of the windows in the text.
             num_bytes: int64 [], bytes of the documents that are added with these windows.
             documents: int64 [], how many such documents there are.
+            hits: bool [B, N], True where the scored token is the most probable; None, each time, if not counted.
         """
         self.bytes = self.bytes + num_bytes
         self.documents = self.documents + documents
@@ -95,6 +107,9 @@ class HeldOutScore(Metric):
         self.windows.append(windows)
         self.window_nats.append(self._by_chunk(nats.double()))
         self.window_tokens.append(self._by_chunk(mask.long()))
+        if hits is not None:
+            assert isinstance(self.window_hits, list)
+            self.window_hits.append(self._by_chunk((hits & mask).long()))
 
     def _by_chunk(self, targets: Tensor) -> Tensor:
         """Add up the targets [B, N] of each chunk, [B, N / m + 1]; the first token of a window is no target."""
@@ -107,6 +122,7 @@ class HeldOutScore(Metric):
             _gathered(self.windows, torch.int64),
             _gathered(self.window_nats, torch.float64),
             _gathered(self.window_tokens, torch.int64),
+            _gathered(self.window_hits, torch.int64),
         )
         return Score(self.bytes, self.documents, *windows)
 

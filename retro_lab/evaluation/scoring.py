@@ -19,10 +19,11 @@ from retro_lab.retrieval.sequences import documents_of, neighbors_of, to_int64
 class ScoringModule(pl.LightningModule):
     """Scores held-out windows with several numbers of neighbors."""
 
-    def __init__(self, model: RetroModel, scored_k: Iterable[int]) -> None:
-        """Score `model` with each k of `scored_k`."""
+    def __init__(self, model: RetroModel, scored_k: Iterable[int], *, counts_hits: bool = False) -> None:
+        """Score `model` with each k of `scored_k`, and if wanted count the tokens that are the most probable."""
         super().__init__()
         self.model = model
+        self.counts_hits = counts_hits
         self.scores = nn.ModuleDict({str(k): HeldOutScore(model.chunk_length) for k in scored_k})
 
     def configure_model(self) -> None:
@@ -47,13 +48,14 @@ class ScoringModule(pl.LightningModule):
         """Score a batch of windows with each k."""
         windows = to_int64(batch["batch"])
         for k, score in self.measured():
-            nats = self.model.token_losses(
-                windows["tokens"],
-                windows["targets"],
-                *neighbors_of(windows, k),
-                documents_of(windows),
-            )
-            score.update(nats * windows["mask"], windows["mask"], batch["windows"], batch["bytes"], batch["documents"])
+            tokens, targets, mask = windows["tokens"], windows["targets"], windows["mask"]
+            context = (*neighbors_of(windows, k), documents_of(windows))
+            hits = None
+            if self.counts_hits:
+                nats, hits = self.model.token_losses_and_hits(tokens, targets, mask, *context)
+            else:
+                nats = self.model.token_losses(tokens, targets, *context)
+            score.update(nats * mask, mask, batch["windows"], batch["bytes"], batch["documents"], hits)
 
     def on_validation_epoch_end(self) -> None:
         """Log bits per byte for each k."""

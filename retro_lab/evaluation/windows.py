@@ -5,7 +5,8 @@
     window 1             [.........========]                scores only targets beyond window 0
     window 2                       [.......========.....
 
-Windows start on chunk boundaries, so each uses the same precomputed neighbors.
+Windows start on chunk boundaries, so each uses the same precomputed neighbors. A document that is scored in part has
+the same windows as a whole one, without those in which nothing is scored.
 """
 
 from typing import TypedDict
@@ -28,7 +29,7 @@ class WindowBatch(TypedDict):
     windows: Tensor
     """int64 [B]: the number of each window, from which `Windows` knows its document."""
     bytes: Tensor
-    """int64 []: UTF-8 bytes of the documents whose first window is in this batch."""
+    """int64 []: UTF-8 bytes of the scored text of documents whose first window is in this batch."""
     documents: Tensor
     """int64 []: the number of these documents."""
 
@@ -58,10 +59,17 @@ class Windows(Dataset[WindowBatch]):
         # adds `stride` of them.
         predicted = store.document_length[: self.documents] - 1
         counts = 1 + np.maximum(0, -(-(predicted - length) // stride))
+        # The first window with the first scored target in it; at least the last one, where there is no such target.
+        first = np.maximum(0, -(-(np.asarray(store.scored_from[: self.documents]) - length) // stride))
+        first = np.minimum(first, counts - 1)
+        counts = counts - first
         self._document = np.repeat(np.arange(self.documents), counts)
         ordinal = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        self._starts_document = ordinal == 0
+        ordinal = ordinal + np.repeat(first, counts)
         self._offset = ordinal * stride
-        self._scored_from = np.where(ordinal == 0, 1, self._offset - stride + length + 1)
+        new = np.where(ordinal == 0, 1, self._offset - stride + length + 1)
+        self._scored_from = np.maximum(new, store.scored_from[self._document])
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -78,11 +86,11 @@ class Windows(Dataset[WindowBatch]):
         target = offset[:, None] + np.arange(1, self.sequences.length + 1)  # position in the document; the marker is 0
         scored = (target >= scored_from[:, None]) & (target < store.document_length[document][:, None])
         batch["mask"] = torch.from_numpy(scored)
-        complete = document[offset == 0]
+        complete = document[self._starts_document[rows]]
         return WindowBatch(
             batch=batch,
             windows=torch.arange(len(self._document))[rows],
-            bytes=torch.tensor(int(store.document_bytes[complete].sum())),
+            bytes=torch.tensor(int(store.scored_bytes[complete].sum())),
             documents=torch.tensor(len(complete)),
         )
 
@@ -99,7 +107,7 @@ class Windows(Dataset[WindowBatch]):
         store = self.sequences.store
         start = np.asarray(store.document_start[: self.documents + 1]).astype(np.int64)
         total, per_window = int(start[-1]), self.sequences.chunks_per_sequence + 1
-        numbers = score.windows.cpu().numpy()
+        numbers = np.atleast_1d(score.windows.cpu().numpy())  # torchmetrics makes a scalar of a text's only window
         # Beyond the end of a document a window has no targets, so what its chunks there are does not matter.
         chunks = (start[self._document] + self._offset // store.chunk_length)[:, None] + np.arange(per_window)
 
@@ -115,6 +123,7 @@ class Windows(Dataset[WindowBatch]):
             tokens=by_chunk(score.window_tokens).astype(np.int64),
             bytes=store.chunk_bytes(self.documents),
             overlap=None if overlap is None else np.asarray(overlap[:total]),
+            hits=by_chunk(score.window_hits).astype(np.int64) if len(score.window_hits) else None,
         )
 
 

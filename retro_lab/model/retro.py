@@ -29,7 +29,7 @@ from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.decoder import DecoderLayer
 from retro_lab.model.distances import DistanceEncoder
 from retro_lab.model.encoder import NeighborEncoder
-from retro_lab.model.kernels.cross_entropy import summed_cross_entropy, token_cross_entropy
+from retro_lab.model.kernels.cross_entropy import most_probable, summed_cross_entropy, token_cross_entropy
 from retro_lab.model.kernels.memory_efficient import RMSNorm
 from retro_lab.model.sharding import fill
 from retro_lab.model.validation import check_model
@@ -225,6 +225,34 @@ class RetroModel(nn.Module):
         """
         hidden = self(tokens, neighbors, neighbor_lengths, documents)
         return token_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten()).view(targets.shape)
+
+    def token_losses_and_hits(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        neighbors: Tensor | None = None,
+        neighbor_lengths: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of each target token, and whether it is the most probable one.
+
+        Args:
+            tokens: as in `forward`.
+            targets: int64 [B, N], the token after each token.
+            mask: bool [B, N], True where a hit counts.
+            neighbors: as in `forward`.
+            neighbor_lengths: as in `forward`.
+            documents: as in `forward`.
+
+        Returns:
+            [B, N] nats, as `token_losses` returns them, and bool [B, N], False where the mask is False.
+        """
+        hidden = self(tokens, neighbors, neighbor_lengths, documents)
+        nats = token_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten()).view(targets.shape)
+        hits = torch.zeros_like(mask)
+        hits[mask] = most_probable(hidden[mask], self.readout_weight) == targets[mask]
+        return nats, hits
 
     def loss(
         self,

@@ -2,11 +2,12 @@
 
 A chunk's nats are those of the tokens that stand in it, its marker left out, and its bytes are those of their text. The
 file has the chunks in the order of the token store, and for each chunk r(C) (`retro_lab.retrieval.overlaps`) of what
-was retrieved for it.
+was retrieved for it. Where the accuracy of a text is measured, it also has the tokens that were the most probable.
 """
 
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from retro_lab.artifacts.disk import write_file
 SCHEMA = pa.schema(
     {"document": pa.int64(), "nats": pa.float64(), "tokens": pa.int64(), "bytes": pa.int64(), "overlap": pa.float32()}
 )
+SCHEMA_WITH_HITS = SCHEMA.append(pa.field("hits", pa.int64()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,21 @@ class ChunkScores:
     """int64 [C]: UTF-8 bytes of the chunk's text; those of a document's chunks add up to the document's."""
     overlap: np.ndarray | None
     """float32 [C]: r(C), from 0 to 1; None where nothing was retrieved."""
+    hits: np.ndarray | None = None
+    """int64 [C]: predicted tokens that were the most probable of all; None where that was not counted."""
+
+    @property
+    def correct(self) -> np.ndarray | None:
+        """Which documents a model would write as they are: each predicted token is the most probable; bool [D]."""
+        if self.hits is None:
+            return None
+        missed = np.bincount(self.document, self.tokens - self.hits, minlength=self.documents)
+        return (missed == 0) & (self.by_document().tokens > 0)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the documents that are correct; None where that was not counted."""
+        return None if self.correct is None else float(self.correct.mean())
 
     @property
     def documents(self) -> int:
@@ -93,8 +110,11 @@ def write_chunk_scores(path: Path, scores: ChunkScores) -> None:
     """
     overlap = pa.nulls(len(scores.document), pa.float32()) if scores.overlap is None else pa.array(scores.overlap)
     columns = [pa.array(column) for column in (scores.document, scores.nats, scores.tokens, scores.bytes)]
+    table = pa.table([*columns, overlap], schema=SCHEMA)
+    if scores.hits is not None:
+        table = table.append_column(SCHEMA_WITH_HITS.field("hits"), pa.array(scores.hits))
     content = io.BytesIO()
-    pq.write_table(pa.table([*columns, overlap], schema=SCHEMA), content)
+    pq.write_table(table, content)
     write_file(path, content.getvalue())
 
 
@@ -106,9 +126,9 @@ def load_chunk_scores(path: Path) -> ChunkScores:
     """
     try:
         found = pq.read_schema(path).names
-        if found != SCHEMA.names:
+        if not _is_known(found):
             raise ValueError(f"an earlier release wrote it: it has the columns {', '.join(found)}")
-        table = pq.read_table(path, schema=SCHEMA)
+        table = pq.read_table(path, schema=SCHEMA_WITH_HITS if "hits" in found else SCHEMA)
         document, nats, tokens, sizes = (table[name].to_numpy() for name in SCHEMA.names[:-1])
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ValueError(str(error).partition("\n")[0]) from error
@@ -117,12 +137,17 @@ def load_chunk_scores(path: Path) -> ChunkScores:
     overlap = table["overlap"]
     if overlap.null_count not in (0, len(overlap)):
         raise ValueError("it has an overlap for some of its chunks only")
-    return ChunkScores(document, nats, tokens, sizes, None if overlap.null_count else overlap.to_numpy())
+    hits = table["hits"].to_numpy() if "hits" in found else None
+    return ChunkScores(document, nats, tokens, sizes, None if overlap.null_count else overlap.to_numpy(), hits)
 
 
 def is_from_earlier_release(path: Path) -> bool:
     """Tell whether the file at `path` holds scores in a form that this release does not write any more."""
     try:
-        return bool(pq.read_schema(path).names != SCHEMA.names)
+        return not _is_known(pq.read_schema(path).names)
     except (OSError, pa.ArrowException):  # damaged: reading the scores says so
         return False
+
+
+def _is_known(columns: Sequence[str]) -> bool:
+    return columns in (SCHEMA.names, SCHEMA_WITH_HITS.names)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from retro_lab.runs.folder import BASELINE, FAILURE_NAME, LONGER_BASELINE, MODEL
 
 RESULT_NAME = "result.json"
 SCORES_FOLDER = "scores"
+LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +160,12 @@ class Evaluation:
     tokens: int
     bytes: int
     documents: int
+    words: int | None = None
+    """Words of the scored text, divided by spaces and line ends; the end of each line is one too in WikiText, as in its
+    published perplexities. None in records of earlier releases."""
+    accuracy: float | None = None
+    """Share of the documents of which every scored token is the most probable one, given the true ones before it; None
+    if the text does not ask for it."""
     flops_per_byte: float
     """FLOPs that the model takes for the text, over its bytes: those of the mean token of a window for each token. That
     windows overlap is left out, as `stride` decides it and not the model."""
@@ -168,6 +176,17 @@ class Evaluation:
     def measured(self) -> tuple[ScoredText, int, Retrieved | None]:
         """What was measured; evaluations that differ in this never replace each other."""
         return self.text, self.k, self.retrieved
+
+    @property
+    def word_perplexity(self) -> float | None:
+        """Exponential of the mean cross-entropy of a word, which does not depend on the tokenizer; None if not known.
+
+        It is not a number that helps where text has hardly any spaces, so None stands for one too large for a float.
+        """
+        if not self.words:
+            return None
+        nats = self.bits_per_byte * math.log(2) * self.bytes / self.words
+        return math.exp(nats) if nats < LARGEST_EXPONENT else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,6 +386,8 @@ def _chunk_scores(path: Path, entry: Evaluation) -> ChunkScores:
         level = scores.bits_per_byte() or 0.0
         if counted != (entry.documents, entry.tokens, entry.bytes) or not math.isclose(level, entry.bits_per_byte):
             raise ValueError("they do not add up to the score of the whole text")
+        if scores.accuracy != entry.accuracy:
+            raise ValueError("their accuracy is not that of the whole text")
         if (scores.overlap is None) != (entry.retrieved is None):
             raise ValueError("chunks have an overlap if and only if something was retrieved for them")
     except ValueError as error:

@@ -137,9 +137,17 @@ def sequences(config: RunConfig, store: TokenStore, database: Retriever | None) 
 
 
 def windows(
-    config: RunConfig, store: TokenStore, database: Retriever | None, ks: Iterable[int], max_tokens: float
+    config: RunConfig,
+    store: TokenStore,
+    database: Retriever | None,
+    ks: Iterable[int],
+    max_tokens: float,
+    stride: int | None = None,
 ) -> Windows:
-    """Cut the documents of a text into evaluation windows, with neighbors for the largest k."""
+    """Cut the documents of a text into evaluation windows, with neighbors for the largest k.
+
+    `stride` is the text's own; None takes `evaluation.stride`.
+    """
     k = max(ks)
     read = sequences(config, store, database if k else None)
-    return Windows(read, config.evaluation.stride, config.evaluation.batch_size, k, max_tokens)
+    return Windows(read, stride or config.evaluation.stride, config.evaluation.batch_size, k, max_tokens)

@@ -12,12 +12,15 @@ from hydra.utils import instantiate
 from retro_lab import console
 from retro_lab.artifacts.config import BuildConfig, DispatcherName
 from retro_lab.artifacts.dispatch import Dispatcher, Ranks
+from retro_lab.artifacts.stage import Artifact
 from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus.config import CorpusConfig, LocalConfig
+from retro_lab.corpus.config import CorpusConfig, HubConfig, LocalConfig
 from retro_lab.corpus.corpus import Corpus, build_corpus, build_other_corpus
-from retro_lab.corpus.documents import SPLITS, Split
+from retro_lab.corpus.documents import SPLITS, DocumentSource, Split
+from retro_lab.corpus.parquet import count_words
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
+from retro_lab.evaluation.config import stride_of
 from retro_lab.retrieval.config import DatabaseConfig
 from retro_lab.retrieval.database import Database
 from retro_lab.retrieval.filters import FilteredDatabase
@@ -28,13 +31,27 @@ from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks.config import RunConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeldOutText:
-    """A text that models are scored on: its name in `evaluation.datasets`, a description, and its tokens."""
+    """A text that models are scored on."""
 
     name: str
+    """As in `evaluation.datasets`."""
     description: str
     store: TokenStore
+    documents: Artifact
+    split: Split
+    """Of `documents`, which has the tokens of `store`."""
+    stride: int
+    """Tokens from one window to the next."""
+    counts_hits: bool
+    """Whether its accuracy is measured."""
+    line_ends_are_words: bool
+    """Whether the perplexity per word counts the end of each line."""
+
+    def words(self) -> int:
+        """Count the words of the scored text, which is read for that."""
+        return count_words(self.documents, self.split, self.line_ends_are_words)
 
 
 @dataclass(frozen=True)
@@ -148,7 +165,7 @@ class Inputs:
         config, evaluation, k = self._config, self._config.evaluation, self._config.retrieval.k
         if not k:
             return ()
-        others = [self._database(self._build_other(name, "train"), config.database) for name in evaluation.databases]
+        others = [self._database(self._training_split(name), config.database) for name in evaluation.databases]
         found = [ScoredRetrieval(database) for database in others]
         found += [ScoredRetrieval(self._first(share), share) for share in evaluation.fractions if share < 1]
         for share, seed in product(evaluation.keep, evaluation.keep_seeds):
@@ -188,7 +205,7 @@ class Inputs:
     @cached_property
     def _database_corpus(self) -> Corpus:
         other = self._config.database.corpus
-        return self.corpus if other is None else self._build_other(other, "train")
+        return self.corpus if other is None else self._training_split(other)
 
     @cached_property
     def texts(self) -> tuple[HeldOutText, ...]:
@@ -197,20 +214,40 @@ class Inputs:
 
     def _text(self, name: str) -> HeldOutText:
         if name in SPLITS:
-            return HeldOutText(name, f"{name} split of {self.corpus.name}", self.corpus.stores[name])
-        other = self._build_other(name, "test")
-        return HeldOutText(name, f"test split of {other.name}", other.stores["test"])
+            return self._held_out(name, self.corpus, name, instantiate(self._config.corpus))
+        base, _, part = name.partition("/")
+        settings = self._config.corpora[base]
+        if part:
+            if not isinstance(settings, HubConfig):
+                raise ConfigurationError(
+                    f"evaluation.datasets names {name}, and the corpus {base} has no parts; name {base}."
+                )
+            settings = replace(settings, part=part)
+        source: DocumentSource = instantiate(settings)
+        other = self._build_other(_name(name, settings), source.to_score(), "test")
+        return self._held_out(name, other, "test", source)
 
-    def _build_other(self, name: str, split: Split) -> Corpus:
-        source = self._config.corpora[name]
-        return build_other_corpus(
-            self._artifacts,
-            instantiate(source),
-            self.corpus,
-            name=_name(name, source),
-            splits=(split,),
-            **self._settings,
+    def _held_out(self, name: str, corpus: Corpus, split: Split, source: DocumentSource) -> HeldOutText:
+        config = self._config
+        return HeldOutText(
+            name=name,
+            description=f"{split} split of {corpus.name}",
+            store=corpus.stores[split],
+            documents=corpus.documents,
+            split=split,
+            stride=stride_of(
+                source.overlap, config.evaluation.stride, config.model.chunk_length, config.data.sequence_length
+            ),
+            counts_hits=source.counts_hits,
+            line_ends_are_words=source.line_ends_are_words,
         )
+
+    def _training_split(self, name: str) -> Corpus:
+        settings = self._config.corpora[name]
+        return self._build_other(_name(name, settings), instantiate(settings), "train")
+
+    def _build_other(self, name: str, source: DocumentSource, split: Split) -> Corpus:
+        return build_other_corpus(self._artifacts, source, self.corpus, name=name, splits=(split,), **self._settings)
 
     @property
     def _settings(self) -> dict[str, Any]:

@@ -13,12 +13,14 @@ import torch
 from retro_lab import console
 from retro_lab.cost.flops import required_flops
 from retro_lab.errors import ArtifactError
+from retro_lab.evaluation.score import Score
 from retro_lab.evaluation.scoring import ScoredData, ScoringModule, check_finite
+from retro_lab.evaluation.windows import Windows
 from retro_lab.retrieval.filters import FilteredDatabase
 from retro_lab.retrieval.parts import PartOfDatabase
 from retro_lab.retrieval.random_databases import RandomDatabase
 from retro_lab.retrieval.retriever import Retriever
-from retro_lab.runs.chunk_scores import is_from_earlier_release, write_chunk_scores
+from retro_lab.runs.chunk_scores import ChunkScores, is_from_earlier_release, write_chunk_scores
 from retro_lab.runs.folder import MODELS, RunFolder
 from retro_lab.runs.identity import check_scored
 from retro_lab.runs.records import (
@@ -91,7 +93,7 @@ def _wanted(config: RunConfig, text: HeldOutText, inputs: Inputs) -> list[_Score
         altered_documents=text.store.facts.altered,
         tokens=text.store.artifact.fingerprint,
         sequence_length=config.data.sequence_length,
-        stride=config.evaluation.stride,
+        stride=text.stride,
     )
     if not k:
         return [_Score((scored, 0, None), None)]
@@ -128,39 +130,23 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
         trained = open_run(folder)
         trainer = build_trainer(config, folder, steps=1, callbacks=())
         for text, pending in missing.items():
+            words = text.words() if pending else None
             for retriever, group in groupby(pending, key=lambda each: each.retriever):
-                together = {each.k: each for each in group}
-                ks = list(together)
-                cut = windows(config, text.store, retriever, ks, float("inf"))
+                wanted_here = {each.k: each for each in group}
+                cut = windows(config, text.store, retriever, wanted_here, float("inf"), text.stride)
                 where = f"; {retriever.description}" if retriever and retriever is not inputs.database else ""
-                said = f"{folder.name} on {cut.documents:,} documents, {text.description}; k = {ks}{where}"
-                console.status("evaluating", said)
-                module = ScoringModule(trained.model, ks)
+                said = f"{folder.name} on {cut.documents:,} documents, {text.description}; k = {list(wanted_here)}"
+                console.status("evaluating", said + where)
+                module = ScoringModule(trained.model, wanted_here, counts_hits=text.counts_hits)
                 with torch.no_grad():  # FSDP gathers weights into tensors that inference mode would not let it reuse
                     trainer.validate(module, datamodule=ScoredData(cut), verbose=False)
                 check_finite(module)
                 for k, metric in module.measured():
-                    scored, _, retrieved = together[k].measured
-                    score = metric.compute()
-                    overlap = retriever.overlaps_of(text.store).values if k and retriever else None
-                    chunks, name = cut.chunk_scores(score, overlap), scores_name(scored, k, retrieved)
+                    flops = mean_token_flops(trained.settings, k, config.data.sequence_length)
+                    entry, chunks = _evaluation(wanted_here[k], metric.compute(), cut, text, words, flops)
                     if console.is_main_process():
-                        write_chunk_scores(folder / name, chunks)
-                    level = chunks.bits_per_byte()
-                    assert level is not None
-                    flops = mean_token_flops(trained.settings, k, scored.sequence_length) * int(score.tokens)
-                    known[scored, k, retrieved] = Evaluation(
-                        text=scored,
-                        k=k,
-                        retrieved=retrieved,
-                        bits_per_byte=level,
-                        perplexity=score.perplexity,
-                        tokens=int(score.tokens),
-                        bytes=int(score.bytes),
-                        documents=int(score.documents),
-                        flops_per_byte=flops / int(score.bytes),
-                        scores=name,
-                    )
+                        write_chunk_scores(folder / entry.scores, chunks)
+                    known[entry.measured] = entry
     # Scores requested now come first, because the first text is the main one.
     asked = {each.measured: each.measured[2] for found in wanted.values() for each in found}
     for key, retrieved in asked.items():
@@ -170,6 +156,32 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
     if scored_record.to_json() != record.to_json() and console.is_main_process():
         write_result(folder / RESULT_NAME, scored_record)
     return scored_record
+
+
+def _evaluation(
+    wanted: _Score, score: Score, cut: Windows, text: HeldOutText, words: int | None, token_flops: float
+) -> tuple[Evaluation, ChunkScores]:
+    """Return a score with each chunk's share in it."""
+    scored, k, retrieved = wanted.measured
+    overlap = wanted.retriever.overlaps_of(text.store).values if k and wanted.retriever else None
+    chunks = cut.chunk_scores(score, overlap)
+    level = chunks.bits_per_byte()
+    assert level is not None
+    entry = Evaluation(
+        text=scored,
+        k=k,
+        retrieved=retrieved,
+        bits_per_byte=level,
+        perplexity=score.perplexity,
+        tokens=int(score.tokens),
+        bytes=int(score.bytes),
+        documents=int(score.documents),
+        words=words,
+        accuracy=chunks.accuracy,
+        flops_per_byte=token_flops * int(score.tokens) / int(score.bytes),
+        scores=scores_name(scored, k, retrieved),
+    )
+    return entry, chunks
 
 
 def _is_complete(path: Path) -> bool:

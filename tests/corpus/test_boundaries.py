@@ -144,7 +144,7 @@ def test_texts_are_grouped_up_to_the_limit_and_not_below_it(sizes, limit):
         {"id": str(n), "source": "", "group": "", "text": "x" * size, "bytes": size} for n, size in enumerate(sizes)
     ]
     batch = pa.RecordBatch.from_pylist(rows, schema=DOCUMENT_COLUMNS)
-    groups = [[len(text) for text in texts] for texts in by_bytes(batch, limit)]
+    groups = [[len(text) for text in group["text"].to_pylist()] for group in by_bytes(batch, limit)]
     assert [size for group in groups for size in group] == sizes
     assert all(len(group) == 1 or sum(group) <= limit for group in groups)
     assert all(sum(group) + following[0] > limit for group, following in pairwise(groups))

@@ -1,11 +1,16 @@
 """Datasets of the Hugging Face hub as a corpus, streamed shard by shard."""
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Unpack
+from dataclasses import dataclass, replace
+from itertools import tee
+from pathlib import Path
+from typing import Any, ClassVar, Self, Unpack
 
 from retro_lab.corpus.documents import (
+    HELD_OUT,
+    SPLITS,
     Document,
     DocumentSource,
     SourceSettings,
@@ -15,6 +20,7 @@ from retro_lab.corpus.documents import (
 )
 from retro_lab.corpus.sources.hub_dataset import HubDataset, HubSplit
 from retro_lab.corpus.sources.records import RecordFields, check_groups, enumerate_rows
+from retro_lab.errors import ConfigurationError
 
 FILE_BYTES_PER_BYTE_TAKEN = 4
 """With `max_bytes`, only as many shards are opened as take this many times as much on disk, ..."""
@@ -52,35 +58,49 @@ class HubSource(DocumentSource):
         subset: str | None = None,
         revision: str | None = None,
         data_files: Mapping[str, Any] | None = None,
-        train_split: str = "train",
+        train_split: str | None = "train",
         validation_split: str | None = None,
         test_split: str | None = None,
         text_field: str = "text",
         id_field: str | None = None,
         group_field: str | None = None,
+        part: str | None = None,
+        parts: Mapping[str, str] | None = None,
+        part_field: str | None = None,
         **settings: Unpack[SourceSettings],
     ) -> None:
         """Stream `train_split` of a dataset, and hold out `validation_split` and `test_split`.
 
-        Without either, `validation_fraction` and `test_fraction` of the documents are held out by a hash of their ids.
-        If only one of the two is given, the same hash divides its documents into two halves, one for each held-out
-        split.
+        Without a `train_split`, nothing is trained on, and each held-out split has the documents that its name says.
+        Without either held-out split, `validation_fraction` and `test_fraction` of the documents are held out by a hash
+        of their ids. If only one of the two is given, the same hash divides its documents into two halves, one for each
+        held-out split.
 
         `max_bytes` is divided among the shards in proportion to the size of their files, or evenly if that is not
         known, and each shard contributes its first documents until its share is reached, exceeding it by at most one.
         Of a dataset much larger than `max_bytes`, only some evenly spaced shards are opened. Held-out splits get their
         fractions of `max_bytes`; one that is given alone gets both.
 
+        Of a dataset with `parts`, their values in the field `part_field` by name, `part` names the only one to read.
+
         Raises:
-            ConfigurationError: Both a pattern and a field name groups.
+            ConfigurationError: Both a pattern and a field name groups, the dataset has no such part, no split is named,
+                or a single file is to have several.
         """
         super().__init__(**settings)
-        self.dataset = HubDataset(dataset, subset, revision, data_files)
-        self.splits: dict[Split, str] = {"train": train_split}
-        if validation_split:
-            self.splits["validation"] = validation_split
-        if test_split:
-            self.splits["test"] = test_split
+        names: dict[Split, str | None] = {"train": train_split, "validation": validation_split, "test": test_split}
+        self.split_names: dict[Split, str] = {split: name for split, name in names.items() if name}
+        self.dataset = HubDataset(*_with_file(dataset, subset, revision, data_files, list(self.split_names.values())))
+        if not self.split_names:
+            raise ConfigurationError(
+                "corpus.train_split, corpus.validation_split and corpus.test_split are all null; name one."
+            )
+        self._to_score = False
+        if part is not None and (part_field is None or part not in (parts or {})):
+            known = f"set it to one of {', '.join(parts)}, or null" if parts else "set it to null"
+            raise ConfigurationError(f"corpus.part={part} is not a part of {dataset}; {known}.")
+        self.part = None if part is None or not parts else parts[part]
+        self.part_field = part_field
         self.fields = RecordFields(text_field, id_field, group_field)
         check_groups(self.group_pattern, group_field)
 
@@ -91,14 +111,15 @@ class HubSource(DocumentSource):
             CorpusError: The hub must be asked for the commit and cannot be reached.
         """
         if self.dataset.folder:
-            content: dict[str, Any] = {"files": self.dataset.checksums}
+            files = self.dataset.checksums_of(self._wanted.values()) if self._to_score else self.dataset.checksums
+            content: dict[str, Any] = {"files": files}
         else:
             content = {"dataset": self.dataset.name, "commit": self.dataset.commit}
         return content | {
             "kind": type(self).__name__,
             "subset": self.dataset.subset,
             "data_files": self.dataset.data_files,
-            "splits": dict(self.splits),
+            "splits": dict(self.split_names),
             "text_field": self.fields.text,
             "id_field": self.fields.id,
             "group_field": self.fields.group,
@@ -106,6 +127,8 @@ class HubSource(DocumentSource):
             "test_fraction": self.test_fraction,
             "group_pattern": self.group_pattern,
             "max_bytes": self.max_bytes,
+            **({"part": {self.part_field: self.part}} if self.part is not None else {}),
+            **({"to_score": True} if self._to_score else {}),
         }
 
     @property
@@ -116,7 +139,39 @@ class HubSource(DocumentSource):
     @property
     def named_splits(self) -> frozenset[Split]:
         """Held-out splits that are named."""
-        return frozenset(self.splits) - {"train"}
+        return frozenset(self.split_names) - {"train"}
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Splits that have documents: of one that is held out alone beside documents to train on, both halves."""
+        if "train" in self._wanted:
+            return SPLITS
+        halved = len(self.named_splits) == 1 and "train" in self.split_names
+        return HELD_OUT if halved else tuple(self._wanted)
+
+    @property
+    def _wanted(self) -> dict[Split, str]:
+        """The splits that are read, with their names; to score, no more than the test split comes from."""
+        if not self._to_score:
+            return self.split_names
+        source: Split = "test" if "test" in self.split_names else "validation"
+        return {source: self.split_names[source]}
+
+    def to_score(self) -> Self:
+        """Return the same source without the documents to train on, where held-out ones have splits of their own."""
+        source = copy.copy(self)
+        source._to_score = bool(self.named_splits)
+        if source._to_score:
+            source.dataset = self.dataset.only(source._wanted.values())
+        return source
+
+    def _budgets(self) -> dict[Split, float | None]:
+        if "train" in self.split_names:
+            budgets = super()._budgets()
+        else:
+            share = None if self.max_bytes is None else self.max_bytes / len(self.split_names)
+            budgets = dict.fromkeys(self.split_names, share)
+        return {split: budgets[split] for split in self._wanted}
 
     def parts(self) -> int:
         """Return the number of shards to read.
@@ -134,8 +189,21 @@ class HubSource(DocumentSource):
                 holds something else than text.
         """
         chosen = self._parts()[part]
-        for document in take_bytes(self._documents(chosen.records(), chosen.split), chosen.limit):
+        for document in take_bytes(self._of_part(chosen), chosen.limit):
             yield self._placed(document, chosen.split)
+
+    def _of_part(self, chosen: _Part) -> Iterator[Document]:
+        """Yield the documents of some shards; those of another part than wanted cannot be used."""
+        if self.part is None:
+            yield from self._documents(chosen.records(), chosen.split)
+            return
+        assert self.part_field is not None
+        parts = RecordFields(self.part_field, option="part_field")
+        records, again = tee(chosen.records())
+        for (place, record), document in zip(again, self._documents(records, chosen.split), strict=True):
+            if parts.document(record, place, "").text != self.part:
+                document = replace(document, text="", problem=f"of another part than {self.part}")
+            yield document
 
     def _documents(self, records: Iterable[tuple[str, Mapping[str, Any]]], split: Split) -> Iterator[Document]:
         """Make documents of the records of one part, which come with their locations."""
@@ -148,7 +216,7 @@ class HubSource(DocumentSource):
     def _parts(self) -> list[_Part]:
         parts = []
         for split, budget in self._budgets().items():
-            opened = self.dataset.split(self.splits[split], f"corpus.{split}_split")
+            opened = self.dataset.split(self.split_names[split], f"corpus.{split}_split")
             shards = _enough(opened.shard_sizes, budget)
             if self.shards_are_independent:
                 limits = byte_shares([opened.shard_sizes[shard] for shard in shards], budget)
@@ -156,6 +224,25 @@ class HubSource(DocumentSource):
             else:
                 parts.append(_Part(split, opened, list(range(len(opened.shard_names))), budget))
         return parts
+
+
+def _with_file(
+    dataset: str, subset: str | None, revision: str | None, data_files: Mapping[str, Any] | None, splits: list[str]
+) -> tuple[str, str | None, str | None, Mapping[str, Any] | None]:
+    """Return what `HubDataset` takes; a single file is one in its folder, with all documents of the only split.
+
+    Raises:
+        ConfigurationError: There are several splits.
+    """
+    path = Path(dataset).expanduser()
+    if data_files is not None or not path.is_file():
+        return dataset, subset, revision, data_files
+    if len(splits) != 1:
+        raise ConfigurationError(
+            f"corpus.dataset={dataset} is one file, and the splits {', '.join(splits)} are wanted; "
+            "name a folder, or set all splits but one to null."
+        )
+    return str(path.parent), None, None, {splits[0]: path.name}
 
 
 def _enough(sizes: list[int], budget: float | None) -> list[int]:

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,10 +55,21 @@ class HubDataset:
             return self.revision
         return self._info.sha
 
+    def only(self, splits: Collection[str]) -> "HubDataset":
+        """Return the same dataset with the files of some of its splits, where the user named files by split."""
+        files = self.data_files
+        if files is not None:
+            files = {split: files[split] for split in files if split in splits}
+        return HubDataset(self.name, self.subset, self.revision, files)
+
     @cached_property
     def checksums(self) -> dict[str, dict[str, Any]]:
         """Size and SHA-256 of every file of a folder, by name."""
-        paths = [Path(path) for files in self._files.values() for path in files]
+        return self.checksums_of(self._files)
+
+    def checksums_of(self, splits: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Return size and SHA-256 of the files of some splits of a folder, by name; a missing split has none."""
+        paths = [Path(path) for split in splits for path in self._files.get(split, ())]
         return {self._name(str(path)): {"size": path.stat().st_size, "sha256": file_checksum(path)} for path in paths}
 
     def split(self, name: str, option: str) -> HubSplit:

@@ -21,6 +21,7 @@ class WikiTextSource(HubSource):
     """
 
     shards_are_independent: ClassVar[bool] = False
+    line_ends_are_words: ClassVar[bool] = True
 
     def __init__(self, dataset: str, **options: Any) -> None:
         """Take the options of `HubSource`, except those that name fields of a document, as rows are lines.

@@ -54,6 +54,17 @@ def token_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tens
     return torch.cat(losses)
 
 
+def most_probable(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Return the token with the largest logit after each token, int64 [T]; of equal ones the first.
+
+    Args:
+        hidden: [T, D].
+        weight: read-out [V, D].
+    """
+    found = [F.linear(hidden[tokens], weight).argmax(-1) for tokens in token_slices(hidden, weight)]
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64, device=hidden.device)
+
+
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """Cross-entropy summed over the tokens that count.
 
