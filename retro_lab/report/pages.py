@@ -32,7 +32,7 @@ def run_page(
     run: RunRecord, table: Table, pictures: list[Picture], leakage: Sequence[Leakage], leakage_pictures: list[Picture]
 ) -> str:
     """Return the page of a run: its table and figures, and those of leakage."""
-    return _render(
+    return render(
         "run.html.j2",
         title=run.name,
         table=table,
@@ -49,7 +49,7 @@ def run_page(
 def sweep_page(sweep: SweepRecord, table: Table, pictures: list[Picture], links: list[str | None]) -> str:
     """Return the page of a sweep; `links` are the addresses of the cells' own pages, None for a cell without one."""
     finished = next((cell.run for cell in sweep.cells if cell.run and cell.run.models), None)
-    return _render(
+    return render(
         "sweep.html.j2",
         title=sweep.name,
         table=table,
@@ -67,7 +67,8 @@ def cell_link(cell: Cell) -> str:
     return f"../{quote(cell.name, errors='surrogateescape')}/report/index.html"
 
 
-def _render(template: str, **values: object) -> str:
+def render(template: str, **values: object) -> str:
+    """Return a page: a template of this folder, filled in with `values`, all of which are escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         # Always on, because jinja2's own selection by extension does not include .html.j2.
