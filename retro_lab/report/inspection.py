@@ -1,8 +1,8 @@
 """Pages of documents, token by token, like Tables 16 to 21 of Borgeaud et al. 2022.
 
-A page is one file: style and script are in it, and it asks for nothing else. Text of a corpus is escaped, and its control
-characters are shown as such (`retro_lab.console.visible`). The browser runs the page's own script alone, known by its
-checksum.
+A page is one file: style and script are in it, and it asks for nothing else. Text of a corpus is escaped, and its
+control characters are shown as such (`retro_lab.console.visible`). The browser runs the page's own script alone, known
+by its checksum.
 
 Layout, in the run's folder:
 

@@ -1,4 +1,7 @@
-"""HTML pages of a report: static, without scripts or external resources, and with all values escaped."""
+"""HTML pages of a report: static, without scripts or external resources, and with all values escaped.
+
+Only the pages of documents (`retro_lab.report.inspection`) have a script of their own.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ from retro_lab.report.caveats import run_caveats, sweep_caveats
 from retro_lab.report.facts import parameter_table, provenance_table, training_table
 from retro_lab.report.leakage import Leakage, leakage_table
 from retro_lab.report.tables import Table
+from retro_lab.runs.examples import Examples
 from retro_lab.runs.folder import CONFIG_NAME
 from retro_lab.runs.records import RunRecord
 from retro_lab.runs.sweeps import Cell, SweepRecord
@@ -29,9 +33,25 @@ class Picture:
 
 
 def run_page(
-    run: RunRecord, table: Table, pictures: list[Picture], leakage: Sequence[Leakage], leakage_pictures: list[Picture]
+    run: RunRecord,
+    table: Table,
+    pictures: list[Picture],
+    leakage: Sequence[Leakage],
+    leakage_pictures: list[Picture],
+    examples: Examples | None,
+    inspected: Sequence[str],
 ) -> str:
-    """Return the page of a run: its table and figures, and those of leakage."""
+    """Return the page of a run.
+
+    Args:
+        run: Whose page it is.
+        table: Its scores.
+        pictures: The figures of them.
+        leakage: The gain by overlap.
+        leakage_pictures: The figures of it.
+        examples: Chunks beside their neighbors; None if the run has none.
+        inspected: Names of the pages of documents, SPLIT_NUMBER.
+    """
     return render(
         "run.html.j2",
         title=run.name,
@@ -41,6 +61,8 @@ def run_page(
         caveats=run_caveats(run, leakage),
         leakage=leakage_table(leakage),
         leakage_pictures=leakage_pictures,
+        examples=examples,
+        inspected=inspected,
         error=run.error,
         settings=_settings(run.folder / CONFIG_NAME),
     )

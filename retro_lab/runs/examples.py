@@ -1,7 +1,7 @@
 """Chunks beside their neighbors, as text that can be shown: for the terminal, and kept beside a model for its page.
 
 Texts, names and ids come from anywhere: control characters and characters that turn the text around are written as
-escapes such as `\\x1b`.
+escapes (`retro_lab.console.visible`).
 """
 
 import json
@@ -78,9 +78,9 @@ def examples(
     """
     return tuple(
         Example(
-            passage=Passage(**_passage(store, chunk)),
+            passage=_passage(store, chunk),
             neighbors=tuple(
-                FoundPassage(**_passage(source, int(neighbor)), distance=float(distance))
+                FoundPassage(**vars(_passage(source, int(neighbor))), distance=float(distance))
                 for neighbor, distance in zip(table.ids[chunk][:k], table.distances[chunk][:k], strict=True)
                 if neighbor != NO_NEIGHBOR
             ),
@@ -89,13 +89,17 @@ def examples(
     )
 
 
-def _passage(store: TokenStore, chunk: int) -> dict[str, int | str]:
+def _passage(store: TokenStore, chunk: int) -> Passage:
     where = np.array([chunk])
     [document] = store.document_ids(store.document_of(where))
     tokens, length = store.read(where, 2)[0], int(store.real_tokens(where, 2)[0])
     pieces, m = store.tokenizer.pieces(tokens[:length]), store.chunk_length
-    shown = {"document": document, "text": "".join(pieces[:m]), "continuation": "".join(pieces[m:])}
-    return {"chunk": chunk} | {name: visible(value) for name, value in shown.items()}
+    return Passage(
+        chunk=chunk,
+        document=visible(document),
+        text=visible("".join(pieces[:m])),
+        continuation=visible("".join(pieces[m:])),
+    )
 
 
 def write_examples(folder: Path, found: Examples) -> None:

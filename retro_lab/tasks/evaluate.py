@@ -14,6 +14,7 @@ from retro_lab.cost.flops import required_flops
 from retro_lab.errors import ArtifactError
 from retro_lab.evaluation.scoring import ScoredData, ScoringModule, check_finite
 from retro_lab.runs.chunk_scores import is_from_earlier_release, write_chunk_scores
+from retro_lab.runs.examples import SHOWN, Examples, evenly_spaced, examples, write_examples
 from retro_lab.runs.folder import MODELS, RunFolder
 from retro_lab.runs.identity import check_scored
 from retro_lab.runs.records import (
@@ -71,7 +72,8 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
     """Measure a trained model's missing scores, and write them into its record.
 
     Each chunk's share in a score goes into a file beside the record, with what the chunk has in common with its
-    neighbors. A score whose file is gone, or is of an earlier release, is measured again.
+    neighbors. A score whose file is gone, or is of an earlier release, is measured again. Some chunks are kept as text,
+    beside their neighbors, for the run's page.
 
     Args:
         config: Of the run; `retrieval.k` is the model's.
@@ -125,10 +127,25 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
                 )
     # Scores requested now come first, because the first text is the main one.
     order = dict.fromkeys([*(key for keys in wanted.values() for key in keys), *known])
+    if config.retrieval.k and console.is_main_process():
+        write_examples(folder, _examples(config, inputs))
     scored_record = replace(record, evaluations=tuple(known[key] for key in order))
     if scored_record != record and console.is_main_process():
         write_result(folder / RESULT_NAME, scored_record)
     return scored_record
+
+
+def _examples(config: RunConfig, inputs: Inputs) -> Examples:
+    """Return chunks of the main text beside the neighbors that it was scored with, for the run's page."""
+    text, database = inputs.texts[0], inputs.database
+    store = text.store
+    chunks = evenly_spaced(store.chunks, SHOWN)
+    table, source = database.neighbors_of(store), database.source_of(store)
+    return Examples(
+        text=text.description,
+        database=database.description,
+        examples=examples(store, source, table, chunks, config.retrieval.k),
+    )
 
 
 def _is_complete(path: Path) -> bool:

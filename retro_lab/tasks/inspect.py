@@ -92,6 +92,7 @@ def _write_pages(
     config: RunConfig, folder: RunFolder, inputs: Inputs, store: TokenStore, chunks: list[int], split: str
 ) -> None:
     """Score the documents of `chunks` with and without neighbors, and write a page of each."""
+    from retro_lab.report.build import write_run_report  # imported here, so that others do not wait for matplotlib
     from retro_lab.report.inspection import write_inspection
 
     path = folder.model(RETRO)
@@ -110,6 +111,7 @@ def _write_pages(
         documents.append(inspected_document(store, retrieved, distances, document, nats[0], nats[k], k, LONGEST))
     for page in write_inspection(folder.path, record, split, database.description, documents):
         console.status("page", str(page))
+    console.status("report", str(write_run_report(folder.path).page))  # which links to them
 
 
 def _on_one_device(config: RunConfig, k: int) -> RunConfig:
