@@ -4,7 +4,7 @@
   const chunks = [...document.querySelectorAll("article")];
   const readout = document.getElementById("readout");
   const search = document.getElementById("search");
-  const matches = document.getElementById("matches");
+  const tally = document.getElementById("tally");
   const colors = [...document.querySelectorAll("input[name=color]")];
   document.getElementById("bar").addEventListener("submit", (event) => event.preventDefault());
 
@@ -51,7 +51,7 @@
   const tell = () => {
     const count = ranges.length.toLocaleString("en-US");
     const found = current < 0 ? count : `${current + 1} of ${count}`;
-    matches.textContent = search.value ? `${found} ${ranges.length === 1 ? "match" : "matches"}` : "";
+    tally.textContent = search.value ? `${found} ${ranges.length === 1 ? "match" : "matches"}` : "";
     mark("found", ranges);
     mark("current", current < 0 ? [] : [ranges[current]]);
   };
