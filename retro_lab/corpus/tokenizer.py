@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.decoders import DecodeStream
 
 from retro_lab.errors import ConfigurationError
 
@@ -147,6 +148,19 @@ class DocumentTokenizer:
         # Other special tokens stay: `encode` only returns them for text.
         rows = [row[row != self.document_marker].tolist() for row in tokens]
         return self.tokenizer.decode_batch(rows, skip_special_tokens=False)
+
+    def pieces(self, tokens: np.ndarray) -> list[str]:
+        """Return what each token of a text adds to it; those of a whole text are together what `decode` returns.
+
+        A character that several tokens share comes with the last of them, and the marker adds nothing.
+        """
+        stream, pieces = DecodeStream(skip_special_tokens=False), []
+        for token in tokens.tolist():
+            pieces.append("" if token == self.document_marker else stream.step(self.tokenizer, token) or "")
+        if pieces:  # a character that is not complete at the end
+            [text], found = self.decode([tokens]), "".join(pieces)
+            pieces[-1] += text[len(found) :] if text.startswith(found) else ""
+        return pieces
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and the marker's id into `folder`."""

@@ -234,9 +234,14 @@ class TokenStore:
         return self.artifact.folder / TABLE_NAME
 
     def document_ids(self, documents: np.ndarray) -> list[str]:
-        """Return the ids of documents, which are read from the table of all."""
-        ids = pq.read_table(self.documents_table, columns=["id"])["id"]
-        return [str(ids[int(document)].as_py()) for document in documents]
+        """Return the ids of documents, from the row groups of the table of all that they are in."""
+        with pq.ParquetFile(self.documents_table) as file:
+            rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            ends = np.cumsum(rows)
+            groups = np.searchsorted(ends, documents, side="right")
+            ids = {int(group): file.read_row_group(int(group), columns=["id"])["id"] for group in np.unique(groups)}
+        places = documents - (ends - rows)[groups]
+        return [str(ids[int(group)][int(place)].as_py()) for group, place in zip(groups, places, strict=True)]
 
     def read(self, chunks: np.ndarray, count: int = 1) -> np.ndarray:
         """Read `count` consecutive chunks from each of `chunks` on, [..., count x m]; padding follows the last chunk.

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from retro_lab.errors import DivergenceError
@@ -13,7 +13,7 @@ from retro_lab.evaluation.score import HeldOutScore
 from retro_lab.evaluation.windows import RankWindows, WindowBatch, Windows
 from retro_lab.model.retro import RetroModel
 from retro_lab.model.sharding import free_gathered, is_sharded, shard
-from retro_lab.retrieval.sequences import documents_of, neighbors_of, to_int64
+from retro_lab.retrieval.sequences import Batch, documents_of, neighbors_of, to_int64
 
 
 class ScoringModule(pl.LightningModule):
@@ -48,14 +48,22 @@ class ScoringModule(pl.LightningModule):
         """Score a batch of windows with each k."""
         windows = to_int64(batch["batch"])
         for k, score in self.measured():
-            tokens, targets, mask = windows["tokens"], windows["targets"], windows["mask"]
-            context = (*neighbors_of(windows, k), documents_of(windows))
             hits = None
             if self.counts_hits:
-                nats, hits = self.model.token_losses_and_hits(tokens, targets, mask, *context)
+                context = (*neighbors_of(windows, k), documents_of(windows))
+                nats, hits = self.model.token_losses_and_hits(
+                    windows["tokens"], windows["targets"], windows["mask"], *context
+                )
             else:
-                nats = self.model.token_losses(tokens, targets, *context)
+                nats = self.token_nats(windows, k)
+            mask = windows["mask"]
             score.update(nats * mask, mask, batch["windows"], batch["bytes"], batch["documents"], hits)
+
+    def token_nats(self, windows: Batch, k: int) -> Tensor:
+        """Return the cross-entropy [B, N] of each target of some windows, with k neighbors for each chunk."""
+        return self.model.token_losses(
+            windows["tokens"], windows["targets"], *neighbors_of(windows, k), documents_of(windows)
+        )
 
     def on_validation_epoch_end(self) -> None:
         """Log bits per byte for each k."""

@@ -76,10 +76,21 @@ class Windows(Dataset[WindowBatch]):
         return -(-len(self._document) // self.batch_size)
 
     def __getitem__(self, index: int) -> WindowBatch:
-        """Read a batch of windows whose mask covers exactly the targets that no earlier window scored."""
+        """Read a batch of windows."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        return self.read(np.arange(len(self._document))[index * self.batch_size : (index + 1) * self.batch_size])
+
+    def of_document(self, document: int) -> np.ndarray:
+        """Return the numbers of a document's windows, in order."""
+        return np.flatnonzero(self._document == document)
+
+    def first_targets(self, windows: np.ndarray) -> np.ndarray:
+        """Return where in its document the first target of each window stands; the marker is at 0."""
+        return self._offset[windows] + 1
+
+    def read(self, rows: np.ndarray) -> WindowBatch:
+        """Read the windows with these numbers; each mask covers the targets that no earlier window of a text scores."""
         document, offset, scored_from = self._document[rows], self._offset[rows], self._scored_from[rows]
         store = self.sequences.store
         batch = self.sequences.read(store.document_start[document] + offset // store.chunk_length, self.k)
@@ -89,7 +100,7 @@ class Windows(Dataset[WindowBatch]):
         complete = document[self._starts_document[rows]]
         return WindowBatch(
             batch=batch,
-            windows=torch.arange(len(self._document))[rows],
+            windows=torch.from_numpy(rows),
             bytes=torch.tensor(int(store.scored_bytes[complete].sum())),
             documents=torch.tensor(len(complete)),
         )

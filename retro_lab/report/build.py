@@ -3,6 +3,7 @@
 Layout, in the run's or the sweep's folder:
 
     report/index.html                      written last
+    report/inspect/*.html                  pages of documents (`retro_lab.report.inspection`)
     report/figures/NAME.svg, NAME.png
     report/tables/NAME.csv, NAME.md        comparison; of a run leakage, of a sweep claims
 """
@@ -20,6 +21,7 @@ from retro_lab.report.claims import claims_table, find
 from retro_lab.report.comparison import run_table, sweep_table
 from retro_lab.report.compute import compute_sentence
 from retro_lab.report.figures import curve_figure, database_figure, neighbors_figure, sweep_figure
+from retro_lab.report.inspection import INSPECTION_FOLDER
 from retro_lab.report.leakage import Leakage, leakage_table, run_leakage
 from retro_lab.report.overlap_figures import histogram_figure, leakage_figure, overlap_figure
 from retro_lab.report.pages import Picture, cell_link, run_page, sweep_page
@@ -28,6 +30,8 @@ from retro_lab.report.seeds import seed_sentences
 from retro_lab.report.style import save
 from retro_lab.report.sweep_figures import database_by_cell, neighbors_by_cell, overlap_by_cell, rows_figure
 from retro_lab.report.tables import Table
+from retro_lab.runs.examples import load_examples
+from retro_lab.runs.folder import RETRO
 from retro_lab.runs.records import RESULT_NAME, RunRecord, load_run
 from retro_lab.runs.sweeps import load_sweep
 
@@ -164,7 +168,16 @@ def _write_run(run: RunRecord) -> WrittenReport:
     figures = _present({CURVE: curve_figure(run), NEIGHBORS: neighbors_figure(run), DATABASE: database_figure(run)})
     leakage = run_leakage(run)
     overlap_figures = _present({OVERLAP: leakage_figure(leakage), **_overlap_figures(leakage)})
-    page = run_page(run, table, list(figures), leakage, list(overlap_figures))
+    inspected = sorted(path.stem for path in (run.folder / INSPECTION_FOLDER).glob("*.html"))
+    page = run_page(
+        run,
+        table,
+        list(figures),
+        leakage,
+        list(overlap_figures),
+        load_examples(run.folder / RETRO),
+        inspected,
+    )
     tables = _present({COMPARISON: table, LEAKAGE: leakage_table(leakage)})
     return _write(run.folder / REPORT_FOLDER, page, tables, figures | overlap_figures, {})
 

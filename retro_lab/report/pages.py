@@ -1,4 +1,7 @@
-"""HTML pages of a report: static, without scripts or external resources, and with all values escaped."""
+"""HTML pages of a report: static, without scripts or external resources, and with all values escaped.
+
+Only the pages of documents (`retro_lab.report.inspection`) have a script of their own.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +15,7 @@ from retro_lab.report.caveats import run_caveats, sweep_caveats
 from retro_lab.report.facts import parameter_table, provenance_table, training_table
 from retro_lab.report.leakage import Leakage, leakage_table
 from retro_lab.report.tables import Table
+from retro_lab.runs.examples import Examples
 from retro_lab.runs.folder import CONFIG_NAME
 from retro_lab.runs.records import RunRecord
 from retro_lab.runs.sweeps import Cell, SweepRecord
@@ -29,10 +33,26 @@ class Picture:
 
 
 def run_page(
-    run: RunRecord, table: Table, pictures: list[Picture], leakage: Sequence[Leakage], leakage_pictures: list[Picture]
+    run: RunRecord,
+    table: Table,
+    pictures: list[Picture],
+    leakage: Sequence[Leakage],
+    leakage_pictures: list[Picture],
+    examples: Examples | None,
+    inspected: Sequence[str],
 ) -> str:
-    """Return the page of a run: its table and figures, and those of leakage."""
-    return _render(
+    """Return the page of a run.
+
+    Args:
+        run: Whose page it is.
+        table: Its scores.
+        pictures: The figures of them.
+        leakage: The gain by overlap.
+        leakage_pictures: The figures of it.
+        examples: Chunks beside their neighbors; None if the run has none.
+        inspected: Names of the pages of documents, SPLIT_NUMBER.
+    """
+    return render(
         "run.html.j2",
         title=run.name,
         table=table,
@@ -41,6 +61,8 @@ def run_page(
         caveats=run_caveats(run, leakage),
         leakage=leakage_table(leakage),
         leakage_pictures=leakage_pictures,
+        examples=examples,
+        inspected=inspected,
         error=run.error,
         settings=_settings(run.folder / CONFIG_NAME),
     )
@@ -51,7 +73,7 @@ def sweep_page(
 ) -> str:
     """Return the page of a sweep; `links` are the addresses of the cells' own pages, None for a cell without one."""
     finished = next((cell.run for cell in sweep.cells if cell.run and cell.run.models), None)
-    return _render(
+    return render(
         "sweep.html.j2",
         title=sweep.name,
         table=table,
@@ -70,7 +92,8 @@ def cell_link(cell: Cell) -> str:
     return f"../{quote(cell.name, errors='surrogateescape')}/report/index.html"
 
 
-def _render(template: str, **values: object) -> str:
+def render(template: str, **values: object) -> str:
+    """Return a page: a template of this folder, filled in with `values`, all of which are escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         # Always on, because jinja2's own selection by extension does not include .html.j2.

@@ -4,7 +4,7 @@ config.yaml              the overrides of the command and the settings they prod
 baseline/, longer_baseline/, retro/
                          one folder for each model (`retro_lab.runs.trained_model`)
 failed.json              {"error": ...}, present if the last attempt failed
-report/                  tables, figures, a page
+report/                  tables, figures, a page; inspect/ has the pages of documents
 """
 
 import errno
@@ -92,6 +92,12 @@ class RunFolder:
             parent = self.path.parent
             if parent.resolve() != Path.cwd() and not any(parent.iterdir()):
                 parent.rmdir()
+
+    def remove_empty(self) -> None:
+        """Remove the folder if nothing was written to it, and then its parent."""
+        with suppress(OSError):  # it holds something, and so stays
+            self.path.rmdir()
+            self.path.parent.rmdir()
 
     @contextmanager
     def held(self) -> Iterator[None]:

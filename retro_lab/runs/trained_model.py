@@ -5,6 +5,7 @@ model.safetensors    weights
 tokenizer.json       with document_marker.json, as `DocumentTokenizer` writes them
 identity.json        everything that decided it (`retro_lab.runs.identity`)
 result.json          how it was trained and scored (`retro_lab.runs.records`)
+examples.json        chunks beside the neighbors they were scored with (`retro_lab.runs.examples`)
 scores/              each chunk's share in each score (`retro_lab.runs.chunk_scores`)
 checkpoints/         the training state to resume from (`retro_lab.training.checkpoints`)
 """

@@ -39,7 +39,7 @@ class Task(StrEnum):
     @property
     def has_run_folder(self) -> bool:
         """Whether it works on a run folder, rather than only on the artifact store or the screen."""
-        return self not in (Task.build, Task.inspect, Task.plan, Task.verify)
+        return self not in (Task.build, Task.plan, Task.verify)
 
     @property
     def once_per_sweep(self) -> bool:
@@ -74,19 +74,27 @@ class CompareConfig(TaskConfig):
 
 @dataclass(kw_only=True)
 class InspectConfig(TaskConfig):
-    """Show chunks of a split beside their neighbors."""
+    """Show chunks of a split beside their neighbors, and of a finished run write pages of their whole documents."""
 
     name: Task = Task.inspect
     split: InspectedSplit = InspectedSplit.validation
-    """Split to take the chunks from."""
+    """Split to take the chunks from. Pages are written of held-out documents only."""
+    document: str | None = None
+    """Id of the document to take the chunks from; null takes them from the whole split."""
     chunk: int | None = None
     """Id of the chunk to show; null shows `count` chunks, evenly spaced."""
     count: int = 3
     """Number of chunks to show."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check the ranges.
+
+        Raises:
+            ConfigurationError: A range is left, or a chunk and a document are both named.
+        """
         check_ranges("task", self, count=POSITIVE)
+        if self.chunk is not None and self.document is not None:
+            raise ConfigurationError("task.chunk and task.document both say what to show; give one of them.")
 
 
 @dataclass(kw_only=True)

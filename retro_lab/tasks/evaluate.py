@@ -21,6 +21,7 @@ from retro_lab.retrieval.parts import PartOfDatabase
 from retro_lab.retrieval.random_databases import RandomDatabase
 from retro_lab.retrieval.retriever import Retriever
 from retro_lab.runs.chunk_scores import ChunkScores, is_from_earlier_release, write_chunk_scores
+from retro_lab.runs.examples import SHOWN, Examples, evenly_spaced, examples, write_examples
 from retro_lab.runs.folder import MODELS, RunFolder
 from retro_lab.runs.identity import check_scored
 from retro_lab.runs.records import (
@@ -111,7 +112,8 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
     """Measure a trained model's missing scores, and write them into its record.
 
     Each chunk's share in a score goes into a file beside the record, with what the chunk has in common with its
-    neighbors. A score whose file is gone, or is of an earlier release, is measured again.
+    neighbors. A score whose file is gone, or is of an earlier release, is measured again. Some chunks are kept as text,
+    beside their neighbors, for the run's page.
 
     Args:
         config: Of the run; `retrieval.k` is the model's.
@@ -148,6 +150,8 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
                         write_chunk_scores(folder / entry.scores, chunks)
                     known[entry.measured] = entry
     # Scores requested now come first, because the first text is the main one.
+    if config.retrieval.k and console.is_main_process():
+        write_examples(folder, _examples(config, inputs))
     asked = {each.measured: each.measured[2] for found in wanted.values() for each in found}
     for key, retrieved in asked.items():
         if retrieved and (entry := known[key]).retrieved and entry.retrieved.chunks is None:
@@ -182,6 +186,19 @@ def _evaluation(
         scores=scores_name(scored, k, retrieved),
     )
     return entry, chunks
+
+
+def _examples(config: RunConfig, inputs: Inputs) -> Examples:
+    """Return chunks of the main text beside the neighbors that it was scored with, for the run's page."""
+    text, database = inputs.texts[0], inputs.database
+    store = text.store
+    chunks = evenly_spaced(store.chunks, SHOWN)
+    table, source = database.neighbors_of(store), database.source_of(store)
+    return Examples(
+        text=text.description,
+        database=database.description,
+        examples=examples(store, source, table, chunks, config.retrieval.k),
+    )
 
 
 def _is_complete(path: Path) -> bool:

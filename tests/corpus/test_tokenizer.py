@@ -203,3 +203,21 @@ def test_tokens_stand_for_the_bytes_of_their_text(saved, kind, text):
     else:
         assert counted >= 0
     assert len(tokenizer.token_bytes) == tokenizer.vocabulary_size
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@given(text=texts_of_pieces, cut=st.integers(0, 3))
+def test_the_pieces_of_a_text_add_up_to_it(saved, kind, text, cut):
+    tokenizer = saved(kind)
+    (tokens,) = tokenizer.encode([text])
+    assert ["".join(tokenizer.pieces(tokens))] == tokenizer.decode([tokens])
+    for part in (tokens[cut:], tokens[: len(tokens) - cut]):  # a chunk may begin and end within a character
+        pieces = tokenizer.pieces(part)
+        assert len(pieces) == len(part)
+        if kind in BYTE_LEVEL:
+            assert "".join(pieces) == "".join(tokenizer.decode([part]))
+
+
+def test_a_character_of_several_tokens_comes_with_the_last():
+    adapted = DocumentTokenizer.adapt(byte_level(), "<|endoftext|>")
+    assert adapted.pieces(adapted.encode(["a€b"])[0]) == ["", "a", "", "", "€", "b"]

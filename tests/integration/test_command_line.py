@@ -1,9 +1,11 @@
 """The real command line on a corpus of the user's own, from text to the table."""
 
 import csv
+import html
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from retro_lab.runs.chunk_scores import load_chunk_scores
+from retro_lab.runs.examples import load_examples
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = [
@@ -189,10 +194,32 @@ def test_evaluate_with_more_neighbors_adds_them_to_the_result(workplace, compare
     assert len({state["run_id"] for state, _ in tracked(workplace, "whole", "retro")}) == 1
 
 
-def test_inspect_shows_chunks_and_neighbors(workplace, compared, embedder):
-    shown = run(workplace, embedder, "name=whole", "task=inspect", "task.chunk=1").stdout
-    assert "validation chunk 1" in shown
-    assert "neighbor 2" in shown
+def test_inspect_shows_chunks_and_writes_the_losses_of_their_documents_tokens(workplace, compared, embedder):
+    done = run(workplace, embedder, "name=whole", "task=inspect", "task.split=test", "task.chunk=1")
+    assert "test chunk 1" in done.stdout
+    assert "neighbor 2" in done.stdout
+    report = workplace / "outputs" / "whole" / "report"
+    [page] = (report / "inspect").glob("*.html")
+    assert str(page.relative_to(workplace)) in done.stderr
+    assert f"inspect/{page.name}" in (report / "index.html").read_text()
+    document = int(page.stem.removeprefix("test_"))
+    numbers = re.findall(r'data-n="(\S+) (\S+) \d+"', page.read_text())
+    for entry in records(workplace, "whole")["retro"]["evaluations"]:
+        if entry["k"] not in (0, 2):
+            continue
+        scores = load_chunk_scores(workplace / "outputs" / "whole" / "retro" / entry["scores"]).by_document()
+        assert len(numbers) == scores.tokens[document]
+        found = sum(float(pair[entry["k"] > 0]) for pair in numbers)
+        assert found == pytest.approx(scores.nats[document], abs=0.0005 * len(numbers))  # the page rounds
+
+
+def test_the_runs_page_shows_what_chunks_retrieved(workplace, compared):
+    page = (workplace / "outputs" / "whole" / "report" / "index.html").read_text()
+    kept = load_examples(workplace / "outputs" / "whole" / "retro")
+    assert [len(example.neighbors) for example in kept.examples] == [2, 2, 2]
+    for example in kept.examples:
+        for passage in (example.passage, *example.neighbors):
+            assert html.escape(passage.text).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page
 
 
 def test_retrofit_keeps_the_frozen_baseline_exactly(workplace, compared, embedder):

@@ -18,7 +18,7 @@ from retro_lab.runs.folder import RunFolder
 from retro_lab.runs.records import ModelRecord
 
 HOSTILE = "<script>alert('x')</script>&[red]"
-VOID = {"meta", "img", "br", "link"}
+VOID = {"meta", "img", "br", "link", "input"}
 
 
 class Page(HTMLParser):

@@ -91,12 +91,12 @@ def composed(*overrides: str) -> OmegaConf:
         return assemble(list(overrides))
 
 
-@pytest.mark.parametrize("task", ["train", "compare", "evaluate", "report"])
+@pytest.mark.parametrize("task", ["train", "compare", "evaluate", "report", "inspect"])
 def test_tasks_of_a_run_share_its_folder(task: str) -> None:
     assert composed(QUICKSTART, f"task={task}", "seed=3").hydra.run.dir == "outputs/quickstart,seed=3"
 
 
-@pytest.mark.parametrize("task", ["build", "inspect", "plan", "verify"])
+@pytest.mark.parametrize("task", ["build", "plan", "verify"])
 def test_tasks_that_write_no_run_make_no_folder(task: str) -> None:
     config = composed(QUICKSTART, f"task={task}")
     assert config.hydra.run.dir == "."

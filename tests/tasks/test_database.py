@@ -1,6 +1,7 @@
 """The retrieval database: what is in it, at any size, from one search, with every method."""
 
 import json
+import re
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,9 @@ import pytest
 
 from retro_lab.config.compose import compose
 from retro_lab.corpus.documents import SPLITS
+from retro_lab.corpus.tokenizer import DocumentTokenizer
+from retro_lab.corpus.tokens import TokenStore
+from retro_lab.errors import ConfigurationError
 from retro_lab.retrieval.neighbors import NO_NEIGHBOR
 from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks import build, inspect
@@ -150,14 +154,53 @@ def test_building_states_the_recall_of_the_neighbors_stored(built, capsys):
 def test_inspecting_shows_terminal_commands_and_does_not_obey_them(built, capsys, monkeypatch):
     made = built("task=inspect", "task.chunk=0")
     command = "\x1b]0;title\x07"
-    real = inspect.TokenStore.document_ids
+    real = TokenStore.document_ids
     monkeypatch.setattr(
-        inspect.TokenStore, "document_ids", lambda self, documents: [command + name for name in real(self, documents)]
+        TokenStore, "document_ids", lambda self, documents: [command + name for name in real(self, documents)]
     )
-    monkeypatch.setattr(inspect.TokenStore, "texts", lambda self, where, count=1: [command * count])
+    monkeypatch.setattr(DocumentTokenizer, "pieces", lambda self, tokens: [command] * len(tokens))
     inspect.run(made.config, FOLDER)
     shown = capsys.readouterr().out
     assert "validation chunk 0" in shown
     assert "neighbor 1" in shown
-    assert shown.count("\\x1b]0;title\\x07") == 6  # two panels: the title, the chunk, and what follows it
+    assert shown.count("\\x1b]0;title\\x07") > 2 * 8  # in two panels: the title, and each token
     assert not {"\x1b", "\x07"} & set(shown)
+
+
+def test_inspecting_takes_the_chunks_of_one_document(built, capsys):
+    made = built()
+    store = made.corpus.stores["validation"]
+    document = int(np.argmax(store.document_length))
+    first, end = store.document_start[document : document + 2]
+    [name] = store.document_ids(np.array([document]))
+    inspect.run(built("task=inspect", f"task.document={name}", "task.count=100").config, FOLDER)
+    found = [int(number) for number in re.findall(r"validation chunk (\d+), ", capsys.readouterr().out)]
+    assert found == list(range(first, end))
+    with pytest.raises(
+        ConfigurationError, match=r"task\.document=none is not one of the .* documents of the validation"
+    ):
+        inspect.run(built("task=inspect", "task.document=none").config, FOLDER)
+    with pytest.raises(ConfigurationError, match=r"is not one of the .* chunks of the train split"):
+        inspect.run(built("task=inspect", "task.split=train", "task.chunk=1000000").config, FOLDER)
+    with pytest.raises(ConfigurationError, match="give one of them"):
+        built("task=inspect", "task.document=none", "task.chunk=1")
+
+
+def test_inspecting_what_nobody_trained_leaves_no_folder(built, tmp_path, capsys):
+    folder, used = tmp_path / "outputs" / "mine", tmp_path / "others" / "mine"
+    for path in (folder, used):
+        path.mkdir(parents=True)
+    (used / "config.yaml").write_text("")
+    for path in (folder, used):
+        inspect.run(built("task=inspect").config, RunFolder(path))
+    assert not folder.parent.exists()
+    assert [path.name for path in used.iterdir()] == ["config.yaml"]
+
+
+def test_ids_of_documents_come_from_any_row_group(built, monkeypatch, tmp_path):
+    store = built().corpus.stores["train"]
+    table = pq.read_table(store.documents_table)
+    pq.write_table(table, tmp_path / "table.parquet", row_group_size=7)
+    monkeypatch.setattr(TokenStore, "documents_table", tmp_path / "table.parquet")
+    wanted = np.array([store.documents - 1, 0, 6, 7, 8, 0])
+    assert store.document_ids(wanted) == [table["id"][int(number)].as_py() for number in wanted]
