@@ -43,6 +43,8 @@ WIDE_RANGE = 30
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
 HEAD_INCHES, ROW_INCHES = 1.6, 0.3
 """Height of what is above and below the rows of a figure together, and of a row."""
+CHARACTER_SHARE, GAP_SHARE = 0.021, 0.01
+"""Width of a character of a tick's label, and least gap between two labels, as shares of the axis."""
 MANY_TICKS = 10
 """Largest number of measured values that get a tick each."""
 
@@ -208,7 +210,19 @@ def _fit_scale(axes: Axes, values: Sequence[float]) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(formatter)
     if len(values) <= MANY_TICKS:
-        axes.xaxis.set_major_locator(FixedLocator(values))
+        axes.xaxis.set_major_locator(FixedLocator(_apart(axes, values)))
+
+
+def _apart(axes: Axes, values: Sequence[float]) -> list[float]:
+    """Leave out values whose labels would cover that of a larger one that is kept."""
+    places = dict(zip(values, axes.xaxis.get_transform().transform(values), strict=True))
+    width = max(places.values()) - min(places.values())
+    kept = [values[-1]]
+    for value in reversed(values[:-1]):
+        characters = (len(formats.count(value)) + len(formats.count(kept[-1]))) / 2
+        if places[kept[-1]] - places[value] > width * (characters * CHARACTER_SHARE + GAP_SHARE):
+            kept.append(value)
+    return kept[::-1]
 
 
 def _label_ends(figure: Figure, axes: Axes, lines: Sequence[Line], show: Callable[[float], str]) -> None:

@@ -232,8 +232,9 @@ class RunConfig:
     corpus_name: str
     """Name of the corpus in tables; the default is the name of its option."""
     corpora: dict[str, CorpusConfig] = field(default_factory=dict)
-    """Other corpora by name, to retrieve from (`database.corpus`) or to score (`evaluation.datasets`). Options of
-    `corpus` need no entry here. Add your own files with `+corpus@corpora.NAME=local corpora.NAME.path=FILE`."""
+    """Other corpora by name, to retrieve from (`database.corpus`, `evaluation.databases`) or to score
+    (`evaluation.datasets`). Options of `corpus` need no entry here. Add your own files with
+    `+corpus@corpora.NAME=local corpora.NAME.path=FILE`."""
     deduplication: DeduplicationConfig = field(default_factory=DeduplicationConfig)
     decontamination: DecontaminationConfig = field(default_factory=DecontaminationConfig)
     tokenizer: TokenizerConfig

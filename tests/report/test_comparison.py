@@ -12,6 +12,8 @@ from rich.console import Console
 
 from retro_lab.evaluation.intervals import gain_interval
 from retro_lab.report.comparison import cell_baseline, run_table, sweep_table
+from retro_lab.report.leakage import run_leakage
+from retro_lab.report.parts import part_caveats
 from retro_lab.report.seeds import seed_sentences
 from retro_lab.report.tables import Table
 from retro_lab.runs.folder import RunFolder
@@ -215,6 +217,57 @@ def test_texts_and_databases_have_rows_of_their_own_and_are_explained(
     ]
     assert "mine: test split of mine (other.jsonl), in windows of 128 tokens every 64." in table.notes
     assert f"Database: {first}; {second}." in table.notes
+
+
+def test_parts_of_a_database_and_filters_have_rows_and_seeds_share_one(
+    run_folder: Path, baseline: ModelRecord, retro: ModelRecord
+) -> None:
+    found = [
+        replace(DATABASE_FOUND, neighbors="first", share=0.125, database="an eighth"),
+        replace(DATABASE_FOUND, neighbors="new", filter="new", complete=0.5, database="filtered"),
+        replace(DATABASE_FOUND, neighbors="7", share=0.1, seed=7, unit="document", database="a tenth, seed 7"),
+    ]
+    scores = [evaluation(2, 1.92 + number / 100, found=each) for number, each in enumerate(found)]
+    for seed, level in ((0, 1.9), (1, 1.8)):
+        part = replace(
+            DATABASE_FOUND, neighbors=f"{seed}", share=0.5, seed=seed, unit="chunk", complete=0.9 - seed / 10
+        )
+        part = replace(part, database=f"half, seed {seed}", complete_above=0.6)
+        scores.append(evaluation(2, level, found=part))
+    write_models(run_folder, baseline, replace(retro, evaluations=(*retro.evaluations, *scores)))
+    run = load_run(run_folder)
+    table = run_table(run)
+    rows = by_key(table)[2:]
+    assert [(row["model"], row["bits_per_byte"]) for row in rows] == [
+        ("RETRO[On]", 1.9),
+        ("RETRO[On], 12.5% of the database", 1.92),
+        ("RETRO[On], filter new", 1.93),
+        ("RETRO[On], 10% of the documents at random, seed 7", 1.94),
+        ("RETRO[On], 50% at random, 2 seeds", pytest.approx(1.85)),
+    ]
+    assert (rows[-1]["bits_per_byte_lowest"], rows[-1]["bits_per_byte_highest"]) == (1.8, 1.9)
+    assert {row["bits_per_byte_lowest"] for row in rows[:-1]} == {None}
+    assert "1.850 (1.800 to 1.900)" in table.to_markdown()
+    # The gain is that of the mean over seeds, and so is its interval.
+    assert rows[-1]["gain_bits_per_byte"] == pytest.approx(0.15)
+    own = [document_scores(entry) for entry in scores[-2:]]
+    mean = replace(own[0], nats=(own[0].nats + own[1].nats) / 2)
+    interval = gain_interval(mean, document_scores(baseline.evaluations[0]))
+    assert (rows[-1]["gain_low"], rows[-1]["gain_high"]) == interval
+    assert rows[-1]["perplexity"] == pytest.approx(2 ** (3 * 1.85))
+    said = part_caveats(run.retro.evaluations)  # type: ignore[union-attr]
+    assert [sentence.partition(" (raise")[0] for sentence in said] == [
+        "test, filter new: k = 2 of the stored neighbors were left for 50.0% of the chunks; the others read fewer than "
+        "a search would find",
+        "test, 50% at random, 2 seeds: k = 2 of the stored neighbors were left for 80.0% of the chunks; the others "
+        "read fewer than a search would find",
+    ]
+    assert said[1].endswith("Shares above 0.6 are complete.")
+    # Only the whole database is in the main score and in the table of leakage.
+    assert run.retro is not None
+    parts_first = replace(run.retro, evaluations=(*scores, *retro.evaluations))
+    assert parts_first.evaluation(2) == retro.evaluations[0]
+    assert len(run_leakage(run)) == 1
 
 
 def test_scores_in_other_windows_are_no_gain(run_folder: Path, retro: ModelRecord) -> None:

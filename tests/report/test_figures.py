@@ -5,11 +5,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from folders import AddCell, evaluation, write_models
+from folders import DATABASE_FOUND, AddCell, evaluation, write_models
 from matplotlib.figure import Figure
 
 from retro_lab.report.comparison import run_table
-from retro_lab.report.figures import curve_figure, neighbors_figure, sweep_figure
+from retro_lab.report.figures import curve_figure, database_figure, neighbors_figure, sweep_figure
 from retro_lab.report.style import save
 from retro_lab.runs.records import ModelRecord, load_run
 from retro_lab.runs.sweeps import load_sweep
@@ -78,6 +78,47 @@ def test_bits_per_byte_against_evaluated_neighbors(run_folder: Path, retro: Mode
     expected = {k: pytest.approx((2.0 - high, 2.0 - low)) for k, (low, high) in intervals.items()}
     assert bars(figure) == expected
     assert set(expected) == {2, 100}
+
+
+def test_bits_per_byte_against_the_size_of_the_database(run_folder: Path, retro: ModelRecord) -> None:
+    assert database_figure(load_run(run_folder)) is None
+    whole = replace(DATABASE_FOUND, chunks=1000, tokens=10_000)
+    first = replace(whole, neighbors="first", tokens=1000, share=0.1)
+    filtered = replace(whole, neighbors="filtered", filter="new")
+    scores = [evaluation(0, 2.1), evaluation(2, 1.8, found=whole), evaluation(2, 1.95, found=first)]
+    for seed, level in enumerate((1.9, 1.94, 1.86)):
+        drawn = {
+            "share": 0.5,
+            "seed": seed,
+            "unit": "chunk",
+            "tokens": 5000 + 10 * seed,
+            "database": f"half, seed {seed}",
+        }
+        scores.append(evaluation(2, level, found=replace(whole, neighbors=f"{seed}", **drawn)))  # type: ignore[arg-type]
+    write_models(run_folder, replace(retro, evaluations=(*scores, evaluation(2, 1.99, found=filtered))))
+    figure = database_figure(load_run(run_folder))
+    points = plotted(figure)
+    assert points["RETRO[On]"] == [(1000, 1.95), (10_000, 1.8)]
+    assert points["Random chunks"] == [(5010, pytest.approx(1.9)), (10_000, 1.8)]
+    assert points["RETRO[Off]"] == [(x, 2.1) for x in (1000, 5010, 10_000)]
+    assert figure is not None
+    [band] = [shape for shape in figure.axes[0].collections if type(shape).__name__ == "FillBetweenPolyCollection"]
+    corners = {tuple(corner) for path in band.get_paths() for corner in path.vertices.tolist()}  # type: ignore[union-attr]
+    assert {(5010, 1.86), (5010, 1.94), (10_000, 1.8)} == corners
+
+
+def test_labels_of_ticks_do_not_cover_each_other(run_folder: Path, retro: ModelRecord) -> None:
+    sizes = (1000, 5000, 5100, 9000, 10_000)
+    found = [replace(DATABASE_FOUND, neighbors=f"{size}", tokens=size, share=size / 10_000) for size in sizes]
+    scores = [evaluation(2, 1.9, found=each) for each in found]
+    write_models(run_folder, replace(retro, evaluations=tuple(scores)))
+    figure = database_figure(load_run(run_folder))
+    assert figure is not None
+    figure.draw_without_rendering()
+    shown = [label for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    assert [label.get_text() for label in shown] == ["1k", "5.1k", "9k", "10k"]
+    boxes = [label.get_window_extent() for label in shown]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_a_sweep_of_one_number_is_drawn_against_it(

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retro_lab.errors import ArtifactError
-from retro_lab.runs.records import ModelRecord, load_result, load_run, write_result
+from retro_lab.runs.records import ModelRecord, load_result, load_run, scores_name, write_result
 
 st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
 
@@ -26,6 +26,24 @@ def test_a_written_record_reads_back_equal(tmp_path: Path, record: ModelRecord) 
 def test_a_record_with_a_curve_and_a_database_reads_back_equal(tmp_path: Path, retro: ModelRecord) -> None:
     write_result(tmp_path / "result.json", retro)
     assert load_result(tmp_path / "result.json") == retro
+
+
+def test_a_record_of_an_earlier_release_has_whole_databases(retro: ModelRecord) -> None:
+    """It names the same scores, whose files keep their names, so nothing is measured again."""
+    content = json.loads(retro.to_json())
+    known = ("database", "source", "neighbors")
+    for entry in content["evaluations"]:
+        if entry["retrieved"]:
+            entry["retrieved"] = {name: entry["retrieved"][name] for name in known}
+    old = ModelRecord.from_json(json.dumps(content))
+    [entry] = [entry for entry in old.evaluations if entry.retrieved]
+    found = entry.retrieved
+    assert found is not None
+    assert found.is_whole
+    assert found.tokens is None
+    told = replace(found, chunks=5, tokens=40)
+    assert entry.measured == replace(entry, retrieved=told).measured
+    assert scores_name(entry.text, entry.k, found) == scores_name(entry.text, entry.k, told)
 
 
 def test_whole_numbers_written_as_floats_are_counts(baseline: ModelRecord) -> None:
