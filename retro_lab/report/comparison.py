@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from retro_lab.evaluation.intervals import DRAWS, Interval, gain_interval
+from retro_lab.evaluation.intervals import DRAWS, Interval, accuracy_interval, gain_interval
 from retro_lab.report import formats
 from retro_lab.report.tables import Column, Table, Value
 from retro_lab.runs.chunk_scores import ChunkScores
@@ -24,6 +24,14 @@ RUN_NOTE = (
     "Tokens: seen in training, including padding. k: neighbors that each chunk retrieves during scoring. Perplexity is "
     "per token."
 )
+WORD_NOTE = (
+    "Perplexity per word: of pieces of the text between spaces and line ends, the same for any tokenizer; in WikiText "
+    "the end of each line is a word as well."
+)
+ACCURACY_NOTE = (
+    "Accuracy: share of the documents of which every scored token is the most probable one, given the true ones before "
+    "it; in brackets, its 95% interval over documents."
+)
 COMPUTE_NOTE = "FLOPs: of the model alone, in training and for each byte that it scores; not those of the database."
 SWEEP_NOTE = "Baseline: the score that the row's gain is measured against."
 
@@ -40,6 +48,8 @@ SECOND_GAIN = Column(
     terminal=False,
 )
 FLOPS = Column("flops_ratio", "x FLOPs", formats.ratio)
+WORD_PERPLEXITY = Column("word_perplexity", "Perplexity per word", formats.perplexity, terminal=False)
+ACCURACY = Column("accuracy", "Accu\u00adracy", formats.share_with_interval, more=("accuracy_low", "accuracy_high"))
 TRAINING_FLOPS = Column("training_flops", "Training FLOPs", formats.flops)
 FLOPS_PER_BYTE = Column("flops_per_byte", "FLOPs per byte", formats.flops)
 
@@ -75,6 +85,14 @@ class Gain:
     percent: float
     interval: Interval | None
     """95%, of the bits per byte; None if the text is a single document."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Which columns a table has besides those of every run: those that any of its scores has a value for."""
+
+    words: bool
+    accuracy: bool
 
 
 def gain(scored: Scored | None, baseline: Scored | None) -> Gain | None:
@@ -116,9 +134,11 @@ def run_table(run: RunRecord) -> Table:
     databases = {(found.database, found.source): found.database for found in retrieved}
     labels = distinct(databases)
     several = len(texts) > 1
+    entries = [entry for model in run.models for entry in model.evaluations]
+    shown = Shown(any(entry.words for entry in entries), any(entry.accuracy is not None for entry in entries))
     rows = []
     for text in texts or (None,):
-        rows += [(*([names[text]] if several and text else ()), *row) for row in _text_rows(run, text, labels)]
+        rows += [(*([names[text]] if several and text else ()), *row) for row in _text_rows(run, text, labels, shown)]
     columns = (
         *([Column("text", "Text", numeric=False)] if several else ()),
         Column("model", "Model", numeric=False),
@@ -130,6 +150,8 @@ def run_table(run: RunRecord) -> Table:
         FLOPS_PER_BYTE,
         Column("bits_per_byte", "Bits per byte", formats.score),
         Column("perplexity", "Per\u00adplexity", formats.perplexity, terminal=False),
+        *([WORD_PERPLEXITY] if shown.words else ()),
+        *([ACCURACY] if shown.accuracy else ()),
         GAIN,
         GAIN_PERCENT,
         *([SECOND_GAIN] if run.longer_baseline else ()),
@@ -140,21 +162,28 @@ def run_table(run: RunRecord) -> Table:
     ]
     if databases:
         explained.append(f"Database: {'; '.join(dict.fromkeys(labels.values()))}.")
-    notes = (GAIN_NOTE, RUN_NOTE, COMPUTE_NOTE, *explained)
+    notes = (
+        *(GAIN_NOTE, RUN_NOTE),
+        *([WORD_NOTE] if shown.words else ()),
+        *([ACCURACY_NOTE] if shown.accuracy else ()),
+        *(COMPUTE_NOTE, *explained),
+    )
     return Table(run.name, columns, tuple(rows), notes)
 
 
 def _text_rows(
-    run: RunRecord, text: ScoredText | None, labels: Mapping[tuple[str, str], str]
+    run: RunRecord, text: ScoredText | None, labels: Mapping[tuple[str, str], str], shown: Shown
 ) -> list[tuple[Value, ...]]:
     """Return the rows of one text: retrieval off, as trained, and with other k; missing scores become dashes."""
     rows = []
     reference, longer = (_on_text(run, model, text) for model in (run.baseline, run.longer_baseline))
     references = (reference, longer) if run.longer_baseline else (reference,)
     if run.baseline:
-        rows.append(_run_row(BASELINE, run, run.baseline, 0, reference.entry if reference else None, references))
+        entry = reference.entry if reference else None
+        rows.append(_run_row(BASELINE, run, run.baseline, 0, entry, references, shown))
     if run.longer_baseline:
-        rows.append(_run_row(LONGER, run, run.longer_baseline, 0, longer.entry if longer else None, references))
+        entry = longer.entry if longer else None
+        rows.append(_run_row(LONGER, run, run.longer_baseline, 0, entry, references, shown))
     if run.retro:
         scored = [entry for entry in run.retro.evaluations if entry.text == text]
         others = sorted({entry.k for entry in scored} - {0, run.retro.k})
@@ -164,7 +193,7 @@ def _text_rows(
             for entry in measured or [None]:
                 found = entry.retrieved if entry else None
                 where = f", {labels[found.database, found.source]}" if found and len(labels) > 1 else ""
-                rows.append(_run_row(name + where, run, run.retro, k, entry, references))
+                rows.append(_run_row(name + where, run, run.retro, k, entry, references, shown))
     return rows
 
 
@@ -236,10 +265,17 @@ def _run_row(
     k: int,
     entry: Evaluation | None,
     references: tuple[Scored | None, ...],
+    shown: Shown,
 ) -> tuple[Value, ...]:
     """Return a row; `references` are the baseline and, if there is one, the longer baseline."""
     size = (model.parameters.total, model.parameters.non_embedding, model.tokens, model.flops)
-    scores = (entry.flops_per_byte, entry.bits_per_byte, entry.perplexity) if entry else (None, None, None)
+    scores: tuple[Value, ...] = (
+        (entry.flops_per_byte, entry.bits_per_byte, entry.perplexity) if entry else (None, None, None)
+    )
+    if shown.words:
+        scores = (*scores, entry.word_perplexity if entry else None)
+    if shown.accuracy:
+        scores = (*scores, *_accuracy_values(run, model, entry))
     first, *second = (
         gain(Scored(run, model, entry), reference)
         if entry and reference and model not in (reference.model, run.baseline)
@@ -248,6 +284,15 @@ def _run_row(
     )
     values = [value for difference in second for value in _gain_values(difference)[:-1]]
     return (name, *size, k, *scores, *_gain_values(first), *values)
+
+
+def _accuracy_values(run: RunRecord, model: ModelRecord, entry: Evaluation | None) -> tuple[Value, ...]:
+    """Return the values of the column `ACCURACY`."""
+    if entry is None or entry.accuracy is None:
+        return (None, None, None)
+    correct = run.chunk_scores(model, entry).correct
+    assert correct is not None
+    return (entry.accuracy, *(accuracy_interval(correct) or (None, None)))
 
 
 def _sweep_row(sweep: SweepRecord, cell: Cell) -> tuple[Value, ...]:
