@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from retro_lab.evaluation.intervals import DRAWS, Interval, gain_interval
+from retro_lab.evaluation.intervals import DRAWS, Interval, accuracy_interval, gain_interval
 from retro_lab.report import formats
 from retro_lab.report.parts import grouped, mean, part_name, part_notes
 from retro_lab.report.tables import Column, Table, Value
@@ -26,6 +26,14 @@ FLOPS_NOTE = "x FLOPs: forward pass for a token of the text, over the baseline's
 RUN_NOTE = (
     "Tokens: seen in training, including padding. k: neighbors that each chunk retrieves during scoring. Perplexity is "
     "per token."
+)
+WORD_NOTE = (
+    "Perplexity per word: of pieces of the text between spaces and line ends, the same for any tokenizer; in WikiText "
+    "the end of each line is a word as well."
+)
+ACCURACY_NOTE = (
+    "Accuracy: share of the documents of which every scored token is the most probable one, given the true ones before "
+    "it; in brackets, its 95% interval over documents."
 )
 COMPUTE_NOTE = "FLOPs: of the model alone, in training and for each byte that it scores; not those of the database."
 SWEEP_NOTE = "Baseline: the score that the row's gain is measured against."
@@ -46,6 +54,8 @@ FLOPS = Column("flops_ratio", "x FLOPs", formats.ratio)
 BITS_PER_BYTE = Column(
     "bits_per_byte", "Bits per byte", formats.with_range, more=("bits_per_byte_lowest", "bits_per_byte_highest")
 )
+WORD_PERPLEXITY = Column("word_perplexity", "Perplexity per word", formats.perplexity, terminal=False)
+ACCURACY = Column("accuracy", "Accu\u00adracy", formats.share_with_interval, more=("accuracy_low", "accuracy_high"))
 TRAINING_FLOPS = Column("training_flops", "Training FLOPs", formats.flops)
 FLOPS_PER_BYTE = Column("flops_per_byte", "FLOPs per byte", formats.flops)
 
@@ -100,6 +110,14 @@ class Gain:
     """95%, of the bits per byte; None if the text is a single document."""
 
 
+@dataclass(frozen=True)
+class Shown:
+    """Which columns a table has besides those of every run: those that any of its scores has a value for."""
+
+    words: bool
+    accuracy: bool
+
+
 def gain(scored: Scored | None, baseline: Scored | None) -> Gain | None:
     """Compare two scores; None where one is missing or they were not measured on the same text in the same way.
 
@@ -139,9 +157,11 @@ def run_table(run: RunRecord) -> Table:
     databases = {(found.database, found.source): found.database for found in retrieved if found.is_whole}
     labels = distinct(databases)
     several = len(texts) > 1
+    entries = [entry for model in run.models for entry in model.evaluations]
+    shown = Shown(any(entry.words for entry in entries), any(entry.accuracy is not None for entry in entries))
     rows = []
     for text in texts or (None,):
-        rows += [(*([names[text]] if several and text else ()), *row) for row in _text_rows(run, text, labels)]
+        rows += [(*([names[text]] if several and text else ()), *row) for row in _text_rows(run, text, labels, shown)]
     columns = (
         *([Column("text", "Text", numeric=False)] if several else ()),
         Column("model", "Model", numeric=False),
@@ -153,6 +173,8 @@ def run_table(run: RunRecord) -> Table:
         FLOPS_PER_BYTE,
         BITS_PER_BYTE,
         Column("perplexity", "Per\u00adplexity", formats.perplexity, terminal=False),
+        *([WORD_PERPLEXITY] if shown.words else ()),
+        *([ACCURACY] if shown.accuracy else ()),
         GAIN,
         GAIN_PERCENT,
         *([SECOND_GAIN] if run.longer_baseline else ()),
@@ -163,21 +185,28 @@ def run_table(run: RunRecord) -> Table:
     ]
     if databases:
         explained.append(f"Database: {'; '.join(dict.fromkeys(labels.values()))}.")
-    notes = (GAIN_NOTE, RUN_NOTE, COMPUTE_NOTE, *explained, *part_notes(retrieved))
+    notes = (
+        *(GAIN_NOTE, RUN_NOTE),
+        *([WORD_NOTE] if shown.words else ()),
+        *([ACCURACY_NOTE] if shown.accuracy else ()),
+        *(COMPUTE_NOTE, *explained, *part_notes(retrieved)),
+    )
     return Table(run.name, columns, tuple(rows), notes)
 
 
 def _text_rows(
-    run: RunRecord, text: ScoredText | None, labels: Mapping[tuple[str, str], str]
+    run: RunRecord, text: ScoredText | None, labels: Mapping[tuple[str, str], str], shown: Shown
 ) -> list[tuple[Value, ...]]:
     """Return the rows of one text: retrieval off, as trained, and with other k; missing scores become dashes."""
     rows = []
     reference, longer = (_on_text(run, model, text) for model in (run.baseline, run.longer_baseline))
     references = (reference, longer) if run.longer_baseline else (reference,)
     if run.baseline:
-        rows.append(_run_row(BASELINE, run, run.baseline, 0, reference.entry if reference else None, references))
+        entry = reference.entry if reference else None
+        rows.append(_run_row(BASELINE, run, run.baseline, 0, entry, references, shown))
     if run.longer_baseline:
-        rows.append(_run_row(LONGER, run, run.longer_baseline, 0, longer.entry if longer else None, references))
+        entry = longer.entry if longer else None
+        rows.append(_run_row(LONGER, run, run.longer_baseline, 0, entry, references, shown))
     if run.retro:
         scored = [entry for entry in run.retro.evaluations if entry.text == text]
         others = sorted({entry.k for entry in scored} - {0, run.retro.k})
@@ -187,10 +216,10 @@ def _text_rows(
             for entry in measured or [None]:
                 found = entry.retrieved if entry else None
                 where = f", {labels[found.database, found.source]}" if found and len(labels) > 1 else ""
-                rows.append(_run_row(name + where, run, run.retro, k, entry, references))
+                rows.append(_run_row(name + where, run, run.retro, k, entry, references, shown))
         for group in grouped(entry for entry in scored if not _is_whole(entry)):
             name = f"{ON}, {part_name(group)}"
-            rows.append(_run_row(name, run, run.retro, group[0].k, mean(group), references, group))
+            rows.append(_run_row(name, run, run.retro, group[0].k, mean(group), references, shown, group))
     return rows
 
 
@@ -266,6 +295,7 @@ def _run_row(
     k: int,
     entry: Evaluation | None,
     references: tuple[Scored | None, ...],
+    shown: Shown,
     seeds: tuple[Evaluation, ...] = (),
 ) -> tuple[Value, ...]:
     """Return a row; `references` are the baseline and, if there is one, the longer baseline.
@@ -275,15 +305,30 @@ def _run_row(
     scored = Scored(run, model, entry, seeds) if entry else None
     size = (model.parameters.total, model.parameters.non_embedding, model.tokens, model.flops)
     scores: tuple[Value, ...] = (None,) * 5
-    if scored:
-        entry = scored.entry
+    if entry and scored:
         scores = (entry.flops_per_byte, entry.bits_per_byte, *scored.spread, entry.perplexity)
+    if shown.words:
+        scores = (*scores, entry.word_perplexity if entry else None)
+    if shown.accuracy:
+        scores = (*scores, *_accuracy_values(run, model, seeds or ((entry,) if entry else ())))
     first, *second = (
         gain(scored, reference) if scored and reference and model not in (reference.model, run.baseline) else None
         for reference in references
     )
     values = [value for difference in second for value in _gain_values(difference)[:-1]]
     return (name, *size, k, *scores, *_gain_values(first), *values)
+
+
+def _accuracy_values(run: RunRecord, model: ModelRecord, entries: tuple[Evaluation, ...]) -> tuple[Value, ...]:
+    """Return the values of the column `ACCURACY`; of several seeds the mean, which has no interval."""
+    accuracies = [entry.accuracy for entry in entries if entry.accuracy is not None]
+    if not accuracies:
+        return (None, None, None)
+    if len(entries) > 1:
+        return (float(np.mean(accuracies)), None, None)
+    correct = run.chunk_scores(model, entries[0]).correct
+    assert correct is not None
+    return (*accuracies, *(accuracy_interval(correct) or (None, None)))
 
 
 def _sweep_row(sweep: SweepRecord, cell: Cell) -> tuple[Value, ...]:

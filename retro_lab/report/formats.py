@@ -64,6 +64,11 @@ def share(value: float) -> str:
     return f"{value:.0%}" if value in (0, 1) else f"{min(value, 0.999):.1%}"
 
 
+def share_with_interval(value: float, low: float | None, high: float | None) -> str:
+    """Show a share of one in percent, and its interval if it has one."""
+    return share(value) + ("" if low is None or high is None else f" [{share(low)}, {share(high)}]")
+
+
 def duration(seconds: float) -> str:
     """Show a time in its two largest units."""
     whole = round(seconds)

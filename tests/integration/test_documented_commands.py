@@ -28,6 +28,9 @@ NOT_RUN = {
     "small for 8 devices; tests/tasks/test_plan.py names trainers that fit",
     "python -m retro_lab +experiment=quickstart task=build build.dispatcher=ray build.workers=2": "test_dispatchers.py "
     "builds with Ray",
+    "python -m retro_lab +experiment=quickstart task=evaluate 'evaluation.datasets=[test,c4,pile/arxiv,lambada]' "
+    "+corpus@corpora.lambada=lambada corpora.lambada.dataset=lambada_test.jsonl": "it needs "
+    "the hub; test_datasets.py scores all data sets",
     "retro-lab status": "it needs submitted jobs; tests/cluster looks at some",
     "source .venv/bin/activate": "it changes the shell; these tests already run in the environment",
     "make test": "it runs this test",

@@ -90,11 +90,11 @@ class HubSource(DocumentSource):
         super().__init__(**settings)
         names: dict[Split, str | None] = {"train": train_split, "validation": validation_split, "test": test_split}
         self.split_names: dict[Split, str] = {split: name for split, name in names.items() if name}
-        self.dataset = HubDataset(*_with_file(dataset, subset, revision, data_files, list(self.split_names.values())))
         if not self.split_names:
             raise ConfigurationError(
                 "corpus.train_split, corpus.validation_split and corpus.test_split are all null; name one."
             )
+        self.dataset = HubDataset(*_with_file(dataset, subset, revision, data_files, list(self.split_names.values())))
         self._to_score = False
         if part is not None and (part_field is None or part not in (parts or {})):
             known = f"set it to one of {', '.join(parts)}, or null" if parts else "set it to null"
