@@ -49,7 +49,7 @@ class Block(BaseModel):
         }
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+class _Loader(yaml.SafeLoader):
     """Refuses a key that is there twice, of which YAML would keep the last one in silence."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:

@@ -212,6 +212,12 @@ class ScaleConfig:
     """Texts in place of the Pile's parts (Table 15)."""
     small_corpus: str | None = None
     """Experiment with one corpus, and other ones to retrieve from (Table 4)."""
+    databases: list[str] = field(default_factory=list)
+    """Other databases to score language models with (Table 14), as in `evaluation.databases`."""
+    fractions: list[float] = field(default_factory=list)
+    """Shares of the database to score language models with (Figure 1, middle), as in `evaluation.fractions`."""
+    small_corpus_databases: list[str] = field(default_factory=list)
+    """Other databases to score the RETROfit of `small_corpus` with (Table 4)."""
     sources: list[str | None] = field(default_factory=list)
     """Corpora to retrieve from in training, as in `database.corpus`; null is the corpus that is trained on."""
     ablation_tokens: float | None = None

@@ -3,26 +3,24 @@
 Nothing is read or built: models are built on the meta device, and costs are arithmetic.
 """
 
-from collections.abc import Iterator
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 from hydra.utils import get_class
-from omegaconf import DictConfig
+from reproduce import DOCUMENT, SCALES, Count, composed, row, shown_at_mini, training_hours
 
 from retro_lab.config import catalog
 from retro_lab.config.check import check, typed
-from retro_lab.config.corpora import missing_corpora
+from retro_lab.config.compose import compose
 from retro_lab.config.session import session
-from retro_lab.config.sweeps import cell_folder, cells, fixed, varied_keys
+from retro_lab.config.sweeps import cell_folder, cells, varied_keys
 from retro_lab.corpus.documents import SPLITS
 from retro_lab.tasks.checks import check_batch
 from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.plan import Plan
 from retro_lab.training.config import Init
 
-SCALES = ("mini", "paper")
-FIRST_OF_ITS_ARTIFACT = {
+OF_THE_PAPER = {
     "table13": 15,  # its rows
     "table14": 4,  # sizes
     "figure1_left": 4,
@@ -33,27 +31,14 @@ FIRST_OF_ITS_ARTIFACT = {
 
 
 @pytest.fixture(scope="module")
-def count() -> dict[tuple[str, str], int]:
-    """Cells by sweep and scale."""
+def counts() -> dict[str, dict[str, Count]]:
+    """Cells and training hours by sweep and scale."""
     return {}
 
 
-def composed(sweep: str, scale: str) -> Iterator[tuple[list[str], DictConfig]]:
-    """Yield the overrides of each cell, and what they come to."""
-    overrides = [f"+sweep={sweep}", f"scale={scale}"]
-    with session() as assemble:
-        added: list[str] = []
-        for cell in cells(assemble(fixed(overrides)), overrides):
-            config = assemble([*cell, *added])
-            if missing := missing_corpora([config]):
-                added += missing
-                config = assemble([*cell, *added])
-            yield cell, config
-
-
 @pytest.mark.parametrize(("sweep", "scale"), list(product(catalog.options("sweep"), SCALES)))
-def test_every_sweep(sweep: str, scale: str, count: dict[tuple[str, str], int]) -> None:
-    folders, starts = [], []
+def test_every_sweep(sweep: str, scale: str, counts: dict[str, dict[str, Count]]) -> None:
+    folders, starts, hours = [], [], 0.0
     for cell, composition in composed(sweep, scale):
         check(composition)
         config = typed(composition, resolve_all=False)
@@ -61,11 +46,12 @@ def test_every_sweep(sweep: str, scale: str, count: dict[tuple[str, str], int]) 
         folders.append(f"{composition.hydra.sweep.dir}/{cell_folder(cell, varied_keys(composition, ()))}")
         starts += [config.init.checkpoint] * (config.init.checkpoint is not None)
         assert_trainable(config)
+        hours += training_hours(config)
     assert folders
     assert len(set(folders)) == len(folders)
     assert set(starts) <= {f"{folder}/baseline" for folder in folders}
-    assert len(folders) == FIRST_OF_ITS_ARTIFACT.get(sweep, len(folders))
-    count[sweep, scale] = len(folders)
+    assert len(folders) == OF_THE_PAPER.get(sweep, len(folders))
+    counts.setdefault(sweep, {})[scale] = Count(len(folders), hours)
 
 
 def assert_trainable(config: RunConfig) -> None:
@@ -85,12 +71,21 @@ def assert_trainable(config: RunConfig) -> None:
         assert config.init.checkpoint is not None
 
 
-def test_every_sweep_counts(count: dict[tuple[str, str], int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_sweep_is_in_the_document(
+    counts: dict[str, dict[str, Count]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the sweeps whose cells the tests above have counted; a worker of several may have had some of them only."""
+    whole = {sweep: found for sweep, found in counts.items() if set(found) == set(SCALES)}
     with capsys.disabled():
         for scale in SCALES:
-            cells_of = {sweep: number for (sweep, at), number in count.items() if at == scale}
-            print(f"\nscale={scale}: {sum(cells_of.values())} cells of {len(cells_of)} sweeps", end="")
-    assert all(count.values())
+            print(
+                f"\nscale={scale}: {sum(found[scale].cells for found in whole.values())} cells of {len(whole)} sweeps"
+            )
+    text = DOCUMENT.read_text(encoding="utf-8")
+    shown = shown_at_mini(text)
+    assert list(shown) == list(catalog.options("sweep"))
+    missing = [line for sweep, found in whole.items() if (line := row(sweep, found, shown[sweep])) not in text]
+    assert not missing, "`python tools/reproduce.py` mends these:\n" + "\n".join(missing)
 
 
 def test_a_scale_is_one_override_and_others_apply_on_top() -> None:
@@ -101,3 +96,19 @@ def test_a_scale_is_one_override_and_others_apply_on_top() -> None:
         config = typed(assemble(found[1]), resolve_all=False)
     assert (config.size.name, config.data.batch_size, config.optimizer.lr) == ("7_5b", 1024, 1e-4)
     assert (config.corpus_name, config.evaluation.datasets, config.retrieval.k) == ("local", ["test"], 2)
+
+
+def test_the_sizes_of_scale_mini_hold_their_names() -> None:
+    """0.5M, 1.4M, 4M and 12M without embeddings, each about three times the one before; encoders grow along."""
+    plans = [Plan.of(compose(["+experiment=mini", f"size={size}"])) for size in ("0_5m", "1_4m", "4m", "12m")]
+    counts = [plan.parameters.parts["non_embedding"] for plan in plans]
+    assert counts == pytest.approx([0.5e6, 1.4e6, 4e6, 12e6], rel=0.1)
+    assert all(2.5 < larger / smaller < 3.5 for smaller, larger in pairwise(counts))
+    assert [plan.size.encoder_width for plan in plans] == [plan.size.width for plan in plans]
+
+
+def test_a_retrofit_starts_from_the_baseline_of_its_own_sweep_and_seed() -> None:
+    overrides = ["+sweep=figure5", "size=4m", "variant=retrofit", "seed=3", "hydra.sweep.subdir='${cell_name:seed}'"]
+    with session() as assemble:
+        checkpoint = assemble(overrides).init.checkpoint
+    assert checkpoint == "outputs/sweeps/table14/seed=3,size=4m,variant=retro/baseline"
