@@ -9,10 +9,11 @@ from retro_lab.evaluation.intervals import DRAWS, Interval, gain_interval
 from retro_lab.report import formats
 from retro_lab.report.tables import Column, Table, Value
 from retro_lab.runs.chunk_scores import ChunkScores
-from retro_lab.runs.records import Evaluation, ModelRecord, RunRecord, ScoredText
+from retro_lab.runs.records import Evaluation, KnnLm, ModelRecord, RunRecord, ScoredText
 from retro_lab.runs.sweeps import Cell, SweepRecord
 
 BASELINE, LONGER, OFF, ON = "Baseline", "Baseline, same FLOPs", "RETRO[Off]", "RETRO[On]"
+KNN_LM = "kNN-LM"
 STATUS_COLORS = {"done": "green", "failed": "bold red", "missing": "yellow"}
 
 GAIN_NOTE = (
@@ -23,6 +24,10 @@ FLOPS_NOTE = "x FLOPs: forward pass for a token of the text, over the baseline's
 RUN_NOTE = (
     "Tokens: seen in training, including padding. k: neighbors that each chunk retrieves during scoring. Perplexity is "
     "per token."
+)
+KNN_NOTE = (
+    "kNN-LM: the baseline's probabilities, mixed with those of the k tokens with the nearest hidden states (Khandelwal "
+    "et al. 2020); k counts those."
 )
 COMPUTE_NOTE = "FLOPs: of the model alone, in training and for each byte that it scores; not those of the database."
 SWEEP_NOTE = "Baseline: the score that the row's gain is measured against."
@@ -140,7 +145,13 @@ def run_table(run: RunRecord) -> Table:
     ]
     if databases:
         explained.append(f"Database: {'; '.join(dict.fromkeys(labels.values()))}.")
-    notes = (GAIN_NOTE, RUN_NOTE, COMPUTE_NOTE, *explained)
+    mixtures = _mixtures(run)
+    explained += [
+        f"{label}: lambda = {mixture.interpolation:.3g} and alpha = {mixture.alpha:.3g}"
+        f"{', tuned on the validation split' if mixture.tuned_on else ''}; {mixture.datastore}."
+        for mixture, label in mixtures.items()
+    ]
+    notes = (GAIN_NOTE, RUN_NOTE, COMPUTE_NOTE, *([KNN_NOTE] if mixtures else ()), *explained)
     return Table(run.name, columns, tuple(rows), notes)
 
 
@@ -153,6 +164,11 @@ def _text_rows(
     references = (reference, longer) if run.longer_baseline else (reference,)
     if run.baseline:
         rows.append(_run_row(BASELINE, run, run.baseline, 0, reference.entry if reference else None, references))
+        mixtures = _mixtures(run)
+        for mixed in run.baseline.evaluations:
+            if mixed.knn and mixed.text == text:
+                label = mixtures[replace(mixed.knn, neighbors="")]
+                rows.append(_run_row(label, run, run.baseline, mixed.knn.k, mixed, references))
     if run.longer_baseline:
         rows.append(_run_row(LONGER, run, run.longer_baseline, 0, longer.entry if longer else None, references))
     if run.retro:
@@ -166,6 +182,12 @@ def _text_rows(
                 where = f", {labels[found.database, found.source]}" if found and len(labels) > 1 else ""
                 rows.append(_run_row(name + where, run, run.retro, k, entry, references))
     return rows
+
+
+def _mixtures(run: RunRecord) -> dict[KnnLm, str]:
+    """Return the label of each kNN-LM over the baseline; they differ in settings, or in what was tuned."""
+    entries = run.baseline.evaluations if run.baseline else ()
+    return distinct({replace(entry.knn, neighbors=""): KNN_LM for entry in entries if entry.knn})
 
 
 def _on_text(run: RunRecord, model: ModelRecord | None, text: ScoredText | None) -> Scored | None:
@@ -242,7 +264,7 @@ def _run_row(
     scores = (entry.flops_per_byte, entry.bits_per_byte, entry.perplexity) if entry else (None, None, None)
     first, *second = (
         gain(Scored(run, model, entry), reference)
-        if entry and reference and model not in (reference.model, run.baseline)
+        if entry and reference and (entry.knn or model not in (reference.model, run.baseline))
         else None
         for reference in references
     )

@@ -116,16 +116,40 @@ class Retrieved:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KnnLm:
+    """The neighbors of each token that a baseline's probabilities were mixed with (`retro_lab.evaluation.knn_lm`)."""
+
+    k: int
+    """Neighbors of each token."""
+    interpolation: float
+    """Weight lambda of the neighbors' distribution."""
+    alpha: float
+    """How fast the weight of a neighbor falls with its squared distance."""
+    datastore: str
+    """What the datastore is, in words."""
+    neighbors: str
+    """Fingerprint of the neighbors, which depend on the model, the database and the search."""
+    tuned_on: str | None
+    """Fingerprint of the tokens that `interpolation` or `alpha` were tuned on; None if both were given."""
+
+
+Measured = tuple[ScoredText, int, Retrieved | None, KnnLm | None]
+"""A text, neighbors of each chunk and which, and neighbors of each token: what a score is of."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Scores on a text with k neighbors for each chunk; 0 is RETRO[Off], or the baseline.
 
-    `text`, `k` and `retrieved` say what was measured; a model has one evaluation for each combination.
+    `text`, `k`, `retrieved` and `knn` say what was measured; a model has one evaluation for each combination.
     """
 
     text: ScoredText
     k: int
     retrieved: Retrieved | None
     """None without neighbors."""
+    knn: KnnLm | None = None
+    """Of a kNN-LM over a baseline; None for what the model predicts alone."""
     bits_per_byte: float
     perplexity: float
     """Per token, so only models with the same tokenizer can be compared."""
@@ -139,9 +163,13 @@ class Evaluation:
     """File with each chunk's share of them, in the model's folder (`retro_lab.runs.chunk_scores`)."""
 
     @property
-    def measured(self) -> tuple[ScoredText, int, Retrieved | None]:
+    def measured(self) -> Measured:
         """What was measured; evaluations that differ in this never replace each other."""
-        return self.text, self.k, self.retrieved
+        return self.text, self.k, self.retrieved, self.knn
+
+    def metric(self, name: str) -> str:
+        """Return what loggers call one of its numbers."""
+        return f"{self.text.name}/{name}/{'knn_lm' if self.knn else f'k={self.k}'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,9 +241,13 @@ class ModelRecord:
         return next(iter(self.texts), None)
 
     def evaluation(self, k: int, text: ScoredText | None = None) -> Evaluation | None:
-        """Return the scores with k neighbors on a text, by default the main one; None if they were not measured."""
+        """Return the scores with k neighbors on a text, by default the main one; None if they were not measured.
+
+        Those of a kNN-LM are not the model's own.
+        """
         text = text or self.main_text
-        return next((entry for entry in self.evaluations if entry.k == k and entry.text == text), None)
+        own = (entry for entry in self.evaluations if entry.knn is None)
+        return next((entry for entry in own if entry.k == k and entry.text == text), None)
 
     def to_json(self) -> str:
         """Return the record as JSON text.
@@ -277,9 +309,11 @@ class RunRecord:
         return _chunk_scores(self.folder / model.model / entry.scores, entry)
 
 
-def scores_name(text: ScoredText, k: int, retrieved: Retrieved | None) -> str:
+def scores_name(text: ScoredText, k: int, retrieved: Retrieved | None, knn: KnnLm | None = None) -> str:
     """Return the name of the file of chunks' scores in a model's folder, one for all that can be measured."""
     measured = {"text": asdict(text), "k": k, "retrieved": asdict(retrieved) if retrieved else None}
+    if knn:
+        measured["knn"] = asdict(knn)
     return f"{SCORES_FOLDER}/{fingerprint(measured)}.parquet"
 
 

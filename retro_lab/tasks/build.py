@@ -17,7 +17,9 @@ from retro_lab.corpus.corpus import Corpus, build_corpus, build_other_corpus
 from retro_lab.corpus.documents import SPLITS, Split
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
-from retro_lab.retrieval.database import Database
+from retro_lab.evaluation.hidden_states import Reader
+from retro_lab.evaluation.knn_lm import Datastore
+from retro_lab.retrieval.database import Database, database_documents
 from retro_lab.retrieval.overlaps import COPIED
 from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks.config import RunConfig
@@ -113,14 +115,38 @@ class Inputs:
         )
 
     @cached_property
+    def database_corpus(self) -> Corpus:
+        """The corpus whose training split, or a part of it, is the database."""
+        other = self._config.database.corpus
+        return self.corpus if other is None else self._build_other(other, "train")
+
+    def datastore(self, reader: Reader) -> Datastore:
+        """Return the kNN-LM datastore of a baseline: its hidden states for the tokens of the database.
+
+        Raises:
+            ConfigurationError: More neighbors are wanted than the database has tokens.
+            DivergenceError: The states are not finite.
+        """
+        config, store = self._config, self.database_corpus.stores["train"]
+        return Datastore(
+            self._artifacts,
+            reader,
+            store,
+            database_documents(config.database, store),
+            self.corpus.stores["validation"],
+            config.index,
+            config.evaluation.knn_lm.k,
+            config.database.seed,
+        )
+
+    @cached_property
     def database(self) -> Database:
         """The database that models retrieve from.
 
         Raises:
             ConfigurationError: More neighbors are wanted than the database has chunks.
         """
-        config, other = self._config, self._config.database.corpus
-        corpus = self.corpus if other is None else self._build_other(other, "train")
+        config, corpus = self._config, self.database_corpus
         return Database(
             self._artifacts,
             corpus.name,

@@ -14,11 +14,12 @@ from retro_lab.cost.flops import required_flops
 from retro_lab.errors import ArtifactError
 from retro_lab.evaluation.scoring import ScoredData, ScoringModule, check_finite
 from retro_lab.runs.chunk_scores import is_from_earlier_release, write_chunk_scores
-from retro_lab.runs.folder import MODELS, RunFolder
+from retro_lab.runs.folder import BASELINE, MODELS, RunFolder
 from retro_lab.runs.identity import check_scored
 from retro_lab.runs.records import (
     RESULT_NAME,
     Evaluation,
+    Measured,
     ModelRecord,
     Retrieved,
     ScoredText,
@@ -32,6 +33,7 @@ from retro_lab.tasks.assemble import build_trainer, in_folder, model_identity, w
 from retro_lab.tasks.build import HeldOutText, Inputs
 from retro_lab.tasks.checks import check_evaluation
 from retro_lab.tasks.config import RunConfig
+from retro_lab.tasks.knn_lm import knn_lm_scores
 from retro_lab.training.loggers import finish_loggers, log_scores, reopen_loggers
 
 
@@ -83,7 +85,7 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
         ArtifactError: The model cannot be opened.
         DivergenceError: A score is not finite.
     """
-    wanted: dict[HeldOutText, list[tuple[ScoredText, int, Retrieved | None]]] = {
+    wanted: dict[HeldOutText, list[Measured]] = {
         text: [_measured(config, text, k, inputs) for k in _wanted_neighbors(config)] for text in inputs.texts
     }
     known = {entry.measured: entry for entry in record.evaluations if _is_complete(folder / entry.scores)}
@@ -94,7 +96,7 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
         for text, keys in missing.items():
             if not keys:
                 continue
-            ks = [k for _, k, _ in keys]
+            ks = [k for _, k, _, _ in keys]
             database = inputs.database if max(ks) else None
             cut = windows(config, text.store, database, ks, float("inf"))
             console.status("evaluating", f"{folder.name} on {cut.documents:,} documents, {text.description}; k = {ks}")
@@ -102,7 +104,7 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
             with torch.no_grad():  # FSDP gathers weights into tensors that inference mode would not let it reuse
                 trainer.validate(module, datamodule=ScoredData(cut), verbose=False)
             check_finite(module)
-            for (scored, k, retrieved), (_, metric) in zip(keys, module.measured(), strict=True):
+            for (scored, k, retrieved, _), (_, metric) in zip(keys, module.measured(), strict=True):
                 score = metric.compute()
                 overlap = database.overlaps_of(text.store).values if k and database else None
                 chunks, name = cut.chunk_scores(score, overlap), scores_name(scored, k, retrieved)
@@ -111,7 +113,7 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
                 level = chunks.bits_per_byte()
                 assert level is not None
                 flops = mean_token_flops(trained.settings, k, scored.sequence_length) * int(score.tokens)
-                known[scored, k, retrieved] = Evaluation(
+                known[scored, k, retrieved, None] = Evaluation(
                     text=scored,
                     k=k,
                     retrieved=retrieved,
@@ -123,8 +125,14 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
                     flops_per_byte=flops / int(score.bytes),
                     scores=name,
                 )
+    requested = [key for keys in wanted.values() for key in keys]
+    if config.evaluation.knn_lm.k and record.model == BASELINE:
+        own = {text: known[keys[0]] for text, keys in wanted.items()}
+        for entry in knn_lm_scores(config, folder, inputs, own, known):
+            known[entry.measured] = entry
+            requested.append(entry.measured)
     # Scores requested now come first, because the first text is the main one.
-    order = dict.fromkeys([*(key for keys in wanted.values() for key in keys), *known])
+    order = dict.fromkeys([*requested, *known])
     scored_record = replace(record, evaluations=tuple(known[key] for key in order))
     if scored_record != record and console.is_main_process():
         write_result(folder / RESULT_NAME, scored_record)
@@ -156,7 +164,7 @@ def _with_k(config: RunConfig, k: int) -> RunConfig:
     return replace(config, retrieval=replace(config.retrieval, k=k))
 
 
-def _measured(config: RunConfig, text: HeldOutText, k: int, inputs: Inputs) -> tuple[ScoredText, int, Retrieved | None]:
+def _measured(config: RunConfig, text: HeldOutText, k: int, inputs: Inputs) -> Measured:
     scored = ScoredText(
         name=text.name,
         description=text.description,
@@ -166,11 +174,11 @@ def _measured(config: RunConfig, text: HeldOutText, k: int, inputs: Inputs) -> t
         stride=config.evaluation.stride,
     )
     if not k:
-        return scored, 0, None
+        return scored, 0, None, None
     database = inputs.database
     retrieved = Retrieved(
         database=database.description,
         source=database.source_of(text.store).artifact.fingerprint,
         neighbors=database.neighbors_of(text.store).artifact.fingerprint,
     )
-    return scored, k, retrieved
+    return scored, k, retrieved, None
