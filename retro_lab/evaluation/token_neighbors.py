@@ -14,7 +14,8 @@ from retro_lab.retrieval.vectors import VectorIndex, distances
 
 DISTANCES_NAME, TOKENS_NAME = "distances.npy", "tokens.npy"
 SHARD_QUERIES = 65_536
-QUERIES_AT_ONCE = 256
+SEARCHED_AT_ONCE = 4096
+COMPARED_AT_ONCE = 256
 """Queries whose neighbors' states are in memory at once: 10 neighbors of width 1,024 take 10 MiB."""
 
 
@@ -65,8 +66,9 @@ class TokenNeighborsStage(Stage):
         """
         start = shard * SHARD_QUERIES
         found = []
-        for first in range(start, start + self.shard_sizes()[shard], QUERIES_AT_ONCE):
-            last = min(first + QUERIES_AT_ONCE, start + self.shard_sizes()[shard])
+        stop = start + self.shard_sizes()[shard]
+        for first in range(start, stop, SEARCHED_AT_ONCE):
+            last = min(first + SEARCHED_AT_ONCE, stop)
             found.append(self._search(self.queries.range(first, last)))
             advance(last - first)
         for name, arrays in zip((DISTANCES_NAME, TOKENS_NAME), zip(*found, strict=True), strict=True):
@@ -76,7 +78,8 @@ class TokenNeighborsStage(Stage):
     def _search(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ids = _complete(self._opened, queries, self.k)
         known = np.maximum(ids, 0)
-        exact = distances(queries, self.keys.rows(known), "l2")
+        blocks = [slice(first, first + COMPARED_AT_ONCE) for first in range(0, len(queries), COMPARED_AT_ONCE)]
+        exact = np.concatenate([distances(queries[rows], self.keys.rows(known[rows]), "l2") for rows in blocks])
         return np.where(ids < 0, np.float32(np.inf), exact), self._tokens[known]
 
 

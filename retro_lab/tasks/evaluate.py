@@ -31,7 +31,7 @@ from retro_lab.runs.trained_model import ModelSettings, open_run
 from retro_lab.tasks import report
 from retro_lab.tasks.assemble import build_trainer, in_folder, model_identity, windows
 from retro_lab.tasks.build import HeldOutText, Inputs
-from retro_lab.tasks.checks import check_evaluation
+from retro_lab.tasks.checks import check_evaluation, check_knn_lm
 from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.knn_lm import knn_lm_scores
 from retro_lab.training.loggers import finish_loggers, log_scores, reopen_loggers
@@ -50,6 +50,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         records = {name: load_result(folder.path / name / RESULT_NAME) for name in found}
         if not records:
             raise ArtifactError(f"{folder.path} holds no trained model; train one with: {folder.command}")
+        check_knn_lm(config, records)
         with Inputs(config) as inputs:
             for name, record in records.items():
                 check_scored(folder.path / name, model_identity(_with_k(config, record.k), folder, inputs))

@@ -331,6 +331,10 @@ def test_a_command_adds_the_row_once(
     tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(furnish(tmp_path, tiny_bert))
+    alone = ["+experiment=quickstart", "task=train", "evaluation.knn_lm.k=4", "name=alone"]
+    assert run([*alone, *small(alone)], monkeypatch) == 2
+    assert "evaluation.knn_lm.k=4 is over a run's baseline, which this command does not score" in capfd.readouterr().err
+    assert not Path("outputs/alone/retro").exists()
     command = ["+experiment=quickstart", "name=small", "retrieval.k=0", "corpus=local", "corpus.path=my.jsonl"]
     command += ["logger=none", "evaluation.knn_lm.k=4", "trainer.precision=bf16-mixed"]
     assert run([*command, "task=train", *small(command)], monkeypatch) == 0, capfd.readouterr().err
