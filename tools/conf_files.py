@@ -8,7 +8,7 @@ remark of the option's own stands beside the value, or at the top of the file.
 import inspect
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -73,13 +73,21 @@ def _explained(lines: Iterable[str], schema: type, width: int, only_own: bool = 
         elif line.startswith(" "):
             entries[list(entries)[-1]].append(line)
     own = [[*(_comment(settings[key], width) if key in settings else []), *rows] for key, rows in entries.items()]
-    defaults = [
-        [*_comment(setting, width), f"{key}: {yaml_value(setting.default)}"]
-        for key, setting in sorted(settings.items(), key=_place)
-        if key not in entries and not only_own
-    ]
+    missing = {key: setting for key, setting in settings.items() if key.partition(".")[0] not in entries}
+    defaults = list(_defaults(missing, width)) if not only_own else []
     blocks = [*own, *([[divider]] if defaults else []), *defaults]
     return [line for block in blocks for line in ["", *block]][1:]
+
+
+def _defaults(settings: Mapping[str, Setting], width: int) -> Iterator[list[str]]:
+    """Yield each setting below its description; those of a nested group are indented below its name."""
+    opened = ""
+    for key, setting in sorted(settings.items(), key=_place):
+        parent, _, name = key.rpartition(".")
+        indent = "  " if parent else ""
+        rows = [*_comment(setting, width - len(indent)), f"{name}: {yaml_value(setting.default)}"]
+        yield [*([f"{parent}:"] if parent != opened and parent else []), *(indent + row for row in rows)]
+        opened = parent
 
 
 def _place(item: tuple[str, Setting]) -> int:

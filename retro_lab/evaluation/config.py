@@ -3,8 +3,27 @@
 from dataclasses import dataclass, field
 
 from retro_lab.errors import ConfigurationError
-from retro_lab.ranges import NOT_NEGATIVE, POSITIVE, SEED, SHARE, check_ranges
+from retro_lab.ranges import NOT_NEGATIVE, POSITIVE, SEED, SHARE, WEIGHT, check_ranges
 from retro_lab.retrieval.config import FilterConfig, Unit
+
+
+@dataclass(kw_only=True)
+class KnnLmConfig:
+    """kNN-LM over the baseline, with RETRO's database (Khandelwal et al. 2020; Borgeaud et al. 2022, Sec. 4.1)."""
+
+    k: int = 0
+    """Neighbors of each token; the paper takes 10. 0 leaves kNN-LM out."""
+    interpolation: float | None = None
+    """Weight lambda of the neighbors' distribution in p = lambda p_kNN + (1 - lambda) p_LM; null tunes it on the
+    validation split."""
+    alpha: float | None = None
+    """How fast the weight of a neighbor, exp(-alpha d), falls with its squared L2 distance d; null starts at the
+    inverse of the standard deviation of the squared norms of the states, and tunes it on the validation split after the
+    interpolation, as the paper does (App. C.2)."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_ranges("evaluation.knn_lm", self, k=NOT_NEGATIVE, interpolation=WEIGHT, alpha=POSITIVE)
 
 
 @dataclass(kw_only=True)
@@ -47,6 +66,8 @@ class EvaluationConfig:
     """Number of evaluations during training, evenly spaced in tokens; the last is at the end."""
     curve_tokens: float = 100_000
     """Held-out tokens scored in each of these evaluations; final scores use all held-out tokens."""
+    knn_lm: KnnLmConfig = field(default_factory=KnnLmConfig)
+    """kNN-LM, scored on the same texts."""
 
     def __post_init__(self) -> None:
         """Check the ranges.

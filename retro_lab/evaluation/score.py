@@ -67,9 +67,14 @@ class HeldOutScore(Metric):
     window_tokens: list[Tensor] | Tensor
     window_hits: list[Tensor] | Tensor
 
-    def __init__(self, chunk_length: int) -> None:
-        """Start at zero; `chunk_length` is m, the tokens of a chunk."""
-        super().__init__()
+    def __init__(self, chunk_length: int, *, on_all_devices: bool = True) -> None:
+        """Start at zero.
+
+        Args:
+            chunk_length: m, the tokens of a chunk.
+            on_all_devices: Whether `compute` adds the devices up; False where each of them has scored all windows.
+        """
+        super().__init__(sync_on_compute=on_all_devices)
         self.chunk_length = chunk_length
         for name in ("bytes", "documents"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")

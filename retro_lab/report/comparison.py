@@ -12,10 +12,11 @@ from retro_lab.report import formats
 from retro_lab.report.parts import grouped, mean, part_name, part_notes
 from retro_lab.report.tables import Column, Table, Value
 from retro_lab.runs.chunk_scores import ChunkScores, DocumentScores
-from retro_lab.runs.records import Evaluation, ModelRecord, RunRecord, ScoredText
+from retro_lab.runs.records import Evaluation, KnnLm, ModelRecord, RunRecord, ScoredText
 from retro_lab.runs.sweeps import Cell, SweepRecord
 
 BASELINE, LONGER, OFF, ON = "Baseline", "Baseline, same FLOPs", "RETRO[Off]", "RETRO[On]"
+KNN_LM = "kNN-LM"
 STATUS_COLORS = {"done": "green", "failed": "bold red", "missing": "yellow"}
 
 GAIN_NOTE = (
@@ -34,6 +35,10 @@ WORD_NOTE = (
 ACCURACY_NOTE = (
     "Accuracy: share of the documents of which every scored token is the most probable one, given the true ones before "
     "it; in brackets, its 95% interval over documents."
+)
+KNN_NOTE = (
+    "kNN-LM: the baseline's probabilities, mixed with those of the k tokens with the nearest hidden states (Khandelwal "
+    "et al. 2020); k counts those."
 )
 COMPUTE_NOTE = "FLOPs: of the model alone, in training and for each byte that it scores; not those of the database."
 SWEEP_NOTE = "Baseline: the score that the row's gain is measured against."
@@ -185,10 +190,17 @@ def run_table(run: RunRecord) -> Table:
     ]
     if databases:
         explained.append(f"Database: {'; '.join(dict.fromkeys(labels.values()))}.")
+    mixtures = _mixtures(run)
+    explained += [
+        f"{label}: lambda = {mixture.interpolation:.3g} and alpha = {mixture.alpha:.3g}"
+        f"{', tuned on the validation split' if mixture.tuned_on else ''}; {mixture.datastore}."
+        for mixture, label in mixtures.items()
+    ]
     notes = (
         *(GAIN_NOTE, RUN_NOTE),
         *([WORD_NOTE] if shown.words else ()),
         *([ACCURACY_NOTE] if shown.accuracy else ()),
+        *([KNN_NOTE] if mixtures else ()),
         *(COMPUTE_NOTE, *explained, *part_notes(retrieved)),
     )
     return Table(run.name, columns, tuple(rows), notes)
@@ -204,6 +216,11 @@ def _text_rows(
     if run.baseline:
         entry = reference.entry if reference else None
         rows.append(_run_row(BASELINE, run, run.baseline, 0, entry, references, shown))
+        mixtures = _mixtures(run)
+        for mixed in run.baseline.evaluations:
+            if mixed.knn and mixed.text == text:
+                label = mixtures[replace(mixed.knn, neighbors="")]
+                rows.append(_run_row(label, run, run.baseline, mixed.knn.k, mixed, references, shown))
     if run.longer_baseline:
         entry = longer.entry if longer else None
         rows.append(_run_row(LONGER, run, run.longer_baseline, 0, entry, references, shown))
@@ -225,6 +242,12 @@ def _text_rows(
 
 def _is_whole(entry: Evaluation) -> bool:
     return entry.retrieved is None or entry.retrieved.is_whole
+
+
+def _mixtures(run: RunRecord) -> dict[KnnLm, str]:
+    """Return the label of each kNN-LM over the baseline; they differ in settings, or in what was tuned."""
+    entries = run.baseline.evaluations if run.baseline else ()
+    return distinct({replace(entry.knn, neighbors=""): KNN_LM for entry in entries if entry.knn})
 
 
 def _on_text(run: RunRecord, model: ModelRecord | None, text: ScoredText | None) -> Scored | None:
@@ -312,7 +335,9 @@ def _run_row(
     if shown.accuracy:
         scores = (*scores, *_accuracy_values(run, model, seeds or ((entry,) if entry else ())))
     first, *second = (
-        gain(scored, reference) if scored and reference and model not in (reference.model, run.baseline) else None
+        gain(scored, reference)
+        if entry and scored and reference and (entry.knn or model not in (reference.model, run.baseline))
+        else None
         for reference in references
     )
     values = [value for difference in second for value in _gain_values(difference)[:-1]]

@@ -47,9 +47,7 @@ def sweep_report(entity: str, project: str, sweep: SweepRecord, table: Table) ->
         table: Of the sweep.
     """
     models = [model for cell in sweep.cells if cell.run for model in cell.run.models]
-    scores = dict.fromkeys(
-        f"{entry.text.name}/bits_per_byte/k={entry.k}" for model in models for entry in model.evaluations
-    )
+    scores = dict.fromkeys(entry.metric("bits_per_byte") for model in models for entry in model.evaluations)
     runs = reports.Runset(entity=entity, project=project, name=sweep.name, filters=[expr.Metric("Group") == sweep.name])
     bars = [reports.BarPlot(title=metric, metrics=[metric]) for metric in scores]
     return reports.Report(

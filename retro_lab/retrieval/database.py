@@ -198,6 +198,11 @@ def _build_embedder(config: EmbedderConfig) -> Embedder:
     )
 
 
+def database_documents(config: DatabaseConfig, store: TokenStore) -> int:
+    """Return how many documents of the store, from its first on, are in the database."""
+    return int(np.searchsorted(store.document_start, _cuts(config, store)[1][-1]))
+
+
 def _cuts(config: DatabaseConfig, store: TokenStore) -> tuple[float, list[int]]:
     """Return the fraction of the store in the database, and the chunks at which its shards end.
 

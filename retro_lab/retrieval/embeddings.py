@@ -94,25 +94,26 @@ class Embeddings:
         facts = artifact.read_facts(EmbeddingsFacts)
         self.chunks = facts.chunks
         self.width = facts.width
-        self._shard_size = facts.shard_size
+        self._starts = np.minimum(np.arange(0, facts.chunks + facts.shard_size, facts.shard_size), facts.chunks)
+        """First vector of each shard, and their number at the end."""
 
     def range(self, start: int, stop: int) -> np.ndarray:
         """Read the embeddings of chunks `start` up to `stop`, float32 [stop - start, d]."""
-        size = self._shard_size
         result = np.empty((stop - start, self.width), np.float32)
-        for shard in range(start // size, -(-stop // size)):
-            first, last = max(start, shard * size), min(stop, (shard + 1) * size)
-            rows = self._shard(shard)[first - shard * size : last - shard * size]
-            result[first - start : last - start] = rows
+        last_shard = int(np.searchsorted(self._starts, stop))
+        for shard in range(int(np.searchsorted(self._starts, start, "right")) - 1, last_shard):
+            begin = self._starts[shard]
+            first, last = max(start, begin), min(stop, self._starts[shard + 1])
+            result[first - start : last - start] = self._shard(shard)[first - begin : last - begin]
         return result
 
     def rows(self, chunks: np.ndarray) -> np.ndarray:
         """Read the embeddings of any `chunks`, int [...], in any order, float32 [..., d]."""
         result = np.empty((*chunks.shape, self.width), np.float32)
-        shards = chunks // self._shard_size
+        shards = np.searchsorted(self._starts, chunks, "right") - 1
         for shard in np.unique(shards):
             here = shards == shard
-            result[here] = self._shard(shard)[chunks[here] - shard * self._shard_size]
+            result[here] = self._shard(shard)[chunks[here] - self._starts[shard]]
         return result
 
     def _shard(self, number: int) -> np.ndarray:

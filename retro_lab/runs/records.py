@@ -144,16 +144,40 @@ class Retrieved:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KnnLm:
+    """The neighbors of each token that a baseline's probabilities were mixed with (`retro_lab.evaluation.knn_lm`)."""
+
+    k: int
+    """Neighbors of each token."""
+    interpolation: float
+    """Weight lambda of the neighbors' distribution."""
+    alpha: float
+    """How fast the weight of a neighbor falls with its squared distance."""
+    datastore: str
+    """What the datastore is, in words."""
+    neighbors: str
+    """Fingerprint of the neighbors, which depend on the model, the database and the search."""
+    tuned_on: str | None
+    """Fingerprint of the tokens that `interpolation` or `alpha` were tuned on; None if both were given."""
+
+
+Measured = tuple[ScoredText, int, Retrieved | None, KnnLm | None]
+"""A text, neighbors of each chunk and which, and neighbors of each token: what a score is of."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Scores on a text with k neighbors for each chunk; 0 is RETRO[Off], or the baseline.
 
-    `text`, `k` and `retrieved` say what was measured; a model has one evaluation for each combination.
+    `text`, `k`, `retrieved` and `knn` say what was measured; a model has one evaluation for each combination.
     """
 
     text: ScoredText
     k: int
     retrieved: Retrieved | None
     """None without neighbors."""
+    knn: KnnLm | None = None
+    """Of a kNN-LM over a baseline; None for what the model predicts alone."""
     bits_per_byte: float
     perplexity: float
     """Per token, so only models with the same tokenizer can be compared."""
@@ -173,9 +197,13 @@ class Evaluation:
     """File with each chunk's share of them, in the model's folder (`retro_lab.runs.chunk_scores`)."""
 
     @property
-    def measured(self) -> tuple[ScoredText, int, Retrieved | None]:
+    def measured(self) -> Measured:
         """What was measured; evaluations that differ in this never replace each other."""
-        return self.text, self.k, self.retrieved
+        return self.text, self.k, self.retrieved, self.knn
+
+    def metric(self, name: str) -> str:
+        """Return what loggers call one of its numbers."""
+        return f"{self.text.name}/{name}/{'knn_lm' if self.knn else f'k={self.k}'}"
 
     @property
     def word_perplexity(self) -> float | None:
@@ -260,10 +288,10 @@ class ModelRecord:
     def evaluation(self, k: int, text: ScoredText | None = None) -> Evaluation | None:
         """Return the scores with k neighbors on a text, by default the main one; None if they were not measured.
 
-        Neighbors are those of a whole database.
+        Neighbors are those of a whole database, and those of a kNN-LM are not the model's own.
         """
         text = text or self.main_text
-        found = (entry for entry in self.evaluations if entry.k == k and entry.text == text)
+        found = (entry for entry in self.evaluations if (entry.k, entry.text, entry.knn) == (k, text, None))
         return next((entry for entry in found if entry.retrieved is None or entry.retrieved.is_whole), None)
 
     def to_json(self) -> str:
@@ -326,11 +354,13 @@ class RunRecord:
         return _chunk_scores(self.folder / model.model / entry.scores, entry)
 
 
-def scores_name(text: ScoredText, k: int, retrieved: Retrieved | None) -> str:
+def scores_name(text: ScoredText, k: int, retrieved: Retrieved | None, knn: KnnLm | None = None) -> str:
     """Return the name of the file of chunks' scores in a model's folder, one for all that can be measured."""
     identifying = ("database", "source", "neighbors")
     found = {name: getattr(retrieved, name) for name in identifying} if retrieved else None
     measured = {"text": asdict(text), "k": k, "retrieved": found}
+    if knn:
+        measured["knn"] = asdict(knn)
     return f"{SCORES_FOLDER}/{fingerprint(measured)}.parquet"
 
 

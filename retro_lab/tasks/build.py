@@ -21,8 +21,10 @@ from retro_lab.corpus.parquet import count_words
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.config import stride_of
+from retro_lab.evaluation.hidden_states import Reader
+from retro_lab.evaluation.knn_lm import Datastore
 from retro_lab.retrieval.config import DatabaseConfig
-from retro_lab.retrieval.database import Database
+from retro_lab.retrieval.database import Database, database_documents
 from retro_lab.retrieval.filters import FilteredDatabase
 from retro_lab.retrieval.overlaps import COPIED
 from retro_lab.retrieval.random_databases import RandomDatabase
@@ -147,13 +149,38 @@ class Inputs:
         )
 
     @cached_property
+    def database_corpus(self) -> Corpus:
+        """The corpus whose training split, or a part of it, is the database."""
+        other = self._config.database.corpus
+        return self.corpus if other is None else self._training_split(other)
+
+    def datastore(self, reader: Reader) -> Datastore:
+        """Return the kNN-LM datastore of a baseline: its hidden states for the tokens of the database.
+
+        Raises:
+            ConfigurationError: More neighbors are wanted than the database has tokens.
+            DivergenceError: The states are not finite.
+        """
+        config, store = self._config, self.database_corpus.stores["train"]
+        return Datastore(
+            self._artifacts,
+            reader,
+            store,
+            database_documents(config.database, store),
+            self.corpus.stores["validation"],
+            config.index,
+            config.evaluation.knn_lm.k,
+            config.database.seed,
+        )
+
+    @cached_property
     def database(self) -> Database:
         """The database that models retrieve from.
 
         Raises:
             ConfigurationError: More neighbors are wanted than the database has chunks.
         """
-        return self._database(self._database_corpus, self._config.database, self._largest_k)
+        return self._database(self.database_corpus, self._config.database, self._largest_k)
 
     @cached_property
     def other_retrievals(self) -> tuple[ScoredRetrieval, ...]:
@@ -180,7 +207,7 @@ class Inputs:
         config, whole = self._config, self.database.fraction
         cuts = [*config.database.fractions, *(whole * share for share in config.evaluation.fractions)]
         part = replace(config.database, fraction=whole * share, tokens=None, fractions=cuts)
-        return self._database(self._database_corpus, part)
+        return self._database(self.database_corpus, part)
 
     def _database(self, corpus: Corpus, config: DatabaseConfig, k: int | None = None) -> Database:
         """Return a database of a corpus, of whose neighbors `k` are read, by default those of `retrieval.k`."""
@@ -201,11 +228,6 @@ class Inputs:
     @property
     def _largest_k(self) -> int:
         return max(self._config.retrieval.k, *self._config.evaluation.k, 1)
-
-    @cached_property
-    def _database_corpus(self) -> Corpus:
-        other = self._config.database.corpus
-        return self.corpus if other is None else self._training_split(other)
 
     @cached_property
     def texts(self) -> tuple[HeldOutText, ...]:

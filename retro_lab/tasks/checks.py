@@ -4,7 +4,7 @@ A corpus and a database can take hours to build, so every task that builds them 
 are checked where their group is defined, as soon as a configuration is composed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from retro_lab import ranks
@@ -49,6 +49,24 @@ def check_evaluation(config: RunConfig) -> None:
         ConfigurationError: Values do not fit together.
     """
     check_trainer(config.trainer)
+
+
+def check_knn_lm(config: RunConfig, models: Collection[str]) -> None:
+    """Check that there is a baseline for a kNN-LM to be over.
+
+    Args:
+        config: Of the command.
+        models: Those that the command scores.
+
+    Raises:
+        ConfigurationError: A kNN-LM is wanted, and no baseline is among the models.
+    """
+    k = config.evaluation.knn_lm.k
+    if k and BASELINE not in models:
+        raise ConfigurationError(
+            f"evaluation.knn_lm.k={k} is over a run's baseline, which this command does not score; set it to 0, or "
+            "train a baseline in the same run with task=compare or retrieval.k=0."
+        )
 
 
 def check_trainer(trainer: Mapping[str, Any], accelerator: str | None = None) -> None:

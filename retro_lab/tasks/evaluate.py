@@ -22,11 +22,12 @@ from retro_lab.retrieval.random_databases import RandomDatabase
 from retro_lab.retrieval.retriever import Retriever
 from retro_lab.runs.chunk_scores import ChunkScores, is_from_earlier_release, write_chunk_scores
 from retro_lab.runs.examples import SHOWN, Examples, evenly_spaced, examples, write_examples
-from retro_lab.runs.folder import MODELS, RunFolder
+from retro_lab.runs.folder import BASELINE, MODELS, RunFolder
 from retro_lab.runs.identity import check_scored
 from retro_lab.runs.records import (
     RESULT_NAME,
     Evaluation,
+    Measured,
     ModelRecord,
     Retrieved,
     ScoredText,
@@ -38,8 +39,9 @@ from retro_lab.runs.trained_model import ModelSettings, open_run
 from retro_lab.tasks import report
 from retro_lab.tasks.assemble import build_trainer, in_folder, model_identity, windows
 from retro_lab.tasks.build import HeldOutText, Inputs, ScoredRetrieval
-from retro_lab.tasks.checks import check_evaluation
+from retro_lab.tasks.checks import check_evaluation, check_knn_lm
 from retro_lab.tasks.config import RunConfig
+from retro_lab.tasks.knn_lm import knn_lm_scores
 from retro_lab.training.loggers import finish_loggers, log_scores, reopen_loggers
 
 
@@ -56,6 +58,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         records = {name: load_result(folder.path / name / RESULT_NAME) for name in found}
         if not records:
             raise ArtifactError(f"{folder.path} holds no trained model; train one with: {folder.command}")
+        check_knn_lm(config, records)
         with Inputs(config) as inputs:
             for name, record in records.items():
                 check_scored(folder.path / name, model_identity(_with_k(config, record.k), folder, inputs))
@@ -73,7 +76,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 class _Score:
     """A score that is wanted: what is measured, and where its neighbors come from."""
 
-    measured: tuple[ScoredText, int, Retrieved | None]
+    measured: Measured
     retriever: Retriever | None
     """None if nothing is scored with neighbors beside it."""
 
@@ -97,14 +100,14 @@ def _wanted(config: RunConfig, text: HeldOutText, inputs: Inputs) -> list[_Score
         stride=text.stride,
     )
     if not k:
-        return [_Score((scored, 0, None), None)]
+        return [_Score((scored, 0, None, None), None)]
     own = ScoredRetrieval(inputs.database)
     found = []
     for each in sorted({k, *config.evaluation.k}):
         retrieved = _retrieved(own, text, each) if each else None
-        found.append(_Score((scored, each, retrieved), inputs.database))
+        found.append(_Score((scored, each, retrieved, None), inputs.database))
     for retrieval in inputs.other_retrievals:
-        found.append(_Score((scored, k, _retrieved(retrieval, text, k)), retrieval.retriever))
+        found.append(_Score((scored, k, _retrieved(retrieval, text, k), None), retrieval.retriever))
     return list({each.measured: each for each in found}.values())
 
 
@@ -149,13 +152,20 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
                     if console.is_main_process():
                         write_chunk_scores(folder / entry.scores, chunks)
                     known[entry.measured] = entry
-    # Scores requested now come first, because the first text is the main one.
     if config.retrieval.k and console.is_main_process():
         write_examples(folder, _examples(config, inputs))
-    asked = {each.measured: each.measured[2] for found in wanted.values() for each in found}
+    asked: dict[Measured, Retrieved | None] = {
+        each.measured: each.measured[2] for found in wanted.values() for each in found
+    }
+    if config.evaluation.knn_lm.k and record.model == BASELINE:
+        own = {text: known[found[0].measured] for text, found in wanted.items()}
+        for entry in knn_lm_scores(config, folder, inputs, own, known):
+            known[entry.measured] = entry
+            asked[entry.measured] = None
     for key, retrieved in asked.items():
         if retrieved and (entry := known[key]).retrieved and entry.retrieved.chunks is None:
             known[key] = replace(entry, retrieved=retrieved)  # an earlier release told less of its neighbors
+    # Scores requested now come first, because the first text is the main one.
     scored_record = replace(record, evaluations=tuple(known[key] for key in dict.fromkeys([*asked, *known])))
     if scored_record.to_json() != record.to_json() and console.is_main_process():
         write_result(folder / RESULT_NAME, scored_record)
@@ -166,7 +176,7 @@ def _evaluation(
     wanted: _Score, score: Score, cut: Windows, text: HeldOutText, words: int | None, token_flops: float
 ) -> tuple[Evaluation, ChunkScores]:
     """Return a score with each chunk's share in it."""
-    scored, k, retrieved = wanted.measured
+    scored, k, retrieved, _ = wanted.measured
     overlap = wanted.retriever.overlaps_of(text.store).values if k and wanted.retriever else None
     chunks = cut.chunk_scores(score, overlap)
     level = chunks.bits_per_byte()

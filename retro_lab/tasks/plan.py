@@ -18,7 +18,7 @@ from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks.checks import check_batch, check_trainer
 from retro_lab.tasks.config import PlanConfig, RunConfig
-from retro_lab.tasks.plan_database import database_sections
+from retro_lab.tasks.plan_database import database_sections, datastore_section
 from retro_lab.tasks.plan_fit import Gpus, fitting
 from retro_lab.tasks.plan_tables import BYTES, SI_PREFIXES, scaled, section
 from retro_lab.training.config import Init
@@ -52,6 +52,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     if plan.k:
         gpus, _ = _gpus(config.trainer)
         sections += database_sections(config, task, plan.vocabulary, gpus)
+    if config.evaluation.knn_lm.k:
+        sections.append(datastore_section(config))
     console.output.print(Group(*sections))
 
 

@@ -3,6 +3,8 @@
 from rich.console import Group
 
 from retro_lab.cost.database import BuildLayout, DatabaseSizes
+from retro_lab.evaluation.knn_lm import STATE_BYTES
+from retro_lab.retrieval.factory import choose_factory, index_bytes
 from retro_lab.retrieval.neighbors import SHARD_QUERIES
 from retro_lab.tasks.config import PlanConfig, RunConfig
 from retro_lab.tasks.plan_tables import BYTES, scaled, section
@@ -30,6 +32,24 @@ def database_sections(config: RunConfig, task: PlanConfig, vocabulary: int, gpus
     """Show the cost of the database, and how to divide its build between `gpus` ranks with a GPU each."""
     sizes = database_sizes(config, task, vocabulary)
     return [_database(sizes, task), _layout(sizes, task, gpus)]
+
+
+def datastore_section(config: RunConfig) -> Group:
+    """Show the size of the kNN-LM datastore of a database with as much text as is trained on, unless it is given."""
+    tokens = int(config.database.tokens or config.database.fraction * config.schedule.tokens)
+    width, index = config.size.width, config.index
+    choice = choose_factory(index.factory, tokens, width, index.exact_below, index.recall, index.max_bytes)
+    rows = {
+        "states": scaled(tokens * width * STATE_BYTES, BYTES),
+        "index, in memory to search": scaled(index_bytes(choice.factory, tokens, width), BYTES),
+        "index family": choice.factory,
+    }
+    return section(
+        "kNN-LM datastore",
+        f"a hidden state of {width:,} numbers of 16 bits for each of {tokens:,} tokens; the baseline reads the "
+        f"database once, {config.data.sequence_length / config.evaluation.stride:.3g} tokens for each of its own",
+        {part: [value] for part, value in rows.items()},
+    )
 
 
 def _database(sizes: DatabaseSizes, task: PlanConfig) -> Group:

@@ -41,7 +41,7 @@ from retro_lab.tasks.assemble import (
     windows,
 )
 from retro_lab.tasks.build import Inputs
-from retro_lab.tasks.checks import check_start, check_training
+from retro_lab.tasks.checks import check_knn_lm, check_start, check_training
 from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.evaluate import evaluate, mean_token_flops
 from retro_lab.training.batches import accumulated_batches
@@ -63,6 +63,7 @@ from retro_lab.training.training import TrainingClock, ValidationCurve, baseline
 def run(config: RunConfig, folder: RunFolder) -> None:
     """Train and evaluate the model of `retrieval.k`, then report on the run folder."""
     check_training(config)
+    check_knn_lm(config, [model_name(config.retrieval.k)])
     check_start(config, folder)
     with folder.held(), Inputs(config) as inputs:
         train_models({model_name(config.retrieval.k): config}, folder, inputs)

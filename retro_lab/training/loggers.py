@@ -60,13 +60,13 @@ def describe_run(loggers: Iterable[Logger], settings: Mapping[str, Any], facts: 
 
 
 def log_scores(loggers: Iterable[Logger], record: ModelRecord) -> None:
-    """Log the final scores: bits per byte, perplexity and accuracy, if any, on each text with each k."""
+    """Log the final scores on each text with each k, and of the kNN-LM: bits per byte, perplexity and any accuracy."""
     scores = {TOKENS: float(record.tokens)}
     for entry in reversed(record.evaluations):  # of several of one text and k, the first is the latest requested
-        scores[f"{entry.text.name}/bits_per_byte/k={entry.k}"] = entry.bits_per_byte
-        scores[f"{entry.text.name}/perplexity/k={entry.k}"] = entry.perplexity
+        scores[entry.metric("bits_per_byte")] = entry.bits_per_byte
+        scores[entry.metric("perplexity")] = entry.perplexity
         if entry.accuracy is not None:
-            scores[f"{entry.text.name}/accuracy/k={entry.k}"] = entry.accuracy
+            scores[entry.metric("accuracy")] = entry.accuracy
     for logger in loggers:
         logger.log_metrics(scores, step=record.steps)
         logger.save()

@@ -44,6 +44,10 @@ def score_of_rank(rank: int, world: int, folder: str) -> None:
     for batch in share:
         score.update(**batch)
     torch.save(tuple(score.compute()), f"{folder}/{rank}.pt")
+    whole = HeldOutScore(CHUNK_LENGTH, on_all_devices=False)
+    for batch in batches():
+        whole.update(**batch)
+    torch.save(tuple(whole.compute()), f"{folder}/{rank}-whole.pt")
     dist.destroy_process_group()
 
 
@@ -59,7 +63,7 @@ def by_window(score: Score) -> tuple[list[list[float]], list[list[float]]]:
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_every_rank_states_what_all_ranks_scored(world: int, tmp_path: Path) -> None:
+def test_every_rank_states_what_all_ranks_scored_or_what_it_scored_itself(world: int, tmp_path: Path) -> None:
     mp.start_processes(score_of_rank, (world, str(tmp_path)), nprocs=world, start_method="fork")
     alone = HeldOutScore(CHUNK_LENGTH)
     for batch in batches():
@@ -76,6 +80,8 @@ def test_every_rank_states_what_all_ranks_scored(world: int, tmp_path: Path) -> 
         assert by_window(score) == by_window(whole)  # to the last bit, whichever rank scored what
         assert float(score.window_nats.sum()) == pytest.approx(nats, rel=1e-12)
         assert int(score.window_tokens.sum()) == tokens
+        each = torch.load(tmp_path / f"{rank}-whole.pt", weights_only=True)
+        assert all(torch.equal(one, other) for one, other in zip(each, whole, strict=True))
 
 
 def test_the_targets_of_a_window_are_dealt_out_to_its_chunks() -> None:

@@ -311,3 +311,14 @@ def test_values_that_cannot_be_are_refused_in_one_sentence(planned, override: st
     with pytest.raises(ConfigurationError, match=message) as caught:
         planned(override)
     assert "\n" not in str(caught.value)
+
+
+def test_the_papers_knn_lm_datastore(planned) -> None:
+    """15 TB for 4 billion tokens, of 1,024 numbers of 32 bits each (Sec. 4.1): here 16 bits, and an index."""
+    assert "kNN-LM" not in planned("size=172m", *PAPER)
+    overrides = ("size.width=1024", "evaluation.knn_lm.k=10", "database.tokens=4e9", "evaluation.stride=512")
+    rows = planned("size=172m", *overrides, *PAPER)["kNN-LM"]
+    assert number(rows["states"][0]) == pytest.approx(4e9 * 1024 * 2, rel=1e-2)
+    assert number(rows["index, in memory to search"][0]) > 4e9 * 1024
+    assert rows["index family"][0].startswith("IVF")
+    assert "4 tokens for each of its own" in rows[""][0]
