@@ -4,6 +4,8 @@ A database is independent of what is trained or scored: it is made of one token 
 for the chunks of any other with the same tokenizer (Borgeaud et al. 2022, Sec. 2.1).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -25,9 +27,10 @@ from retro_lab.retrieval.controls import OracleStage, RandomSearcher, ShuffledSt
 from retro_lab.retrieval.embedder import Embedder
 from retro_lab.retrieval.embeddings import Embeddings, EmbeddingsStage
 from retro_lab.retrieval.index import Index, IndexStage
+from retro_lab.retrieval.live import LiveRetrieval
 from retro_lab.retrieval.neighbors import Neighbors, NeighborsStage, Ranking, SearchStage
 from retro_lab.retrieval.overlaps import Overlaps, OverlapsStage
-from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher, Searcher
+from retro_lab.retrieval.searchers import BM25Searcher, BM25Shard, DenseSearcher, DenseShard, Searcher
 from retro_lab.retrieval.sequences import Retrieved
 
 
@@ -76,11 +79,7 @@ class Database:
         self._artifacts, self._method, self._query_batch = artifacts, retrieval.method, index.query_batch
         self.fraction, self._cuts = _cuts(config, store)
         self.chunks = self._cuts[-1]
-        if k > self.chunks:
-            raise ConfigurationError(
-                f"retrieval.k={k} is more than the {self.chunks} chunks of the database; use a smaller k or a larger "
-                "corpus or database.fraction."
-            )
+        self._check_k(k)
         # The last chunk of a document is padded, so tokens are counted by document.
         documents = int(np.searchsorted(store.document_start, self.chunks))
         self.tokens = int(store.document_length[:documents].sum())
@@ -142,6 +141,36 @@ class Database:
         ids = self.neighbors_of(queries).ids
         return Retrieved(self.source_of(queries), ids, values, reveals=self._control == Control.oracle)
 
+    def live(self, k: int) -> LiveRetrieval:
+        """Return the search for neighbors of chunks that are in no token store.
+
+        Args:
+            k: Largest number of neighbors that will be read for a chunk.
+
+        Raises:
+            ConfigurationError: k is larger than the number of chunks, or a control takes the place of neighbors.
+        """
+        if self._control is not None:
+            raise ConfigurationError(
+                f"retrieval.control={self._control} makes neighbors for stored texts only, and none for the chunks of "
+                "a prompt; leave it out."
+            )
+        self._check_k(k)
+
+        def open_shards() -> Sequence[DenseShard | BM25Shard]:
+            if self._embedder is None:
+                return [BM25Shard(self._bm25, start, stop) for start, stop in self._shards]
+            return [DenseShard(index) for index in self.indexes]
+
+        return LiveRetrieval(
+            self.store,
+            open_shards,
+            self._embedder,
+            self._ranking,
+            stored=max(k, self._stored),
+            query_batch=self._query_batch,
+        )
+
     def overlaps_of(self, queries: TokenStore) -> Overlaps:
         """Compare every chunk of a text with its nearest neighbors (Borgeaud et al. 2022, Sec. 2.6).
 
@@ -173,6 +202,13 @@ class Database:
     @property
     def _shards(self) -> list[tuple[int, int]]:
         return list(zip([0, *self._cuts], self._cuts, strict=False))
+
+    def _check_k(self, k: int) -> None:
+        if k > self.chunks:
+            raise ConfigurationError(
+                f"retrieval.k={k} is more than the {self.chunks} chunks of the database; use a smaller k or a larger "
+                "corpus or database.fraction."
+            )
 
     def _find(self, queries: TokenStore) -> Neighbors:
         build = self._artifacts.build
