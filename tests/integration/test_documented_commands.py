@@ -28,6 +28,8 @@ NOT_RUN = {
     "small for 8 devices; tests/tasks/test_plan.py names trainers that fit",
     "python -m retro_lab +experiment=quickstart task=build build.dispatcher=ray build.workers=2": "test_dispatchers.py "
     "builds with Ray",
+    "python -m retro_lab +experiment=quickstart task=zero_shot 'task.tasks=[lambada_openai,my_task.yaml]' "
+    "task.limit=500": "its questions are on the hub; test_zero_shot.py scores tasks over local files",
     "retro-lab status": "it needs submitted jobs; tests/cluster looks at some",
     "source .venv/bin/activate": "it changes the shell; these tests already run in the environment",
     "make test": "it runs this test",
