@@ -41,7 +41,7 @@ class Advance(Protocol):
 
 CHATTY_LIBRARIES = (
     "pytorch_lightning", "lightning", "lightning_fabric", "lightning.pytorch", "transformers", "datasets", "wandb",
-    "huggingface_hub", "httpx", "fsspec", "faiss", "bm25s", "filelock", "torch", "matplotlib",
+    "huggingface_hub", "httpx", "fsspec", "faiss", "bm25s", "filelock", "torch", "matplotlib", "lm_eval",
 )  # fmt: skip
 WARNING_LIBRARIES = (
     *CHATTY_LIBRARIES, "datasketch", "hydra", "multiprocessing", "numpy", "omegaconf", "pandas", "pyarrow", "pydantic",
@@ -105,6 +105,7 @@ def quiet() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_CONSOLE", "off")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 

@@ -74,7 +74,7 @@ def weighted_interval(seeds: Sequence[Sequence[tuple[float, DocumentScores]]]) -
 
 def accuracy_interval(correct: np.ndarray) -> Interval | None:
     """Return the 95% interval of the share of documents that are correct, bool [D]; None for fewer than two."""
-    return _interval(correct * math.log(2), np.ones(len(correct)))
+    return _interval(correct[None] * math.log(2), np.ones(len(correct)))
 
 
 def _interval(nats: np.ndarray, sizes: np.ndarray) -> Interval | None:

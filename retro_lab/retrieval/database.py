@@ -4,6 +4,8 @@ A database is independent of what is trained or scored: it is made of one token 
 for the chunks of any other with the same tokenizer (Borgeaud et al. 2022, Sec. 2.1).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -24,9 +26,10 @@ from retro_lab.retrieval.controls import OracleStage, RandomSearcher, ShuffledSt
 from retro_lab.retrieval.embedder import Embedder
 from retro_lab.retrieval.embeddings import Embeddings, EmbeddingsStage
 from retro_lab.retrieval.index import Index, IndexStage
+from retro_lab.retrieval.live import LiveRetrieval
 from retro_lab.retrieval.neighbors import Neighbors, NeighborsStage, Ranking, SearchStage
 from retro_lab.retrieval.retriever import Retriever
-from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher, Searcher
+from retro_lab.retrieval.searchers import BM25Searcher, BM25Shard, DenseSearcher, DenseShard, Searcher
 
 
 class Database(Retriever):
@@ -72,11 +75,7 @@ class Database(Retriever):
         self.name, self.store = name, store
         self._method, self._query_batch = retrieval.method, index.query_batch
         self.fraction, self._cuts = _cuts(config, store)
-        if k > self.chunks:
-            raise ConfigurationError(
-                f"retrieval.k={k} is more than the {self.chunks} chunks of the database; use a smaller k or a larger "
-                "corpus or fraction of it."
-            )
+        self._check_k(k)
         self._stored = max(k, 1, retrieval.stored)
         self._bm25 = BM25(store, retrieval.bm25_k1, retrieval.bm25_b)
         self._control, self._seed = retrieval.control, config.seed
@@ -129,6 +128,36 @@ class Database(Retriever):
         """Return the tokens that the neighbors of a text are chunks of: the database, but for the oracle the text."""
         return queries if self._control == Control.oracle else self.store
 
+    def live(self, k: int) -> LiveRetrieval:
+        """Return the search for neighbors of chunks that are in no token store.
+
+        Args:
+            k: Largest number of neighbors that will be read for a chunk.
+
+        Raises:
+            ConfigurationError: k is larger than the number of chunks, or a control takes the place of neighbors.
+        """
+        if self._control is not None:
+            raise ConfigurationError(
+                f"retrieval.control={self._control} makes neighbors for stored texts only, and none for the chunks of "
+                "a prompt; leave it out."
+            )
+        self._check_k(k)
+
+        def open_shards() -> Sequence[DenseShard | BM25Shard]:
+            if self._embedder is None:
+                return [BM25Shard(self._bm25, start, stop) for start, stop in self._shards]
+            return [DenseShard(index) for index in self.indexes]
+
+        return LiveRetrieval(
+            self.store,
+            open_shards,
+            self._embedder,
+            self._ranking,
+            stored=max(k, self._stored),
+            query_batch=self._query_batch,
+        )
+
     def flops(self, queries: TokenStore) -> float | None:
         """Return the FLOPs to embed and search what a model is trained on; None if the index is not known.
 
@@ -149,6 +178,13 @@ class Database(Retriever):
     @property
     def _shards(self) -> list[tuple[int, int]]:
         return list(zip([0, *self._cuts], self._cuts, strict=False))
+
+    def _check_k(self, k: int) -> None:
+        if k > self.chunks:
+            raise ConfigurationError(
+                f"retrieval.k={k} is more than the {self.chunks} chunks of the database; use a smaller k or a larger "
+                "corpus or fraction of it."
+            )
 
     def _find(self, queries: TokenStore) -> Neighbors:
         """Search for the nearest chunks of the database for every chunk of a text, or make those of the control.

@@ -7,7 +7,7 @@ sorted lists gives the neighbors in any set of shards, so databases of many size
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from retro_lab.artifacts.arrays import create_array
 from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.retrieval.bm25 import BM25, text_tokens
-from retro_lab.retrieval.searchers import NO_NEIGHBOR, Searcher
+from retro_lab.retrieval.searchers import NO_NEIGHBOR, BM25Shard, Searcher
 
 IDS_NAME, DISTANCES_NAME = "ids.npy", "distances.npy"
 SHARD_QUERIES = 65_536
@@ -107,7 +107,7 @@ class SearchStage(Stage):
         """Read what is searched into memory before the first shard."""
         self.searcher.open()
         if self.ranking is not None:
-            self._scorer = self.ranking.bm25.shard(self.searcher.start, self.searcher.stop)
+            self._scores = BM25Shard(self.ranking.bm25, self.searcher.start, self.searcher.stop)
         return nullcontext()
 
     def write_shard(self, shard: int, folder: Path, advance: Advance) -> Mapping[str, Any]:
@@ -129,36 +129,88 @@ class SearchStage(Stage):
         if self.ranking is None:
             return self._search(chunks, self.stored)
         ids, distances = self._search(chunks, max(self.ranking.candidates, self.stored))
-        for row, tokens in enumerate(text_tokens(self.query_store, chunks)):
-            found = ids[row] != NO_NEIGHBOR
-            distances[row, found] = -self._scorer.get_scores_from_ids(tokens)[ids[row, found] - self.searcher.start]
-        order = np.argsort(distances, axis=1, kind="stable")[:, : self.stored]
-        return np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
+        return ranked(ids, distances, text_tokens(self.query_store, chunks), self._scores, self.stored)
 
     def _search(self, chunks: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-        """Search for `wanted` neighbors of query chunks, fetching more until enough survive the filter."""
-        ids = np.full((len(chunks), wanted), NO_NEIGHBOR, np.int64)
-        distances = np.full((len(chunks), wanted), np.inf, np.float32)
+        """Search for `wanted` neighbors of query chunks, without those in a query's own group."""
+
+        def find(rows: np.ndarray, count: int, probe_scale: int) -> tuple[np.ndarray, np.ndarray]:
+            return self.searcher.search(chunks[rows], count, probe_scale)
+
+        def outside_own_group(rows: np.ndarray, found: np.ndarray) -> np.ndarray:
+            own = self.query_store.group_of(chunks[rows])
+            kept: np.ndarray = self.database_store.group_of(found) != own[:, None]
+            return kept
+
         size = self.searcher.stop - self.searcher.start
-        pending = np.arange(len(chunks))
-        fetch, probe_scale = wanted + (FILTER_MARGIN if self.same_store else 0), 1
-        while len(pending):
-            fetch, probe_scale = min(fetch, size), min(probe_scale, self.searcher.largest_probe_scale)
-            unsatisfied = []
-            for rows in np.array_split(pending, -(-len(pending) * fetch // FETCHED_AT_ONCE)):
-                found_distances, found = self.searcher.search(chunks[rows], fetch, probe_scale)
-                keep = found != NO_NEIGHBOR
-                if self.same_store:
-                    own = self.query_store.group_of(chunks[rows])
-                    keep &= self.database_store.group_of(found) != own[:, None]
-                ids[rows], distances[rows] = first_kept(found, found_distances, keep, wanted)
-                # A list that is not full has all that the index finds at this probe scale; a full one may be cut off.
-                not_full = (found == NO_NEIGHBOR).any(1)
-                more = np.where(not_full, probe_scale < self.searcher.largest_probe_scale, fetch < size)
-                unsatisfied.append(rows[(keep.sum(1) < wanted) & more])
-            pending = np.concatenate(unsatisfied)
-            fetch, probe_scale = fetch * 4, probe_scale * 4
-        return ids, distances
+        kept = outside_own_group if self.same_store else None
+        return find_enough(find, len(chunks), wanted, size, self.searcher.largest_probe_scale, kept)
+
+
+def find_enough(
+    find: Callable[[np.ndarray, int, int], tuple[np.ndarray, np.ndarray]],
+    queries: int,
+    wanted: int,
+    size: int,
+    largest_probe_scale: int,
+    kept: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Search for `wanted` neighbors of each query, fetching more until enough are kept.
+
+    Args:
+        find: Searches for some of the queries, given their rows [n], a number of neighbors and a probe scale, as
+            `Searcher.search` does.
+        queries: How many there are.
+        wanted: Neighbors of each.
+        size: Chunks of the shard that is searched.
+        largest_probe_scale: Beyond which `find` finds no more.
+        kept: Which of the chunks found for some rows, [n, count], may be neighbors; None for all.
+
+    Returns:
+        Chunks, int64 [queries, wanted], and distances, float32 of the same shape, padded with -1 and infinity.
+    """
+    ids = np.full((queries, wanted), NO_NEIGHBOR, np.int64)
+    distances = np.full((queries, wanted), np.inf, np.float32)
+    pending = np.arange(queries)
+    fetch, probe_scale = wanted + (FILTER_MARGIN if kept is not None else 0), 1
+    while len(pending):
+        fetch, probe_scale = min(fetch, size), min(probe_scale, largest_probe_scale)
+        unsatisfied = []
+        for rows in np.array_split(pending, -(-len(pending) * fetch // FETCHED_AT_ONCE)):
+            found_distances, found = find(rows, fetch, probe_scale)
+            keep = found != NO_NEIGHBOR
+            if kept is not None:
+                keep &= kept(rows, found)
+            ids[rows], distances[rows] = first_kept(found, found_distances, keep, wanted)
+            # A list that is not full has all that the index finds at this probe scale; a full one may be cut off.
+            not_full = (found == NO_NEIGHBOR).any(1)
+            more = np.where(not_full, probe_scale < largest_probe_scale, fetch < size)
+            unsatisfied.append(rows[(keep.sum(1) < wanted) & more])
+        pending = np.concatenate(unsatisfied)
+        fetch, probe_scale = fetch * 4, probe_scale * 4
+    return ids, distances
+
+
+def ranked(
+    ids: np.ndarray, distances: np.ndarray, texts: Sequence[np.ndarray], shard: BM25Shard, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank candidates of one database shard by BM25.
+
+    Args:
+        ids: Chunks of the candidates of each query, int64 [queries, candidates], padded with -1.
+        distances: Of the same shape; overwritten.
+        texts: Text tokens of each query.
+        shard: Scores of the chunks.
+        count: How many to keep.
+
+    Returns:
+        Chunks and their negative scores, [queries, count], padded with -1 and infinity.
+    """
+    for row, tokens in enumerate(texts):
+        found = ids[row] != NO_NEIGHBOR
+        distances[row, found] = -shard.scores(tokens, ids[row, found])
+    order = np.argsort(distances, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
 
 
 def query_shards(store: TokenStore) -> list[int]:

@@ -4,7 +4,7 @@ All searchers return distances in ascending order: `dense` those of the index's 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,52 @@ class Searcher(ABC):
         """
 
 
+class DenseShard:
+    """The chunks of a database shard by their embeddings, for queries from anywhere."""
+
+    def __init__(self, index: Index) -> None:
+        """Read `index` into memory, onto GPUs if FAISS supports it there."""
+        self.start, self.stop = index.start, index.stop
+        self._opened = index.open()
+        self.largest_probe_scale = self._opened.largest_probe_scale()
+
+    def find(self, vectors: np.ndarray, count: int, probe_scale: int) -> tuple[np.ndarray, np.ndarray]:
+        """Search for embeddings, float32 [n, d]; returns what `Searcher.search` does."""
+        distances, found = self._opened.search(vectors, count, probe_scale)
+        return distances, np.where(found >= 0, found + self.start, NO_NEIGHBOR)
+
+
+class BM25Shard:
+    """The chunks of a database shard by their tokens, for queries from anywhere."""
+
+    largest_probe_scale = 1
+
+    def __init__(self, bm25: BM25, start: int, stop: int) -> None:
+        """Compute the scores of the whole store of `bm25`, if that has not been done, and take a part of them."""
+        self.start, self.stop = start, stop
+        self._scorer = bm25.shard(start, stop)
+
+    def scores(self, tokens: np.ndarray, chunks: np.ndarray) -> np.ndarray:
+        """Return the scores of some `chunks` of the shard for one query's text tokens, float32 [chunks]."""
+        scores: np.ndarray = self._scorer.get_scores_from_ids(tokens)[chunks - self.start]
+        return scores
+
+    def find(self, texts: Sequence[np.ndarray], count: int, probe_scale: int) -> tuple[np.ndarray, np.ndarray]:
+        """Score all chunks for each query's text tokens; one that shares no token with the query is not found.
+
+        Returns what `Searcher.search` does.
+        """
+        distances = np.full((len(texts), count), np.inf, np.float32)
+        ids = np.full((len(texts), count), NO_NEIGHBOR, np.int64)
+        for row, tokens in enumerate(texts):
+            scores = self._scorer.get_scores_from_ids(tokens)
+            best = highest(scores, count)
+            best = best[scores[best] > 0]
+            distances[row, : len(best)] = -scores[best]
+            ids[row, : len(best)] = best + self.start
+        return distances, ids
+
+
 class DenseSearcher(Searcher):
     """Nearest embeddings (Borgeaud et al. 2022, Sec. 2.1)."""
 
@@ -79,13 +125,12 @@ class DenseSearcher(Searcher):
 
     def open(self) -> None:
         """Read the index, onto GPUs if FAISS supports it there."""
-        self._opened = self.index.open()
-        self.largest_probe_scale = self._opened.largest_probe_scale()
+        self._shard = DenseShard(self.index)
+        self.largest_probe_scale = self._shard.largest_probe_scale
 
     def search(self, queries: np.ndarray, count: int, probe_scale: int) -> tuple[np.ndarray, np.ndarray]:
         """Search the index."""
-        distances, found = self._opened.search(self.queries.rows(queries), count, probe_scale)
-        return distances, np.where(found >= 0, found + self.start, NO_NEIGHBOR)
+        return self._shard.find(self.queries.rows(queries), count, probe_scale)
 
 
 class BM25Searcher(Searcher):
@@ -111,16 +156,8 @@ class BM25Searcher(Searcher):
 
     def open(self) -> None:
         """Compute the scores of the whole store, once."""
-        self._scorer = self.bm25.shard(self.start, self.stop)
+        self._shard = BM25Shard(self.bm25, self.start, self.stop)
 
     def search(self, queries: np.ndarray, count: int, probe_scale: int) -> tuple[np.ndarray, np.ndarray]:
         """Score all chunks of the shard; one that shares no token with the query is not found."""
-        distances = np.full((len(queries), count), np.inf, np.float32)
-        ids = np.full((len(queries), count), NO_NEIGHBOR, np.int64)
-        for row, tokens in enumerate(text_tokens(self.query_store, queries)):
-            scores = self._scorer.get_scores_from_ids(tokens)
-            best = highest(scores, count)
-            best = best[scores[best] > 0]
-            distances[row, : len(best)] = -scores[best]
-            ids[row, : len(best)] = best + self.start
-        return distances, ids
+        return self._shard.find(text_tokens(self.query_store, queries), count, probe_scale)

@@ -30,6 +30,7 @@ class Task(StrEnum):
     report = "report"
     train = "train"
     verify = "verify"
+    zero_shot = "zero_shot"
 
     @property
     def trains(self) -> bool:
@@ -133,6 +134,34 @@ class PlanConfig(TaskConfig):
             tokens_per_document=POSITIVE,
             index_memory=POSITIVE,
         )
+
+
+@dataclass(kw_only=True)
+class ZeroShotConfig(TaskConfig):
+    """Score the trained models of a run folder on tasks of EleutherAI's lm-eval, with live retrieval."""
+
+    name: Task = Task.zero_shot
+    tasks: list[str] = field(default_factory=lambda: ["lambada_openai"])
+    """Tasks: their names in lm-eval, or YAML files of your own in its format."""
+    k: list[int] | None = None
+    """Neighbors of each chunk to score a RETRO with; 0 turns retrieval off. null takes `evaluation.k` and the k that it
+    was trained with."""
+    limit: int | None = None
+    """Questions of each task; null takes all."""
+    few_shot: int | None = None
+    """Examples before each question; null leaves it to the task."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ConfigurationError: A number is out of its range, or no task is named.
+        """
+        check_ranges("task", self, k=NOT_NEGATIVE, limit=POSITIVE, few_shot=NOT_NEGATIVE)
+        if not self.tasks:
+            raise ConfigurationError("task.tasks=[] names nothing to score; name a task of lm-eval or a YAML file.")
+        if self.k == []:
+            raise ConfigurationError("task.k=[] scores nothing; name at least one number of neighbors.")
 
 
 TIME = r"\d+(-\d+(:\d+){0,2}|(:\d+){1,2})?"

@@ -135,7 +135,7 @@ def brute(lab: Lab) -> tuple[np.ndarray, ...]:
 @pytest.mark.parametrize("index", [{}, {"factory": "IVF8,SQ8", "search": "nprobe=8"}], ids=["exact", "coarse"])
 def test_probabilities_are_those_of_brute_force(lab: Lab, brute: tuple[np.ndarray, ...], index: dict[str, str]) -> None:
     distances, values, levels, targets = brute
-    evidence = lab.datastore(**index).evidence_of(lab.stores["test"])
+    evidence = lab.datastore(**index).evidence_of(lab.stores["test"], lab.reader.stride)
     order = np.argsort(distances, axis=1, kind="stable")
     near = np.take_along_axis(distances, order, 1)
     exact = not index
@@ -162,8 +162,8 @@ def test_without_weight_it_is_the_model_alone_in_each_chunk(lab: Lab) -> None:
     store, datastore = lab.stores["test"], lab.datastore()
     _, levels, targets = naive(lab, "test")
     nats = -levels[np.arange(len(targets)), targets]
-    windows = datastore.windows(store)
-    found = score(windows, datastore.evidence_of(store).mixed_nats(0, 1))
+    windows = datastore.windows(store, lab.reader.stride)
+    found = score(windows, datastore.evidence_of(store, lab.reader.stride).mixed_nats(0, 1))
     chunks = windows.chunk_scores(found)
     assert int(found.bytes) == store.facts.bytes
     assert int(found.documents) == store.documents
@@ -184,7 +184,7 @@ def test_a_text_never_finds_itself(lab: Lab) -> None:
     ids = {split: set(store.document_ids(np.arange(store.documents))) for split, store in lab.stores.items()}
     assert not ids["train"] & (ids["validation"] | ids["test"])
     with pytest.raises(ValueError, match="is the database"):
-        lab.datastore().neighbors_of(lab.stores["train"])
+        lab.datastore().neighbors_of(lab.stores["train"], lab.reader.stride)
 
 
 def test_more_neighbors_than_tokens_are_refused(lab: Lab) -> None:
@@ -197,7 +197,7 @@ def test_more_neighbors_than_tokens_are_refused(lab: Lab) -> None:
 def test_fewer_probed_lists_than_needed_still_find_k(lab: Lab) -> None:
     datastore = lab.datastore(factory="IVF64,Flat", search="nprobe=1")
     assert datastore.index.facts.factory == "IVF64,Flat"
-    assert np.isfinite(datastore.evidence_of(lab.stores["test"]).distances).all()
+    assert np.isfinite(datastore.evidence_of(lab.stores["test"], lab.reader.stride).distances).all()
 
 
 def test_states_that_are_not_finite_are_refused(lab: Lab, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ NOT_RUN = {
     "python -m retro_lab +experiment=quickstart task=evaluate 'evaluation.datasets=[test,c4,pile/arxiv,lambada]' "
     "+corpus@corpora.lambada=lambada corpora.lambada.dataset=lambada_test.jsonl": "it needs "
     "the hub; test_datasets.py scores all data sets",
+    "python -m retro_lab +experiment=quickstart task=zero_shot 'task.tasks=[lambada_openai,my_task.yaml]' "
+    "task.limit=500": "its questions are on the hub; test_zero_shot.py scores tasks over local files",
     "retro-lab status": "it needs submitted jobs; tests/cluster looks at some",
     "source .venv/bin/activate": "it changes the shell; these tests already run in the environment",
     "make test": "it runs this test",

@@ -33,9 +33,15 @@ def numbers() -> list[str]:
 @pytest.mark.parametrize("value", ["nan", "-1", "inf", "-inf"])
 def test_no_setting_takes_what_is_no_number_of_its_kind(key: str, value: str) -> None:
     kind = all_settings()[key].type
-    task = "inspect" if key == "task.count" else "plan"
+    task = {"task.count": "inspect", "task.k": "zero_shot", "task.limit": "zero_shot", "task.few_shot": "zero_shot"}
     with pytest.raises(ConfigurationError, match=rf"^{key}\b[^\n]*{value.removeprefix('-')}[^\n]*$"):
-        compose([QUICKSTART, f"task={task}", f"{key}={[float(value)] if kind.startswith('list') else value}"])
+        compose(
+            [
+                QUICKSTART,
+                f"task={task.get(key, 'plan')}",
+                f"{key}={[float(value)] if kind.startswith('list') else value}",
+            ]
+        )
 
 
 @pytest.mark.parametrize(
