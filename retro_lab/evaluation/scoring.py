@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader
 
 from retro_lab.errors import DivergenceError
 from retro_lab.evaluation.score import HeldOutScore
-from retro_lab.evaluation.windows import RankWindows, WindowBatch, Windows
+from retro_lab.evaluation.windows import RankWindows, WindowBatch, WindowBatches
 from retro_lab.model.retro import RetroModel
 from retro_lab.model.sharding import free_gathered, is_sharded, shard
-from retro_lab.retrieval.sequences import documents_of, neighbors_of, to_int64
+from retro_lab.retrieval.sequences import documents_of, neighbors_of, padding_of, to_int64
 
 
 class ScoringModule(pl.LightningModule):
@@ -52,6 +52,7 @@ class ScoringModule(pl.LightningModule):
                 windows["targets"],
                 *neighbors_of(windows, k),
                 documents_of(windows),
+                padding_of(windows),
             )
             score.update(nats * windows["mask"], windows["mask"], batch["windows"], batch["bytes"], batch["documents"])
 
@@ -80,7 +81,7 @@ def check_finite(module: ScoringModule) -> None:
 class ScoredData(pl.LightningDataModule):
     """The windows to score; each rank loads its share of the batches."""
 
-    def __init__(self, windows: Windows) -> None:
+    def __init__(self, windows: WindowBatches) -> None:
         """Score `windows`."""
         super().__init__()
         self.windows = windows
