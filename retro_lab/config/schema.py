@@ -13,7 +13,7 @@ from retro_lab.corpus.config import (
     PythonSourceConfig,
     WikipediaConfig,
 )
-from retro_lab.tasks.config import CompareConfig, InspectConfig, PlanConfig, RunConfig
+from retro_lab.tasks.config import AnswerConfig, CompareConfig, InspectConfig, PlanConfig, RunConfig
 
 SCHEMA_SUFFIX = "_schema"
 
@@ -27,7 +27,7 @@ KINDS: dict[str, dict[str, type]] = {
         "mixture": MixtureConfig,
     },
     "tokenizer": {"byte_bpe": ByteBPEConfig, "pretrained": PretrainedTokenizerConfig},
-    "task": {"compare": CompareConfig, "inspect": InspectConfig, "plan": PlanConfig},
+    "task": {"answer": AnswerConfig, "compare": CompareConfig, "inspect": InspectConfig, "plan": PlanConfig},
 }
 """Schemas of the groups whose options have fields of their own; a group's files name theirs as `KIND_schema`."""
 

@@ -26,7 +26,7 @@ BLOCK = 2**20
 
 
 class Interval(NamedTuple):
-    """Bounds in bits per byte."""
+    """Bounds in the unit of the score: bits per byte, or a share."""
 
     low: float
     high: float
@@ -55,8 +55,13 @@ def gain_interval(scores: DocumentScores, baseline: DocumentScores) -> Interval 
     return _interval(baseline.nats - scores.nats, scores.bytes)
 
 
-def _interval(nats: np.ndarray, sizes: np.ndarray) -> Interval | None:
-    """Return the interval of sum of nats / sum of bytes / ln 2 over documents."""
+def share_interval(counted: np.ndarray) -> Interval | None:
+    """Return the 95% interval of the share of items that count, bool [items]; None for fewer than two."""
+    return _interval(counted.astype(float), np.ones(len(counted)), unit=1)
+
+
+def _interval(nats: np.ndarray, sizes: np.ndarray, unit: float = math.log(2)) -> Interval | None:
+    """Return the interval of sum of nats / sum of bytes / unit over documents."""
     nats, sizes = nats[sizes > 0], sizes[sizes > 0]
     documents = len(nats)
     if documents < FEWEST_DOCUMENTS:
@@ -67,5 +72,5 @@ def _interval(nats: np.ndarray, sizes: np.ndarray) -> Interval | None:
     for start in range(0, DRAWS, rows):
         drawn = random.integers(documents, size=(min(rows, DRAWS - start), documents))
         ratios.append(nats[drawn].sum(1) / sizes[drawn].sum(1))
-    low, high = np.quantile(np.concatenate(ratios) / math.log(2), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(np.concatenate(ratios) / unit, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high))

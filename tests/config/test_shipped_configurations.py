@@ -9,7 +9,12 @@ from retro_lab.config.compose import compose
 from retro_lab.tasks.assemble import model_size
 from retro_lab.tasks.config import RunConfig
 
-GIVEN = {"local": ["corpus.path=text.jsonl"], "pretrained": ["tokenizer.name=gpt2"], "every_3_from_6": ["size=172m"]}
+GIVEN = {
+    "answer": ["task.start=outputs/run", "task.train=train.json", "task.validation=dev.json"],
+    "local": ["corpus.path=text.jsonl"],
+    "pretrained": ["tokenizer.name=gpt2"],
+    "every_3_from_6": ["size=172m"],
+}
 """What some options leave to the user, or need."""
 PAPER = {
     "172m": (896, 16, 64, 12, [6, 9, 12]),
