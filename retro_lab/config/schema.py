@@ -15,7 +15,7 @@ from retro_lab.corpus.config import (
     WikipediaConfig,
     WikipediaDumpConfig,
 )
-from retro_lab.tasks.config import CompareConfig, InspectConfig, PlanConfig, RunConfig, ZeroShotConfig
+from retro_lab.tasks.config import AnswerConfig, CompareConfig, InspectConfig, PlanConfig, RunConfig, ZeroShotConfig
 
 SCHEMA_SUFFIX = "_schema"
 
@@ -31,7 +31,13 @@ KINDS: dict[str, dict[str, type]] = {
         "mixture": MixtureConfig,
     },
     "tokenizer": {"byte_bpe": ByteBPEConfig, "pretrained": PretrainedTokenizerConfig},
-    "task": {"compare": CompareConfig, "inspect": InspectConfig, "plan": PlanConfig, "zero_shot": ZeroShotConfig},
+    "task": {
+        "answer": AnswerConfig,
+        "compare": CompareConfig,
+        "inspect": InspectConfig,
+        "plan": PlanConfig,
+        "zero_shot": ZeroShotConfig,
+    },
 }
 """Schemas of the groups whose options have fields of their own; a group's files name theirs as `KIND_schema`."""
 

@@ -28,7 +28,7 @@ BLOCK = 2**20
 
 
 class Interval(NamedTuple):
-    """Bounds in bits per byte, or as a share of documents."""
+    """Bounds in the unit of the score: bits per byte, or a share."""
 
     low: float
     high: float
@@ -72,17 +72,18 @@ def weighted_interval(seeds: Sequence[Sequence[tuple[float, DocumentScores]]]) -
     return _interval(nats, first.bytes[kept])
 
 
-def accuracy_interval(correct: np.ndarray) -> Interval | None:
-    """Return the 95% interval of the share of documents that are correct, bool [D]; None for fewer than two."""
-    return _interval(correct[None] * math.log(2), np.ones(len(correct)))
+def share_interval(counted: np.ndarray) -> Interval | None:
+    """Return the 95% interval of the share of items that count, bool [D]; None for fewer than two."""
+    return _interval(counted[None].astype(float), np.ones(len(counted)), unit=1)
 
 
-def _interval(nats: np.ndarray, sizes: np.ndarray) -> Interval | None:
-    """Return the interval of sum of nats / sum of bytes / ln 2 over documents, in the mean over seeds.
+def _interval(nats: np.ndarray, sizes: np.ndarray, unit: float = math.log(2)) -> Interval | None:
+    """Return the interval of sum of nats / sum of bytes / unit over documents, in the mean over seeds.
 
     Args:
         nats: float64 [S, D], for each seed.
         sizes: int64 [D].
+        unit: Of the interval, in nats.
     """
     seeds, documents = nats.shape
     if documents < FEWEST_DOCUMENTS:
@@ -96,5 +97,5 @@ def _interval(nats: np.ndarray, sizes: np.ndarray) -> Interval | None:
         by_seed = np.stack([values[drawn].sum(1) for values in nats], axis=1)
         by_seed = np.take_along_axis(by_seed, drawn_seeds[start : start + rows], axis=1)
         ratios.append(by_seed.mean(1) / sizes[drawn].sum(1))
-    low, high = np.quantile(np.concatenate(ratios) / math.log(2), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(np.concatenate(ratios) / unit, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high))

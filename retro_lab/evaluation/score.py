@@ -97,7 +97,7 @@ class HeldOutScore(Metric):
         """Add scored windows.
 
         Args:
-            nats: [B, N] cross-entropy of each token, zero where the mask is False; N is a multiple of m.
+            nats: [B, N] cross-entropy of each token, zero where the mask is False; N is a multiple of m, or one less.
             mask: bool [B, N], True where a token was scored.
             windows: int64 [B], the numbers of the windows in the text.
             num_bytes: int64 [], bytes of the documents that are added with these windows.
@@ -119,7 +119,7 @@ class HeldOutScore(Metric):
     def _by_chunk(self, targets: Tensor) -> Tensor:
         """Add up the targets [B, N] of each chunk, [B, N / m + 1]; the first token of a window is no target."""
         m = self.chunk_length
-        return F.pad(targets, (1, m - 1)).unflatten(1, (-1, m)).sum(2)
+        return F.pad(targets, (1, -(1 + targets.shape[1]) % m)).unflatten(1, (-1, m)).sum(2)
 
     def compute(self) -> Score:
         """Return the score of everything added, on all devices."""

@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader
 
 from retro_lab.errors import DivergenceError
 from retro_lab.evaluation.score import HeldOutScore
-from retro_lab.evaluation.windows import RankWindows, WindowBatch, Windows
+from retro_lab.evaluation.windows import RankWindows, WindowBatch, WindowBatches
 from retro_lab.model.retro import RetroModel
 from retro_lab.model.sharding import free_gathered, is_sharded, shard
-from retro_lab.retrieval.sequences import Batch, documents_of, neighbors_of, to_int64
+from retro_lab.retrieval.sequences import Batch, documents_of, neighbors_of, padding_of, to_int64
 
 
 class ScoringModule(pl.LightningModule):
@@ -50,7 +50,7 @@ class ScoringModule(pl.LightningModule):
         for k, score in self.measured():
             hits = None
             if self.counts_hits:
-                context = (*neighbors_of(windows, k), documents_of(windows))
+                context = (*neighbors_of(windows, k), documents_of(windows), padding_of(windows))
                 nats, hits = self.model.token_losses_and_hits(
                     windows["tokens"], windows["targets"], windows["mask"], *context
                 )
@@ -62,7 +62,7 @@ class ScoringModule(pl.LightningModule):
     def token_nats(self, windows: Batch, k: int) -> Tensor:
         """Return the cross-entropy [B, N] of each target of some windows, with k neighbors for each chunk."""
         return self.model.token_losses(
-            windows["tokens"], windows["targets"], *neighbors_of(windows, k), documents_of(windows)
+            windows["tokens"], windows["targets"], *neighbors_of(windows, k), documents_of(windows), padding_of(windows)
         )
 
     def on_validation_epoch_end(self) -> None:
@@ -90,7 +90,7 @@ def check_finite(module: ScoringModule) -> None:
 class ScoredData(pl.LightningDataModule):
     """The windows to score; each rank loads its share of the batches."""
 
-    def __init__(self, windows: Windows) -> None:
+    def __init__(self, windows: WindowBatches) -> None:
         """Score `windows`."""
         super().__init__()
         self.windows = windows

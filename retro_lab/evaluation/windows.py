@@ -9,7 +9,7 @@ Windows start on chunk boundaries, so each uses the same precomputed neighbors. 
 the same windows as a whole one, without those in which nothing is scored.
 """
 
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -32,6 +32,16 @@ class WindowBatch(TypedDict):
     """int64 []: UTF-8 bytes of the scored text of documents whose first window is in this batch."""
     documents: Tensor
     """int64 []: the number of these documents."""
+
+
+class WindowBatches(Protocol):
+    """All windows of a text, in batches."""
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+
+    def __getitem__(self, index: int) -> WindowBatch:
+        """Read a batch."""
 
 
 class Windows(Dataset[WindowBatch]):
@@ -145,7 +155,7 @@ class RankWindows(Dataset[WindowBatch]):
     run out gets batches with nothing to score.
     """
 
-    def __init__(self, windows: Windows, rank: int, world: int) -> None:
+    def __init__(self, windows: WindowBatches, rank: int, world: int) -> None:
         """Take batches `rank`, `rank + world`, ... of `windows`."""
         self.windows, self.rank, self.world = windows, rank, world
 

@@ -71,19 +71,23 @@ class NeighborEncoder(nn.Module):
         )
         self.norm = RMSNorm(self.width, eps=model.norm_eps)
 
-    def forward(self, embedded: Tensor, chunk_states: Tensor, present: Tensor | None) -> Tensor:
+    def forward(
+        self, embedded: Tensor, chunk_states: Tensor, present: Tensor | None, chunk_present: Tensor | None = None
+    ) -> Tensor:
         """Encode all neighbors of all chunks at once.
 
         Args:
             embedded: [B, L, K, R, E], embedded neighbor tokens.
             chunk_states: [B, L, M, D], the H_u: the decoder's activations after the attention of layer min(P).
             present: bool [B, L, K, R], False where a token is padding; None if there is no padding.
+            chunk_present: bool [B, L, M], the same for the tokens of the chunks.
 
         Returns:
             [B, L, K, R, E]. Padding tokens get arbitrary finite vectors.
         """
         neighbor_length, chunk_length = embedded.shape[3], chunk_states.shape[2]
         present = None if present is None else present.flatten(0, 2)
+        chunk_present = None if chunk_present is None else chunk_present.flatten(0, 1).unsqueeze(1)  # [BL, 1, M]
         within = self.distances.between(neighbor_length, neighbor_length, 0, embedded)
         if self.chunk_norm is not None:
             to_chunk = self.distances.between(neighbor_length, chunk_length, 0, embedded)
@@ -94,6 +98,8 @@ class NeighborEncoder(nn.Module):
             if layer.cross_attention is not None:
                 # The K neighbors of a chunk are K blocks of queries, [BL, K, R, E], that attend to the one chunk.
                 hidden = hidden.view(embedded.flatten(0, 1).shape)
-                hidden = layer.cross_attention(hidden, context=chunk_states, distances=to_chunk).flatten(0, 1)
+                hidden = layer.cross_attention(
+                    hidden, context=chunk_states, distances=to_chunk, present=chunk_present
+                ).flatten(0, 1)
             hidden = layer.feed_forward(hidden)
         return cast("Tensor", self.norm(hidden)).view(embedded.shape)

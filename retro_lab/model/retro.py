@@ -105,6 +105,7 @@ class RetroModel(nn.Module):
         neighbors: Tensor | None = None,
         neighbor_lengths: Tensor | None = None,
         documents: Tensor | None = None,
+        padding: Tensor | None = None,
     ) -> Tensor:
         """Compute the final hidden states.
 
@@ -116,9 +117,11 @@ class RetroModel(nn.Module):
                 rest is padding, which nothing attends to. None if all neighbors are full.
             documents: integers [B, N], the document of each token, each document contiguous; required by a model with
                 `document_masks`, and refused by any other.
+            padding: integers [B], the tokens at the beginning of each sequence that are padding, which no token of the
+                text attends to; they may be any number. None if there are none.
 
         Returns:
-            [B, N, D], normalized.
+            [B, N, D], normalized; arbitrary where a token is padding.
 
         Raises:
             ValueError: a baseline is given neighbors, documents are missing or given to a model without masks, or
@@ -126,16 +129,20 @@ class RetroModel(nn.Module):
         """
         self._check_documents(tokens, documents)
         neighbors, present = self._cut_to_complete_chunks(tokens, neighbors, neighbor_lengths)
+        is_text, visible = None, documents
+        if padding is not None:
+            is_text = torch.arange(tokens.shape[1], device=tokens.device) >= padding[:, None]
+            tokens, visible = tokens.masked_fill(~is_text, 0), _apart(is_text, documents)
         hidden, encoded = self.embedding(tokens), None
         to_past = self.distances.to_past(tokens.shape[1], tokens.shape[1], hidden)
         if neighbors is not None:
             m, r = self.chunk_length, neighbors.shape[3]
             to_neighbor = self.distances.between(m, r, m - 1, hidden)
         for layer in cast("Iterable[DecoderLayer]", self.layers):
-            hidden = layer.attention(hidden, distances=to_past, documents=documents)
+            hidden = layer.attention(hidden, distances=to_past, documents=visible)
             if layer.cca is not None and neighbors is not None:
                 if encoded is None:  # this is layer min(P)
-                    encoded = self._encode(neighbors, hidden, present)
+                    encoded = self._encode(neighbors, hidden, present, is_text)
                 hidden = layer.cca(hidden, encoded=encoded, distances=to_neighbor, present=present, documents=documents)
             hidden = layer.feed_forward(hidden)
         return cast("Tensor", self.norm(hidden))
@@ -183,16 +190,20 @@ class RetroModel(nn.Module):
         place = torch.arange(neighbors.shape[3], device=neighbors.device)
         return neighbors, place < neighbor_lengths[:, :chunks, :, None]
 
-    def _encode(self, neighbors: Tensor, hidden: Tensor, present: Tensor | None) -> Tensor:
+    def _encode(self, neighbors: Tensor, hidden: Tensor, present: Tensor | None, is_text: Tensor | None) -> Tensor:
         """Encode neighbors [B, L, K, R], given the decoder's H [B, N, D], to [B, L, K, R, E]."""
         assert self.encoder is not None
         chunks = neighbors.shape[1]
-        chunk_states = hidden[:, : chunks * self.chunk_length].view(len(hidden), chunks, self.chunk_length, self.width)
+        shape = len(hidden), chunks, self.chunk_length
+        chunk_states = hidden[:, : chunks * self.chunk_length].view(*shape, self.width)
+        chunk_present = None
+        if is_text is not None:
+            chunk_present = is_text[:, : chunks * self.chunk_length].view(shape)
         neighbors = neighbors.long()
         if present is not None:
             neighbors = neighbors.masked_fill(~present, 0)  # padding may be any number, including -1
         embedding = self.embedding if self.encoder.embedding is None else self.encoder.embedding
-        return cast("Tensor", self.encoder(embedding(neighbors), chunk_states, present))
+        return cast("Tensor", self.encoder(embedding(neighbors), chunk_states, present, chunk_present))
 
     @property
     def readout_weight(self) -> Tensor:
@@ -210,6 +221,7 @@ class RetroModel(nn.Module):
         neighbors: Tensor | None = None,
         neighbor_lengths: Tensor | None = None,
         documents: Tensor | None = None,
+        padding: Tensor | None = None,
     ) -> Tensor:
         """Cross-entropy of each target token.
 
@@ -219,11 +231,12 @@ class RetroModel(nn.Module):
             neighbors: as in `forward`.
             neighbor_lengths: as in `forward`.
             documents: as in `forward`.
+            padding: as in `forward`.
 
         Returns:
             [B, N] nats, float32 (float64 for a float64 model).
         """
-        hidden = self(tokens, neighbors, neighbor_lengths, documents)
+        hidden = self(tokens, neighbors, neighbor_lengths, documents, padding)
         return token_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten()).view(targets.shape)
 
     def token_losses_and_hits(
@@ -234,6 +247,7 @@ class RetroModel(nn.Module):
         neighbors: Tensor | None = None,
         neighbor_lengths: Tensor | None = None,
         documents: Tensor | None = None,
+        padding: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of each target token, and whether it is the most probable one.
 
@@ -244,11 +258,12 @@ class RetroModel(nn.Module):
             neighbors: as in `forward`.
             neighbor_lengths: as in `forward`.
             documents: as in `forward`.
+            padding: as in `forward`.
 
         Returns:
             [B, N] nats, as `token_losses` returns them, and bool [B, N], False where the mask is False.
         """
-        hidden = self(tokens, neighbors, neighbor_lengths, documents)
+        hidden = self(tokens, neighbors, neighbor_lengths, documents, padding)
         nats = token_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten()).view(targets.shape)
         hits = torch.zeros_like(mask)
         hits[mask] = most_probable(hidden[mask], self.readout_weight) == targets[mask]
@@ -262,6 +277,7 @@ class RetroModel(nn.Module):
         neighbors: Tensor | None = None,
         neighbor_lengths: Tensor | None = None,
         documents: Tensor | None = None,
+        padding: Tensor | None = None,
     ) -> Tensor:
         """Cross-entropy summed over the targets that count; the caller normalizes.
 
@@ -272,11 +288,12 @@ class RetroModel(nn.Module):
             neighbors: as in `forward`.
             neighbor_lengths: as in `forward`.
             documents: as in `forward`.
+            padding: as in `forward`.
 
         Returns:
             Scalar, nats, float32 (float64 for a float64 model).
         """
-        hidden = self(tokens, neighbors, neighbor_lengths, documents)
+        hidden = self(tokens, neighbors, neighbor_lengths, documents, padding)
         return summed_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten(), mask.flatten().bool())
 
     def retrieval_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -303,3 +320,13 @@ class RetroModel(nn.Module):
             counts[part] += parameter.numel()
         total = sum(counts.values())
         return counts | {"total": total, "non_embedding": total - counts["embeddings"]}
+
+
+def _apart(is_text: Tensor, documents: Tensor | None) -> Tensor:
+    """Return documents [B, N] in which the padding of a sequence is a document of its own.
+
+    Attention is kept within documents. In this way padding attends to padding, so that no token is without keys.
+    """
+    if documents is None:
+        return is_text.long()
+    return documents.masked_fill(~is_text, -1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from retro_lab.evaluation.intervals import DRAWS, Interval, accuracy_interval, gain_interval
+from retro_lab.evaluation.intervals import DRAWS, Interval, gain_interval, share_interval
 from retro_lab.report import formats
 from retro_lab.report.parts import grouped, mean, part_name, part_notes
 from retro_lab.report.tables import Column, Table, Value
@@ -353,7 +353,7 @@ def _accuracy_values(run: RunRecord, model: ModelRecord, entries: tuple[Evaluati
         return (float(np.mean(accuracies)), None, None)
     correct = run.chunk_scores(model, entries[0]).correct
     assert correct is not None
-    return (*accuracies, *(accuracy_interval(correct) or (None, None)))
+    return (*accuracies, *(share_interval(correct) or (None, None)))
 
 
 def _sweep_row(sweep: SweepRecord, cell: Cell) -> tuple[Value, ...]:

@@ -3,7 +3,7 @@
 Training and evaluation both read their tensors here, so neighbors are cut, masked and aligned in one place.
 """
 
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -33,6 +33,27 @@ class Batch(TypedDict):
     """int64 [B, l, k]: real tokens of each neighbor; 0 if there is none."""
     documents: Tensor
     """int64 [B, n]: the document of each token; empty unless requested."""
+    padding: Tensor
+    """int64 [B]: tokens at the beginning of each sequence that are padding; empty if there are none."""
+
+
+class Readable(Protocol):
+    """Sequences to train on, each known by the number of its first chunk."""
+
+    chunks_per_sequence: int
+    length: int
+
+    def __len__(self) -> int:
+        """Return how many whole sequences there are, one after the other."""
+
+    def read(self, first_chunks: np.ndarray, k: int) -> Batch:
+        """Read the sequences that start at `first_chunks`, [B], with k neighbors for each chunk."""
+
+    def is_text(self, first_chunks: np.ndarray) -> np.ndarray:
+        """Return which targets of these sequences count in the loss, bool [B, n]."""
+
+    def document_ids(self, first_chunks: np.ndarray) -> list[str]:
+        """Return the ids of the documents in these sequences."""
 
 
 class Retrieved:
@@ -129,6 +150,15 @@ class Sequences:
             and retrieved.database.artifact.fingerprint == store.artifact.fingerprint
         )
 
+    def __len__(self) -> int:
+        """Return how many whole sequences the store has."""
+        return self.store.chunks // self.chunks_per_sequence
+
+    def document_ids(self, first_chunks: np.ndarray) -> list[str]:
+        """Return the ids of the documents in these sequences."""
+        chunks = first_chunks[:, None] + np.arange(self.chunks_per_sequence)
+        return self.store.document_ids(np.unique(self.store.document_of(chunks)))
+
     def read(self, first_chunks: np.ndarray, k: int) -> Batch:
         """Read the sequences that start at `first_chunks`, [B], with k neighbors for each chunk."""
         chunks = first_chunks[:, None] + np.arange(self.chunks_per_sequence)
@@ -140,6 +170,7 @@ class Sequences:
             neighbors=torch.empty(0),
             neighbor_lengths=torch.empty(0),
             documents=torch.empty(0),
+            padding=torch.empty(0),
         )
         if self.with_documents:
             documents = self.store.document_of(chunks).repeat(self.store.chunk_length, axis=1)
@@ -172,6 +203,7 @@ def to_int64(batch: Batch) -> Batch:
         neighbors=batch["neighbors"].long(),
         neighbor_lengths=batch["neighbor_lengths"],
         documents=batch["documents"],
+        padding=batch["padding"],
     )
 
 
@@ -185,3 +217,8 @@ def neighbors_of(batch: Batch, k: int) -> tuple[Tensor | None, Tensor | None]:
 def documents_of(batch: Batch) -> Tensor | None:
     """Return the document of each token of a batch, as the model takes it; None if not requested."""
     return batch["documents"] if batch["documents"].numel() else None
+
+
+def padding_of(batch: Batch) -> Tensor | None:
+    """Return the padding at the beginning of each sequence of a batch, as the model takes it; None if there is none."""
+    return batch["padding"] if batch["padding"].numel() else None

@@ -13,14 +13,16 @@ from retro_lab.corpus.config import CorpusConfig, DecontaminationConfig, Dedupli
 from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.config import EvaluationConfig, check_stride
 from retro_lab.model.config import ModelConfig, SizeConfig
-from retro_lab.ranges import NOT_NEGATIVE, POSITIVE, SEED, SHARE, check_ranges
+from retro_lab.ranges import DROPPED, NOT_NEGATIVE, POSITIVE, SEED, SHARE, check_ranges
 from retro_lab.retrieval.config import DatabaseConfig, EmbedderConfig, IndexConfig, RetrievalConfig, check_length
+from retro_lab.runs.folder import MODELS
 from retro_lab.training.config import ComputeConfig, DataConfig, InitConfig, OptimizerConfig, ScheduleConfig
 
 
 class Task(StrEnum):
     """What a command does. Each task is the module of the same name in `retro_lab.tasks`."""
 
+    answer = "answer"
     build = "build"
     compare = "compare"
     dashboard = "dashboard"
@@ -35,7 +37,7 @@ class Task(StrEnum):
     @property
     def trains(self) -> bool:
         """Whether it trains models."""
-        return self in (Task.compare, Task.train)
+        return self in (Task.answer, Task.compare, Task.train)
 
     @property
     def has_run_folder(self) -> bool:
@@ -71,6 +73,47 @@ class CompareConfig(TaskConfig):
     name: Task = Task.compare
     longer_baseline: bool = True
     """Train a second baseline for as many more tokens as give it RETRO's training FLOPs (from scratch only)."""
+
+
+@dataclass(kw_only=True)
+class AnswerConfig(TaskConfig):
+    """Fine-tune trained models to answer questions from passages, and count the right answers (Sec. 4.3).
+
+    Batch, learning rate and its schedule are those of `data`, `optimizer` and `schedule`; size and tokenizer are those
+    of the models.
+    """
+
+    name: Task = Task.answer
+    start: str
+    """Folder of the finished run that has the trained models."""
+    train: str
+    """File of questions to learn from: a JSON array of the Fusion-in-Decoder release, or JSON lines."""
+    validation: str
+    """File of questions to follow the training with, and to answer."""
+    test: str | None = None
+    """File of questions to answer, too."""
+    models: list[str] = field(default_factory=lambda: ["baseline", "retro"])
+    """Models of that run to fine-tune; the baseline answers without passages (`closed book`)."""
+    passages: int = 20
+    """Passages of each question that RETRO learns and answers with."""
+    k: list[int] = field(default_factory=lambda: [0])
+    """Other numbers of passages to answer with."""
+    steps: int = 25_000
+    """Optimizer steps."""
+    dropout: float = 0.1
+    """Dropout in the decoder alone. The paper does not state the rate."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ConfigurationError: A number is out of its range, or `models` names none, or an unknown one.
+        """
+        check_ranges("task", self, passages=POSITIVE, k=NOT_NEGATIVE, steps=POSITIVE, dropout=DROPPED)
+        if not self.models or (unknown := set(self.models) - set(MODELS)):
+            raise ConfigurationError(
+                f"task.models must name some of {', '.join(MODELS)}, not {sorted(unknown) or '[]'}."
+            )
 
 
 @dataclass(kw_only=True)

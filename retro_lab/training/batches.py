@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from retro_lab.errors import ConfigurationError, CorpusError
 from retro_lab.permutation import chances, permute
-from retro_lab.retrieval.sequences import Batch, Sequences
+from retro_lab.retrieval.sequences import Batch, Readable
 
 ORDERED_AT_ONCE = 64
 """Number of global batches whose positions in the permutation are computed together."""
@@ -77,7 +77,7 @@ class TrainingBatches(IterableDataset[TrainingBatch]):
 
     def __init__(
         self,
-        sequences: Sequences,
+        sequences: Readable,
         piece_size: int,
         k: int,
         seed: int,
@@ -100,11 +100,11 @@ class TrainingBatches(IterableDataset[TrainingBatch]):
         self.sequences, self.piece_size, self.k, self.seed = sequences, piece_size, k, seed
         self.start_step, self.accumulated, self.rank, self.world = start_step, accumulated, rank, world
         self.repeated, self.neighbor_dropout = repeated, neighbor_dropout
-        self.sequence_count = sequences.store.chunks // sequences.chunks_per_sequence
+        self.sequence_count = len(sequences)
         if self.sequence_count == 0:
             raise CorpusError(
-                f"The training split has {sequences.store.chunks} chunks, less than one sequence of "
-                f"data.sequence_length={sequences.length} tokens; use a longer corpus or shorter sequences."
+                f"The training split has less than one sequence of data.sequence_length={sequences.length} tokens; "
+                "use a longer corpus or shorter sequences."
             )
 
     def global_batches(self, steps: np.ndarray) -> np.ndarray:
@@ -123,9 +123,7 @@ class TrainingBatches(IterableDataset[TrainingBatch]):
 
     def documents(self, step: int) -> list[str]:
         """Return the ids of the documents in a global batch."""
-        first_chunks = self.global_batches(np.array([step])).ravel()
-        chunks = first_chunks[:, None] + np.arange(self.sequences.chunks_per_sequence)
-        return self.sequences.store.document_ids(np.unique(self.sequences.store.document_of(chunks)))
+        return self.sequences.document_ids(self.global_batches(np.array([step])).ravel())
 
     def _places(self, steps: np.ndarray) -> np.ndarray:
         """Return the place of every sequence in the stream of all epochs."""

@@ -5,9 +5,9 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from retro_lab.evaluation.scoring import ScoredData
-from retro_lab.evaluation.windows import Windows
+from retro_lab.evaluation.windows import WindowBatches
 from retro_lab.preemption import outlive_signals
-from retro_lab.retrieval.sequences import Sequences
+from retro_lab.retrieval.sequences import Readable
 from retro_lab.training.batches import TrainingBatch, TrainingBatches, piece_size
 
 STALLED_SECONDS = 600
@@ -19,8 +19,8 @@ class RetroDataModule(ScoredData):
 
     def __init__(
         self,
-        train: Sequences,
-        validation: Windows,
+        train: Readable,
+        validation: WindowBatches,
         *,
         batch_size: int,
         k: int,

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from retro_lab.evaluation.scoring import ScoringModule
 from retro_lab.model.retro import RetroModel
 from retro_lab.model.sharding import is_sharded, load_weights
-from retro_lab.retrieval.sequences import documents_of, neighbors_of, to_int64
+from retro_lab.retrieval.sequences import documents_of, neighbors_of, padding_of, to_int64
 from retro_lab.training.batches import TrainingBatch
 from retro_lab.training.compiled import compile_blocks, compiled
 from retro_lab.training.schedule import WarmupCosine
@@ -100,6 +100,7 @@ class RetroModule(ScoringModule):
             inputs["mask"],
             *neighbors_of(inputs, self.k),
             documents_of(inputs),
+            padding_of(inputs),
         )
         accumulated = self.trainer.accumulate_grad_batches
         loss = nats * (accumulated * self.trainer.world_size) / batch["text_tokens"].clamp(min=1)

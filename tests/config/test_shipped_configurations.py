@@ -9,6 +9,7 @@ from retro_lab.tasks.assemble import model_size
 from retro_lab.tasks.config import RunConfig
 
 GIVEN = {
+    "answer": ["task.start=outputs/run", "task.train=train.json", "task.validation=dev.json"],
     "local": ["corpus.path=text.jsonl"],
     "curation_corpus": ["corpus.dataset=curation.csv"],
     "wikipedia_september_2021": ["corpus.path=enwiki.xml.bz2"],

@@ -34,6 +34,10 @@ NOT_RUN = {
     "python -m retro_lab +experiment=quickstart task=zero_shot 'task.tasks=[lambada_openai,my_task.yaml]' "
     "task.limit=500": "its questions are on the hub; test_zero_shot.py scores tasks over local files",
     "retro-lab status": "it needs submitted jobs; tests/cluster looks at some",
+    "python -m retro_lab +experiment=natural_questions": "it needs the paper's models; tests/tasks/test_answer.py "
+    "fine-tunes small ones",
+    "python -m retro_lab +experiment=natural_questions_mini task.start=outputs/my_run task.train=train.json "
+    "task.validation=dev.json": "tests/tasks/test_answer.py runs it on a run and questions of its own",
     "source .venv/bin/activate": "it changes the shell; these tests already run in the environment",
     "make test": "it runs this test",
     "make quickstart": "it installs; the command that it ends with is run by the next test",
