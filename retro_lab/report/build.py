@@ -5,7 +5,7 @@ Layout, in the run's or the sweep's folder:
     report/index.html                      written last
     report/inspect/*.html                  pages of documents (`retro_lab.report.inspection`)
     report/figures/NAME.svg, NAME.png
-    report/tables/NAME.csv, NAME.md        comparison; of a run leakage, of a sweep claims
+    report/tables/NAME.csv, NAME.md        comparison; of a run leakage, of a sweep texts and claims
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from retro_lab.artifacts.disk import write_file
 from retro_lab.errors import ArtifactError
 from retro_lab.report.claims import claims_table, find
-from retro_lab.report.comparison import run_table, sweep_table
+from retro_lab.report.comparison import run_table
 from retro_lab.report.compute import compute_sentence
 from retro_lab.report.figures import curve_figure, database_figure, neighbors_figure, sweep_figure
 from retro_lab.report.inspection import INSPECTION_FOLDER
@@ -29,6 +29,7 @@ from retro_lab.report.paper_claims import paper_claims
 from retro_lab.report.seeds import seed_sentences
 from retro_lab.report.style import save
 from retro_lab.report.sweep_figures import database_by_cell, neighbors_by_cell, overlap_by_cell, rows_figure
+from retro_lab.report.sweep_tables import printed_tables, sweep_table, texts_table
 from retro_lab.report.tables import Table
 from retro_lab.runs.examples import load_examples
 from retro_lab.runs.folder import RETRO
@@ -39,7 +40,7 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 REPORT_FOLDER = "report"
-COMPARISON, LEAKAGE, CLAIMS = "comparison", "leakage", "claims"
+COMPARISON, LEAKAGE, TEXTS, CLAIMS = "comparison", "leakage", "texts", "claims"
 """Names of the tables."""
 
 CURVE = Picture(
@@ -155,9 +156,10 @@ def write_sweep_report(sweep_folder: Path) -> WrittenReport:
         }
     )
     claims = claims_table(find(paper_claims(sweep), sweep))
-    page = sweep_page(sweep, table, list(figures), links, claims)
+    texts = texts_table(sweep)
+    page = sweep_page(sweep, table, list(figures), links, texts=texts, claims=claims, printed=printed_tables(sweep))
     failures = {cell.name: cell.error or "" for cell in sweep.with_status("failed")}
-    tables = _present({COMPARISON: table, CLAIMS: claims})
+    tables = _present({COMPARISON: table, TEXTS: texts, CLAIMS: claims})
     return _write(sweep_folder / REPORT_FOLDER, page, tables, figures, failures)
 
 

@@ -1,4 +1,4 @@
-"""The tables of a report: RETRO against its baseline in one run, and cell against cell in a sweep."""
+"""Comparisons of scores, and the table of a run: RETRO against its baseline."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +17,6 @@ from retro_lab.runs.sweeps import Cell, SweepRecord
 
 BASELINE, LONGER, OFF, ON = "Baseline", "Baseline, same FLOPs", "RETRO[Off]", "RETRO[On]"
 KNN_LM = "kNN-LM"
-STATUS_COLORS = {"done": "green", "failed": "bold red", "missing": "yellow"}
 
 GAIN_NOTE = (
     "Gain: bits per byte below the baseline, and as a share of the baseline's. Above zero is better. In brackets: its "
@@ -41,7 +40,6 @@ KNN_NOTE = (
     "et al. 2020); k counts those."
 )
 COMPUTE_NOTE = "FLOPs: of the model alone, in training and for each byte that it scores; not those of the database."
-SWEEP_NOTE = "Baseline: the score that the row's gain is measured against."
 
 PARAMETERS = Column("parameters", "Para\u00admeters", formats.count)
 NON_EMBEDDING = Column("non_embedding_parameters", "Without embed\u00addings", formats.count, terminal=False)
@@ -76,9 +74,11 @@ class Scored:
     """Scores with random parts of a database, of which `entry` is the mean; none for a score of its own."""
 
     @classmethod
-    def of(cls, run: RunRecord | None, model: ModelRecord | None, k: int = 0) -> "Scored | None":
-        """Return a model's score on its main text with k neighbors; None where it was not measured."""
-        entry = model.evaluation(k) if model else None
+    def of(
+        cls, run: RunRecord | None, model: ModelRecord | None, k: int = 0, text: ScoredText | None = None
+    ) -> "Scored | None":
+        """Return a model's score on a text, by default its main one, with k neighbors; None where it has none."""
+        entry = model.evaluation(k, text) if model else None
         return cls(run, model, entry) if run and model and entry else None
 
     def chunks(self) -> ChunkScores:
@@ -211,7 +211,7 @@ def _text_rows(
 ) -> list[tuple[Value, ...]]:
     """Return the rows of one text: retrieval off, as trained, and with other k; missing scores become dashes."""
     rows = []
-    reference, longer = (_on_text(run, model, text) for model in (run.baseline, run.longer_baseline))
+    reference, longer = (Scored.of(run, model, 0, text) for model in (run.baseline, run.longer_baseline))
     references = (reference, longer) if run.longer_baseline else (reference,)
     if run.baseline:
         entry = reference.entry if reference else None
@@ -250,11 +250,6 @@ def _mixtures(run: RunRecord) -> dict[KnnLm, str]:
     return distinct({replace(entry.knn, neighbors=""): KNN_LM for entry in entries if entry.knn})
 
 
-def _on_text(run: RunRecord, model: ModelRecord | None, text: ScoredText | None) -> Scored | None:
-    entry = model.evaluation(0, text) if model else None
-    return Scored(run, model, entry) if model and entry else None
-
-
 def distinct(names: Mapping[Any, str]) -> dict[Any, str]:
     """Number the names that occur more than once."""
     counts: Counter[str] = Counter()
@@ -263,27 +258,6 @@ def distinct(names: Mapping[Any, str]) -> dict[Any, str]:
         counts[name] += 1
         distinct[key] = name if counts[name] == 1 else f"{name} ({counts[name]})"
     return distinct
-
-
-def sweep_table(sweep: SweepRecord) -> Table:
-    """Give every cell of a sweep a row: its overrides, its status, and its scores."""
-    axes = [Column(axis, axis, numeric=False) for axis in sweep.axes] or [Column("cell", "Cell", numeric=False)]
-    columns = (
-        *axes,
-        Column("status", "Status", numeric=False, colors=STATUS_COLORS),
-        replace(PARAMETERS, terminal=False),
-        TOKENS,
-        Column("baseline_bits_per_byte", "Base\u00adline", formats.score),
-        Column("off_bits_per_byte", OFF, formats.score),
-        Column("on_bits_per_byte", ON, formats.score),
-        GAIN,
-        replace(GAIN_PERCENT, terminal=False),
-        FLOPS,
-    )
-    rows = tuple(_sweep_row(sweep, cell) for cell in sweep.cells)
-    return Table(
-        sweep.name, columns, rows, (f"{BASELINE}, {OFF}, {ON}: bits per byte. {SWEEP_NOTE}", GAIN_NOTE, FLOPS_NOTE)
-    )
 
 
 def cell_baseline(sweep: SweepRecord, cell: Cell) -> RunRecord | None:
@@ -303,12 +277,14 @@ def cell_baseline(sweep: SweepRecord, cell: Cell) -> RunRecord | None:
     return None
 
 
-def cell_scores(sweep: SweepRecord, cell: Cell) -> tuple[Scored | None, Scored | None, Scored | None]:
-    """Return a cell's scores: of the baseline it is compared with, with retrieval off, and on."""
+def cell_scores(
+    sweep: SweepRecord, cell: Cell, text: ScoredText | None = None
+) -> tuple[Scored | None, Scored | None, Scored | None]:
+    """Return a cell's scores on a text, by default the main one: its baseline's, with retrieval off, and on."""
     run, origin = cell.run, cell_baseline(sweep, cell)
     retro = run.retro if run else None
-    reference = Scored.of(origin, origin.baseline) if origin else None
-    return reference, Scored.of(run, retro), Scored.of(run, retro, retro.k) if retro else None
+    reference = Scored.of(origin, origin.baseline, 0, text) if origin else None
+    return reference, Scored.of(run, retro, 0, text), Scored.of(run, retro, retro.k, text) if retro else None
 
 
 def _run_row(
@@ -340,8 +316,8 @@ def _run_row(
         else None
         for reference in references
     )
-    values = [value for difference in second for value in _gain_values(difference)[:-1]]
-    return (name, *size, k, *scores, *_gain_values(first), *values)
+    values = [value for difference in second for value in gain_values(difference)[:-1]]
+    return (name, *size, k, *scores, *gain_values(first), *values)
 
 
 def _accuracy_values(run: RunRecord, model: ModelRecord, entries: tuple[Evaluation, ...]) -> tuple[Value, ...]:
@@ -356,18 +332,7 @@ def _accuracy_values(run: RunRecord, model: ModelRecord, entries: tuple[Evaluati
     return (*accuracies, *(share_interval(correct) or (None, None)))
 
 
-def _sweep_row(sweep: SweepRecord, cell: Cell) -> tuple[Value, ...]:
-    labels = [cell.overrides.get(axis) for axis in sweep.axes] or [cell.name]
-    origin = cell_baseline(sweep, cell)
-    model = (cell.run.retro if cell.run else None) or (origin.baseline if origin else None)
-    reference, off, on = cell_scores(sweep, cell)
-    scores = (scored.entry.bits_per_byte if scored else None for scored in (reference, off, on))
-    size = (model.parameters.total, model.tokens) if model else (None, None)
-    flops = flops_ratio(on.entry, reference.entry) if on and reference else None
-    return (*labels, cell.status, *size, *scores, *_gain_values(gain(on, reference)), flops)
-
-
-def _gain_values(difference: Gain | None) -> tuple[Value, ...]:
+def gain_values(difference: Gain | None) -> tuple[Value, ...]:
     """Return the values of the columns `GAIN` and `GAIN_PERCENT`."""
     if difference is None:
         return (None, None, None, None)

@@ -69,16 +69,35 @@ def run_page(
 
 
 def sweep_page(
-    sweep: SweepRecord, table: Table, pictures: list[Picture], links: list[str | None], claims: Table | None
+    sweep: SweepRecord,
+    table: Table,
+    pictures: list[Picture],
+    links: list[str | None],
+    *,
+    texts: Table | None,
+    claims: Table | None,
+    printed: Sequence[Table],
 ) -> str:
-    """Return the page of a sweep; `links` are the addresses of the cells' own pages, None for a cell without one."""
+    """Return the page of a sweep.
+
+    Args:
+        sweep: The sweep.
+        table: Of its cells.
+        pictures: Its figures.
+        links: Addresses of the cells' own pages, None for a cell without one.
+        texts: Scores on every text, if there are several.
+        claims: What the paper says of it, if anything.
+        printed: Tables of the paper.
+    """
     finished = next((cell.run for cell in sweep.cells if cell.run and cell.run.models), None)
     return render(
         "sweep.html.j2",
         title=sweep.name,
         table=table,
         links=links,
+        texts=texts,
         claims=claims,
+        printed=printed,
         pictures=pictures,
         details=[provenance_table(finished)] if finished else [],
         caveats=sweep_caveats(sweep),

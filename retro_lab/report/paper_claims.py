@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from retro_lab.report.claims import Claim, Comparison, Term
-from retro_lab.report.comparison import Scored, cell_baseline, comparable
+from retro_lab.report.comparison import Scored, cell_scores, comparable
 from retro_lab.report.leakage import ALPHAS
 from retro_lab.runs.records import ScoredText
 from retro_lab.runs.sweeps import Cell, SweepRecord
@@ -31,17 +31,12 @@ def paper_claims(sweep: SweepRecord) -> tuple[Claim, ...]:
 
 def _on(cell: Cell, text: ScoredText | None = None, k: int | None = None) -> Scored | None:
     """Return what a cell's RETRO scores with k neighbors, by default those of its training."""
-    run = cell.run
-    if run is None or run.retro is None:
-        return None
-    entry = run.retro.evaluation(run.retro.k if k is None else k, text)
-    return Scored(run, run.retro, entry) if entry else None
+    retro = cell.run.retro if cell.run else None
+    return Scored.of(cell.run, retro, retro.k if k is None else k, text) if retro else None
 
 
 def _baseline(sweep: SweepRecord, cell: Cell, text: ScoredText | None = None) -> Scored | None:
-    run = cell_baseline(sweep, cell)
-    entry = run.baseline.evaluation(0, text) if run and run.baseline else None
-    return Scored(run, run.baseline, entry) if run and run.baseline and entry else None
+    return cell_scores(sweep, cell, text)[0]
 
 
 def _name(sweep: SweepRecord, cell: Cell, *more: str) -> str:

@@ -164,7 +164,8 @@ def _load_cell(name: str, folder: Path, planned: Overrides | None) -> Cell:
 
 
 def _axes(cells: Sequence[Overrides]) -> tuple[str, ...]:
-    keys = dict.fromkeys(key for cell in cells for key in cell)
+    # Cells that several sweep files share are named after the last one that ran.
+    keys = dict.fromkeys(key for cell in cells for key in cell if key != "sweep")
     return tuple(key for key in keys if len({cell.get(key) for cell in cells}) > 1)
 
 

@@ -34,7 +34,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     try:
         entity = str(wandb_logger.get("entity") or wandb.Api().default_entity)
         if is_sweep(folder.path):
-            from retro_lab.report.comparison import sweep_table
+            from retro_lab.report.sweep_tables import sweep_table
 
             sweep = load_sweep(folder.path)
             saved = dashboards.sweep_report(entity, project, sweep, sweep_table(sweep)).save()

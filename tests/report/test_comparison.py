@@ -11,10 +11,11 @@ from folders import DATABASE_FOUND, TEST, AddCell, document_scores, evaluation, 
 from rich.console import Console
 
 from retro_lab.evaluation.intervals import gain_interval
-from retro_lab.report.comparison import cell_baseline, run_table, sweep_table
+from retro_lab.report.comparison import cell_baseline, run_table
 from retro_lab.report.leakage import run_leakage
 from retro_lab.report.parts import part_caveats
 from retro_lab.report.seeds import seed_sentences
+from retro_lab.report.sweep_tables import sweep_table
 from retro_lab.report.tables import Table
 from retro_lab.runs.folder import RunFolder
 from retro_lab.runs.records import Evaluation, ModelRecord, load_run
