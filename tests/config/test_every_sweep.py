@@ -64,7 +64,7 @@ def assert_trainable(config: RunConfig) -> None:
     assert config.schedule.tokens >= config.data.tokens_per_step
     assert check_batch(config, devices=1) == (config.data.micro_batch_size or config.data.batch_size)
     texts = [name for name in config.evaluation.datasets if name not in SPLITS]
-    assert texts == [name for name in texts if name in config.corpora]
+    assert all(name.partition("/")[0] in config.corpora for name in texts)
     for corpus in (config.corpus, *config.corpora.values()):
         assert get_class(corpus._target_)
     if config.init.name is Init.retrofit and config.task.name == "train":
