@@ -38,6 +38,14 @@ def test_lines_become_articles_with_the_bytes_of_the_original_file(tmp_path):
     assert second.text.startswith(" = E = mc2 = \n \n Energy")
 
 
+def test_the_original_file_is_read_like_the_hubs_rows(tmp_path):
+    write_parquet(tmp_path / "hub/test-00000-of-00001.parquet", text=ROWS)
+    (tmp_path / "wiki.test.raw").write_text("".join(row or " \n" for row in ROWS))
+    only = {"train_split": None, "test_split": "test"}
+    hub, raw = (WikiTextSource(str(tmp_path / name), **only) for name in ("hub", "wiki.test.raw"))
+    assert read_all(raw) == read_all(hub)
+
+
 @pytest.mark.parametrize("cut", range(1, len(ROWS)))
 def test_an_article_goes_on_from_shard_to_shard(tmp_path, cut):
     write_parquet(tmp_path / "one/train-00000-of-00001.parquet", text=ROWS)

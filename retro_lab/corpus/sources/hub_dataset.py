@@ -19,6 +19,7 @@ from retro_lab.corpus.sources.records import PARQUET_ROWS
 from retro_lab.errors import CorpusError
 
 HUB_TIMEOUT_SECONDS = 10
+RAW = ".raw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +109,12 @@ class HubDataset:
         use_whole_streams()
         revision = None if self.folder else self._info.sha
         try:
-            builder = datasets.load_dataset_builder(
-                str(self.folder or self.name), self.subset, data_files=self.data_files, revision=revision
-            )
+            if (files := self._raw_files) is not None:
+                builder = datasets.load_dataset_builder("text", data_files=files, keep_linebreaks=True)
+            else:
+                builder = datasets.load_dataset_builder(
+                    str(self.folder or self.name), self.subset, data_files=self.data_files, revision=revision
+                )
         except Exception as error:  # datasets, fsspec and the hub's client raise errors of their own types
             raise CorpusError(
                 f"The dataset {self.name} cannot be opened ({_first_line(error)}); "
@@ -119,6 +123,19 @@ class HubDataset:
         if hasattr(builder.config, "batch_size"):  # Parquet: the default decodes a whole row group at once
             builder.config.batch_size = PARQUET_ROWS
         return builder
+
+    @property
+    def _raw_files(self) -> dict[str, list[str]] | None:
+        """Paths by split of a folder's files if all of them are `.raw`, as WikiText's own files are; else None.
+
+        They are lines of text, which `datasets` would take for sound.
+        """
+        files = {
+            split: [found] if isinstance(found, str) else found for split, found in (self.data_files or {}).items()
+        }
+        if not self.folder or not files or not all(name.endswith(RAW) for names in files.values() for name in names):
+            return None
+        return {split: [str(self.folder / name) for name in names] for split, names in files.items()}
 
     @cached_property
     def _info(self) -> huggingface_hub.DatasetInfo:
