@@ -171,7 +171,8 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
     best = max(names, key=lambda candidate: _likeness(name, candidate), default="")
     if _likeness(name, best) >= ALIKE:
         return best
-    # The right key without its group, or under the wrong one.
+    # The right key without its group, or under the wrong one; one that only some tasks have is meant the least often.
+    names.sort(key=lambda candidate: not candidate.startswith("task."))
     tails = {candidate.rpartition(".")[2]: candidate for candidate in names}
     close = difflib.get_close_matches(name.rpartition(".")[2], tails, n=1, cutoff=VERY_ALIKE)
     return tails[close[0]] if close else None

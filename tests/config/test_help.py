@@ -46,7 +46,7 @@ def test_help_of_a_group_has_types_values_and_descriptions() -> None:
     text = group_help("retrieval")
     assert "retrieval.k: int = 2\n      Neighbors of each chunk while training." in text
     assert "corpus.path: str (must be given)" in group_help("corpus")
-    assert "Settings of c4, pile, wikitext103:" in group_help("corpus")
+    assert "Settings of c4, lambada, pile, wikitext103:" in group_help("corpus")
 
 
 def test_every_setting_is_explained() -> None:

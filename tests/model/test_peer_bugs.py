@@ -241,8 +241,8 @@ def runs_the_decoder_without_positions(patch: pytest.MonkeyPatch) -> None:
 def encodes_neighbors_before_the_decoder(patch: pytest.MonkeyPatch) -> None:
     """Issue 11 of lucidrains: the encoder is conditioned on embeddings, not on H after ATTN of layer min(P)."""
 
-    def encode(original: Any, self: RetroModel, neighbors: Tensor, hidden: Tensor, present: Any) -> Tensor:
-        return original(self, neighbors, self.embedding(TOKENS), present)
+    def encode(original: Any, self: RetroModel, neighbors: Tensor, hidden: Tensor, *masks: Any) -> Tensor:
+        return original(self, neighbors, self.embedding(TOKENS), *masks)
 
     replace(patch, RetroModel, "_encode", encode)
 

@@ -33,12 +33,14 @@ def numbers() -> list[str]:
 @pytest.mark.parametrize("value", ["nan", "-1", "inf", "-inf"])
 def test_no_setting_takes_what_is_no_number_of_its_kind(key: str, value: str) -> None:
     kind = all_settings()[key].type
-    task = {"task.count": "inspect", "task.k": "zero_shot", "task.limit": "zero_shot", "task.few_shot": "zero_shot"}
+    tasks = {"inspect": ("count",), "zero_shot": ("k", "limit", "few_shot"), "answer": ("passages", "steps", "dropout")}
+    task = {f"task.{name}": task for task, names in tasks.items() for name in names}
     with pytest.raises(ConfigurationError, match=rf"^{key}\b[^\n]*{value.removeprefix('-')}[^\n]*$"):
         compose(
             [
                 QUICKSTART,
                 f"task={task.get(key, 'plan')}",
+                *(f"task.{name}=x" for name in ("start", "train", "validation") if task.get(key) == "answer"),
                 f"{key}={[float(value)] if kind.startswith('list') else value}",
             ]
         )

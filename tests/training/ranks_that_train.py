@@ -61,6 +61,7 @@ def sequences(seed: int) -> dict[str, torch.Tensor]:
         "neighbors": torch.randint(VOCABULARY, (BATCH, LENGTH // M, 2, 2 * M), generator=draw),
         "neighbor_lengths": torch.randint(2 * M + 1, (BATCH, LENGTH // M, 2), generator=draw),
         "documents": torch.empty(BATCH, 0),
+        "padding": torch.empty(0),
     }
 
 

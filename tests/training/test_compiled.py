@@ -39,6 +39,7 @@ def trained(compile: bool, checkpoint: dict[str, Any] | None = None, steps: int 
         "neighbors": neighbors,
         "neighbor_lengths": torch.full((2, 2, 2), 8),
         "documents": torch.empty(0),
+        "padding": torch.empty(0),
     }
     batch = {"batch": inputs, "text_tokens": torch.tensor(16)}
     trainer = pl.Trainer(

@@ -54,6 +54,7 @@ def trained(precision: str, accelerator: str, positions: str, clip: float) -> tu
         "tokens": text[:, :-1], "targets": text[:, 1:], "mask": torch.ones(4, 16, dtype=torch.bool),
         "neighbors": torch.randint(23, (4, 4, 2, 8)), "neighbor_lengths": torch.randint(9, (4, 4, 2)),
         "documents": torch.empty(0),
+        "padding": torch.empty(0),
     }  # fmt: skip
     window = {"batch": inputs, "windows": torch.arange(4), "bytes": torch.tensor(100_001), "documents": torch.tensor(1)}
     norms = Norms()
