@@ -18,12 +18,12 @@ RELEASE: list[dict[str, Any]] = [
         "answers": ["Bobby Scott", "Bob Russell"],
         "ctxs": [{"id": str(i), "title": f"T{i}", "text": f"text {i}", "score": 1.5} for i in range(3)],
     },
-    {"question": "wo ist Köln", "answers": ["am Rhein"], "ctxs": [{"title": "Köln", "text": "Köln liegt"}]},
+    {"question": "wo liegt Köln", "answers": ["am Rhein"], "ctxs": [{"title": "Köln", "text": "Köln liegt"}]},
 ]
 TEXTS = [Passage(f"T{i}", f"text {i}") for i in range(3)]
 EXPECTED = [
     Question("who wrote it", ("Bobby Scott", "Bob Russell"), "Bob Russell", tuple(TEXTS[:2])),
-    Question("wo ist Köln", ("am Rhein",), "am Rhein", (Passage("Köln", "Köln liegt"),)),
+    Question("wo liegt Köln", ("am Rhein",), "am Rhein", (Passage("Köln", "Köln liegt"),)),
 ]
 
 
