@@ -140,7 +140,7 @@ class RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Show the rate, or a dash before the first unit is done."""
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} {self.unit}/s" if speed else "-", style="progress.data.speed")
+        return Text(f"{_rate(speed)} {self.unit}/s" if speed else "-", style="progress.data.speed")
 
 
 @contextmanager
@@ -182,7 +182,12 @@ def _lines(subject: str, unit: str, total: int, completed: int) -> Advance:
         said = now
         rate = (done - completed) / (now - begun)
         left = f"{timedelta(seconds=round((total - done) / rate))} left" if rate else ""
-        parts = [f"{done:,} of {total:,} {unit}", f"{rate:,.0f} {unit}/s", left, last_note]
+        parts = [f"{done:,} of {total:,} {unit}", f"{_rate(rate)} {unit}/s", left, last_note]
         status(subject, ", ".join(part for part in parts if part))
 
     return advance
+
+
+def _rate(rate: float) -> str:
+    """Show a rate: whole where it is large, with two digits where that would be little or nothing."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
