@@ -162,6 +162,8 @@ def run_table(run: RunRecord) -> Table:
     databases = {(found.database, found.source): found.database for found in retrieved if found.is_whole}
     labels = distinct(databases)
     several = len(texts) > 1
+    # Names of texts, databases and parts have the room in the terminal.
+    long_names = len(labels) > 1 or not all(found.is_whole for found in retrieved)
     entries = [entry for model in run.models for entry in model.evaluations]
     shown = Shown(any(entry.words for entry in entries), any(entry.accuracy is not None for entry in entries))
     rows = []
@@ -170,10 +172,10 @@ def run_table(run: RunRecord) -> Table:
     columns = (
         *([Column("text", "Text", numeric=False)] if several else ()),
         Column("model", "Model", numeric=False),
-        replace(PARAMETERS, terminal=not several),  # names have the room in the terminal
+        replace(PARAMETERS, terminal=not (several or long_names)),
         NON_EMBEDDING,
-        TOKENS,
-        TRAINING_FLOPS,
+        replace(TOKENS, terminal=not long_names),
+        replace(TRAINING_FLOPS, terminal=not long_names),
         Column("k", "k", terminal=False),
         FLOPS_PER_BYTE,
         BITS_PER_BYTE,

@@ -103,8 +103,8 @@ class Table:
         for row in self.texts():
             table.add_row(
                 *(
-                    # An interval stands below its value: side by side they are a third of 80 characters.
-                    Text(visible(text).replace(" [", "\n[" if column.more else " ["), style=column.colors.get(text, ""))
+                    # An interval or a range stands below its value: side by side they are a third of 80 characters.
+                    Text(_stacked(visible(text)) if column.more else visible(text), style=column.colors.get(text, ""))
                     for column, text in zip(self.columns, row, strict=True)
                     if column.terminal
                 )
@@ -126,6 +126,11 @@ class Table:
         writer.writerow(self.keys)
         writer.writerows(self.rows)
         return text.getvalue()
+
+
+def _stacked(text: str) -> str:
+    """Put what is in brackets on a line of its own."""
+    return text.replace(" [", "\n[").replace(" (", "\n(")
 
 
 def _shown(column: Column, values: tuple[Value, ...]) -> str:
