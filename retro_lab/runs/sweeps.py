@@ -15,6 +15,7 @@ from typing import Literal
 from retro_lab.artifacts.manifest import write_json
 from retro_lab.errors import ArtifactError
 from retro_lab.runs.folder import CONFIG_NAME, FAILURE_NAME, MODELS, read_config
+from retro_lab.runs.identity import decides
 from retro_lab.runs.naming import override_key
 from retro_lab.runs.records import RunRecord, load_run
 
@@ -105,7 +106,7 @@ def load_sweep(folder: Path) -> SweepRecord:
         raise ArtifactError(f"{folder} holds no sweep: neither cells nor {PLAN_NAME}. Check the folder's name.")
     cells = [_load_cell(name, folder / name, planned.get(name)) for name in names]
     # Planned cells come first, so axes and their values keep the order in which the sweep was written.
-    axes = _axes([cell.overrides for cell in cells])
+    axes = _axes(cells)
     ranks = {axis: _ranks([cell.overrides for cell in cells], axis) for axis in axes}
     cells.sort(key=lambda cell: [*(ranks[axis][cell.overrides.get(axis)] for axis in axes), cell.name])
     return SweepRecord(name=folder.resolve().name, folder=folder, axes=axes, cells=tuple(cells))
@@ -163,10 +164,15 @@ def _load_cell(name: str, folder: Path, planned: Overrides | None) -> Cell:
     return Cell(name=name, overrides=overrides, run=run, error=run.error)
 
 
-def _axes(cells: Sequence[Overrides]) -> tuple[str, ...]:
-    # Cells that several sweep files share are named after the last one that ran.
-    keys = dict.fromkeys(key for cell in cells for key in cell if key != "sweep")
-    return tuple(key for key in keys if len({cell.get(key) for cell in cells}) > 1)
+def _axes(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """Return the keys that tell cells apart: of those that differ, what decides a model, or is in a folder's name.
+
+    Cells that were scored by another command, or that several sweep files share, are not other cells for that.
+    """
+    keys = dict.fromkeys(key for cell in cells for key in cell.overrides)
+    varied = (key for key in keys if len({cell.overrides.get(key) for cell in cells}) > 1)
+    named = [key for key in varied if decides(key) or any(f"{key}=" in cell.name for cell in cells)]
+    return tuple(key for key in named if key != "sweep")
 
 
 def _ranks(cells: Sequence[Overrides], axis: str) -> dict[str | None, int]:

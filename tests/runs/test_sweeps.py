@@ -106,3 +106,14 @@ def test_a_folder_without_a_sweep_is_named(tmp_path: Path) -> None:
 )
 def test_numbers_are_told_from_names(value: str | None, expected: float | None) -> None:
     assert number(value) == expected
+
+
+def test_what_a_cell_was_scored_with_later_tells_it_from_no_other(sweep_folder: Path) -> None:
+    cells: dict[str, dict[str, str]] = {
+        "size=a": {"sweep": "table14", "size": "a", "evaluation.k": "[0,10]", "task.split": "test", "logger": "none"},
+        "size=b": {"sweep": "figure6", "size": "b"},
+    }
+    write_plan(sweep_folder, cells)
+    assert load_sweep(sweep_folder).axes == ("size",)
+    write_plan(sweep_folder, {f"evaluation.stride={n}": {"evaluation.stride": n} for n in ("8", "16")})
+    assert load_sweep(sweep_folder).axes == ("evaluation.stride",)
