@@ -154,7 +154,7 @@ def test_a_killed_rank_is_a_failure_that_can_be_submitted_again(lab: Lab, undist
     assert "failed" in shown.stdout
 
 
-def test_a_job_that_its_user_cancels_saves_its_state_and_stays_away(lab: Lab, undisturbed: str) -> None:
+def test_a_job_that_its_user_cancels_stays_away(lab: Lab, undisturbed: str) -> None:
     lab.submit(*LONG, "name=canceled")
     wait_until((lab.folder / "outputs/canceled" / CHECKPOINT).is_file, "there is a checkpoint")
     lab.cluster.run("scancel", str(lab.state("canceled")["job"]))
@@ -163,10 +163,6 @@ def test_a_job_that_its_user_cancels_saves_its_state_and_stays_away(lab: Lab, un
     assert shown.returncode == 1
     assert "failed" in shown.stdout
     assert lab.state("canceled")["attempts"] == 1
-    lab.submit(*LONG, "name=canceled")
-    wait_until(lab.ended("canceled"), "the job has ended")
-    assert "resuming" in lab.log("canceled")
-    assert_same_training(lab, undisturbed, "canceled")
 
 
 def test_a_failed_cell_is_shown_and_alone_submitted_again(lab: Lab, undisturbed: str) -> None:
