@@ -15,6 +15,8 @@ from retro_lab.runs.sweeps import Cell, SweepRecord
 
 MOST_ROWS = 40
 """Cells that a figure with a row for each has room for."""
+LONGEST_NAME = 24
+"""Characters of a label that figures have room for."""
 
 Measure = Callable[[RunRecord], Sequence[Point]]
 
@@ -52,10 +54,13 @@ def database_by_cell(sweep: SweepRecord) -> Figure | None:
     def measure(run: RunRecord) -> Sequence[Point]:
         assert run.retro is not None
         off, on = run.retro.evaluation(0), run.retro.evaluation(run.retro.k)
+        if on is None or on.retrieved is None:
+            return []
         parts = defaultdict[object, list[Point]](list)
         for entry in run.retro.evaluations:
             found = entry.retrieved
-            if on and found and found.tokens and not found.filter and (entry.text, entry.k) == (on.text, on.k):
+            alike = (entry.text, entry.k) == (on.text, on.k) and found and found.source == on.retrieved.source
+            if alike and found and found.tokens and not found.filter:
                 parts[found.share, found.unit].append((found.tokens, entry.bits_per_byte))
         if len(parts) < 2:
             return []
@@ -93,4 +98,5 @@ def _by_cell(sweep: SweepRecord, measure: Measure, title: str, x_title: str, *, 
 def _name(sweep: SweepRecord, cell: Cell) -> str:
     """Return what is special about a cell, short enough for a label."""
     values = [cell.overrides.get(axis) or formats.NO_VALUE for axis in sweep.axes]
-    return ", ".join(values) or cell.name
+    name = ", ".join(values) or ON
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"

@@ -56,7 +56,8 @@ def test_each_cell_is_a_line_over_the_neighbors_of_its_evaluation(sweep) -> None
 def test_random_databases_are_the_mean_over_seeds_and_no_database_is_off(sweep) -> None:
     whole = evaluation(2, 1.7, found=replace(DATABASE_FOUND, tokens=1_400_000))
     parts = [part(0.5, 0, 690_000, 1.8), part(0.5, 1, 710_000, 1.9), part(0.1, None, 140_000, 2.0)]
-    found = plotted(database_by_cell(sweep({"a": [whole, evaluation(0, 2.1), *parts]})))
+    other = evaluation(2, 2.5, found=replace(DATABASE_FOUND, source="other", neighbors="other", tokens=1_500_000))
+    found = plotted(database_by_cell(sweep({"a": [whole, evaluation(0, 2.1), *parts, other]})))
     [points] = found.values()
     assert np.allclose(points, [(0, 2.1), (140_000, 2.0), (700_000, 1.85), (1_400_000, 1.7)])
 
