@@ -85,7 +85,7 @@ AXIS = Picture(
 ROWS = Picture(
     "cells",
     "Held-out bits per byte of each cell.",
-    "Each cell's models, scored on all held-out text of the first name.",
+    "Each cell's models, scored on the first text.",
 )
 NEIGHBORS_BY_CELL = Picture(
     "neighbors",

@@ -22,13 +22,13 @@ Measure = Callable[[RunRecord], Sequence[Point]]
 
 
 def rows_figure(sweep: SweepRecord) -> Figure | None:
-    """Draw a row for each cell, with the scores of its models; None for too many, or for none that has a score."""
+    """Draw a row for each cell, with the scores of its models; None for one cell, too many, or none that has a score."""
     rows = []
     for cell in sweep.cells:
         scores = zip((BASELINE_LOOK, OFF_LOOK, ON_LOOK), (BASELINE, OFF, ON), cell_scores(sweep, cell), strict=True)
         marks = [Mark(label, scored.entry.bits_per_byte, look) for look, label, scored in scores if scored]
         rows.append((_name(sweep, cell), marks))
-    if len(rows) > MOST_ROWS or not any(marks for _, marks in rows):
+    if not 1 < len(rows) <= MOST_ROWS or not any(marks for _, marks in rows):
         return None
     return draw_rows("Held-out text", rows)
 
