@@ -22,7 +22,7 @@ Measure = Callable[[RunRecord], Sequence[Point]]
 
 
 def rows_figure(sweep: SweepRecord) -> Figure | None:
-    """Draw a row for each cell, with the scores of its models; None for one cell, too many, or none that has a score."""
+    """Draw a row of scores for each cell; None for one cell, for too many, or for none that has a score."""
     rows = []
     for cell in sweep.cells:
         scores = zip((BASELINE_LOOK, OFF_LOOK, ON_LOOK), (BASELINE, OFF, ON), cell_scores(sweep, cell), strict=True)
