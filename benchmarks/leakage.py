@@ -15,15 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from python_stores import python_stores
 from side_by_side import Clock, origin
 
 from retro_lab import console
-from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus.documents_stage import DocumentsStage
-from retro_lab.corpus.sources.python_source import PythonSource
-from retro_lab.corpus.tokenizer import ByteBPE
-from retro_lab.corpus.tokenizer_stage import TokenizerStage
-from retro_lab.corpus.tokens import TokensStage, TokenStore
 from retro_lab.retrieval.bm25 import BM25
 from retro_lab.retrieval.config import Value
 from retro_lab.retrieval.overlaps import COMPARED
@@ -72,17 +67,7 @@ def main() -> None:
 def real_chunks(count: int, m: int) -> tuple[Chunks, int]:
     """Take chunks of torch's source, byte-level BPE of 16,000 ids, with their neighbors; also the document marker."""
     with tempfile.TemporaryDirectory() as folder:
-        artifacts = ArtifactStore(Path(folder))
-        source = PythonSource(
-            packages=["torch"], include=["**/*.py"], exclude=[], max_file_bytes=1e5, validation_fraction=0.1,
-            test_fraction=0.025, max_bytes=1e7,
-        )  # fmt: skip
-        documents = artifacts.build(DocumentsStage(source))
-        tokenizer = artifacts.build(TokenizerStage(ByteBPE(16_000, 1e7), documents))
-        database, queries = (
-            TokenStore(artifacts.build(TokensStage(documents, tokenizer, split, m, 0)), tokenizer)
-            for split in ("train", "validation")
-        )
+        database, queries = python_stores(Path(folder), m)
         rows = np.random.default_rng(0).choice(queries.chunks, min(count, queries.chunks), replace=False)
         searcher = BM25Searcher(queries, BM25(database, 1.5, 0.75), 0, database.chunks)
         searcher.open()

@@ -17,15 +17,11 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
+from python_stores import python_stores
 from side_by_side import Clock, origin
 
 from retro_lab import console
-from retro_lab.artifacts.store import ArtifactStore
-from retro_lab.corpus.documents_stage import DocumentsStage
-from retro_lab.corpus.sources.python_source import PythonSource
-from retro_lab.corpus.tokenizer import ByteBPE
-from retro_lab.corpus.tokenizer_stage import TokenizerStage
-from retro_lab.corpus.tokens import TokensStage, TokenStore
+from retro_lab.corpus.tokens import TokenStore
 from retro_lab.retrieval.config import Unit
 from retro_lab.retrieval.random_databases import RandomPartStage
 
@@ -44,26 +40,12 @@ def main() -> None:
     faiss.omp_set_num_threads(1)
     console.quiet()
     with tempfile.TemporaryDirectory() as folder:
-        database, queries = real_chunks(Path(folder))
+        database, queries = python_stores(Path(folder), CHUNK_LENGTH)
         report = measure(database, queries, arguments.queries, arguments.rounds)
     print(report, end="")
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "random_databases.md").write_text(report, encoding="utf-8")
-
-
-def real_chunks(folder: Path) -> tuple[TokenStore, TokenStore]:
-    """Return the chunks of torch's source: most of it, and some that is held out."""
-    artifacts = ArtifactStore(folder)
-    source = PythonSource(
-        packages=["torch"], include=["**/*.py"], exclude=[], max_file_bytes=1e5, validation_fraction=0.1,
-        test_fraction=0.025, max_bytes=1e7,
-    )  # fmt: skip
-    documents = artifacts.build(DocumentsStage(source))
-    tokenizer = artifacts.build(TokenizerStage(ByteBPE(16_000, 1e7), documents))
-    stages = (TokensStage(documents, tokenizer, split, CHUNK_LENGTH, 0) for split in ("train", "validation"))
-    database, queries = (TokenStore(artifacts.build(stage), tokenizer) for stage in stages)
-    return database, queries
 
 
 def measure(database: TokenStore, queries: TokenStore, count: int, rounds: int) -> str:

@@ -40,24 +40,19 @@ from retro_lab.runs.identity import check_identity, write_identity
 from retro_lab.runs.provenance import provenance
 from retro_lab.runs.records import Parameters
 from retro_lab.runs.trained_model import TrainedModel, open_run, save_model, weights_checksum
-from retro_lab.tasks.assemble import build_trainer, in_folder
+from retro_lab.tasks.assemble import build_trainer, in_folder, learning_rates, observers
 from retro_lab.tasks.checks import check_batch, check_trainer
 from retro_lab.tasks.config import AnswerConfig, RunConfig
 from retro_lab.tasks.evaluate import mean_token_flops
 from retro_lab.training.batches import accumulated_batches
-from retro_lab.training.checkpoints import CHECKPOINT, resumable
+from retro_lab.training.checkpoints import resumable
 from retro_lab.training.data import RetroDataModule
 from retro_lab.training.devices import devices_used
-from retro_lab.training.divergence import DivergenceGuard
 from retro_lab.training.loggers import build_loggers, describe_run, finish_loggers
 from retro_lab.training.module import RetroModule
 from retro_lab.training.precision import checked_precision
-from retro_lab.training.progress import LongTrainingNotice, ProgressFile
-from retro_lab.training.schedule import WarmupCosine
 from retro_lab.training.sharding import ShardedStrategy
-from retro_lab.training.speed import TrainingSpeed
-from retro_lab.training.stopping import ResumeAtStep, StopWhenAsked
-from retro_lab.training.training import TrainingClock, ValidationCurve, fit, stopped_by
+from retro_lab.training.training import fit, stopped_by
 
 DECIDING = ("optimizer", "schedule", "data")
 """Groups of which every setting decides the model, but for those below."""
@@ -139,29 +134,13 @@ def _fine_tune(
         overfit_batches=config.data.overfit_batches,
         neighbor_dropout=config.data.neighbor_dropout if k else 0.0,
     )
-    curve, clock = ValidationCurve(tokens_per_step), TrainingClock()
-    guard = DivergenceGuard(
-        config.schedule.max_skipped_steps,
-        data.documents,
-        f"Try an optimizer.lr below {config.optimizer.lr}, under a new name (name=NAME). Earlier checkpoints are kept "
-        f"in {path / CHECKPOINT.parent}.",
-    )
     flops = TRAINING_TO_FORWARD * mean_token_flops(start.settings, k, train.length)
-    callbacks = [
-        curve,
-        clock,
-        guard,
-        LongTrainingNotice(tokens_per_step),
-        ProgressFile(tokens_per_step, path),
-        TrainingSpeed(tokens_per_step, flops, config.compute.peak_flops),
-        ResumeAtStep(),
-        StopWhenAsked(path / CHECKPOINT),
-    ]
+    watching = observers(config, path, data.documents, tokens_per_step=tokens_per_step, flops_per_token=flops)
     accumulated = accumulated_batches(
         config.data.batch_size, config.data.micro_batch_size, devices_used(config.trainer)
     )
     loggers = build_loggers(in_folder(config.logger, path), path)
-    trainer = build_trainer(config, path, task.steps, callbacks, loggers, accumulated=accumulated)
+    trainer = build_trainer(config, path, task.steps, watching.callbacks, loggers, accumulated=accumulated)
     pl.seed_everything(config.seed, verbose=False)
     module = _module(config, task, start, sharded=isinstance(trainer.strategy, ShardedStrategy))
     parameters = Parameters(**module.model.parameter_counts())
@@ -184,9 +163,9 @@ def _fine_tune(
         questions=len(train),
         steps=trainer.global_step,
         stopped=stopped_by(trainer),
-        seconds=round(clock.seconds, 1),
+        seconds=round(watching.clock.seconds, 1),
         seed=config.seed,
-        curve=curve.curve,
+        curve=watching.curve.curve,
         scores=(),
         provenance=provenance(),
     )
@@ -206,18 +185,12 @@ def _module(config: RunConfig, task: AnswerConfig, start: TrainedModel, *, shard
     model.checkpoint_activations(config.compute.checkpoint_activations)
     drop_in_decoder(model, task.dropout)
     k = _passages(start, task)
-    schedule = WarmupCosine(
-        task.steps,
-        config.schedule.warmup_steps,
-        config.schedule.warmup_start / config.optimizer.lr,
-        config.schedule.final_ratio,
-    )
     return RetroModule(
         model,
         k,
         [k],
         instantiate(config.optimizer),
-        schedule,
+        learning_rates(config, task.steps),
         config.seed,
         start=start.model.state_dict(),
         compile=config.compute.compile,

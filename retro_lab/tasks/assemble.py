@@ -1,9 +1,9 @@
 """Builds the objects of a training or evaluation run from its configuration."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 from hydra.utils import instantiate
@@ -23,10 +23,15 @@ from retro_lab.runs.identity import identity
 from retro_lab.runs.trained_model import ModelSettings, has_model, weights_checksum
 from retro_lab.tasks.build import Inputs
 from retro_lab.tasks.config import RunConfig
-from retro_lab.training.checkpoints import DurableCheckpoints, sealed_file
+from retro_lab.training.checkpoints import CHECKPOINT, DurableCheckpoints, sealed_file
 from retro_lab.training.config import Init
+from retro_lab.training.divergence import DivergenceGuard
 from retro_lab.training.precision import checked_precision
-from retro_lab.training.stopping import leave_signals_to_us
+from retro_lab.training.progress import LongTrainingNotice, ProgressFile
+from retro_lab.training.schedule import WarmupCosine
+from retro_lab.training.speed import TrainingSpeed
+from retro_lab.training.stopping import ResumeAtStep, StopWhenAsked, leave_signals_to_us
+from retro_lab.training.training import TrainingClock, ValidationCurve
 
 
 def without_retrieval(config: RunConfig) -> RunConfig:
@@ -118,6 +123,62 @@ def build_trainer(
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin of the user's own
         trainer.strategy.checkpoint_io = DurableCheckpoints()
     return trainer
+
+
+class Observers(NamedTuple):
+    """The callbacks of every training, and those of them whose findings go into its record."""
+
+    curve: ValidationCurve
+    clock: TrainingClock
+    guard: DivergenceGuard
+    callbacks: list[pl.Callback]
+
+
+def observers(
+    config: RunConfig,
+    folder: Path,
+    documents: Callable[[int], list[str]],
+    *,
+    tokens_per_step: int,
+    flops_per_token: float,
+) -> Observers:
+    """Return the callbacks that watch a training, keep it safe and let it be resumed.
+
+    Args:
+        config: Of the run.
+        folder: Of the model.
+        documents: Returns the ids of the documents in the batch of a step, from 0.
+        tokens_per_step: Tokens of an optimizer step.
+        flops_per_token: FLOPs of forward and backward pass for a token.
+    """
+    curve, clock = ValidationCurve(tokens_per_step), TrainingClock()
+    guard = DivergenceGuard(
+        config.schedule.max_skipped_steps,
+        documents,
+        f"Try an optimizer.lr below {config.optimizer.lr}, or more schedule.warmup_steps, under a new name "
+        f"(name=NAME). Earlier checkpoints are kept in {folder / CHECKPOINT.parent}.",
+    )
+    callbacks = [
+        curve,
+        clock,
+        guard,
+        LongTrainingNotice(tokens_per_step),
+        ProgressFile(tokens_per_step, folder),
+        TrainingSpeed(tokens_per_step, flops_per_token, config.compute.peak_flops),
+        ResumeAtStep(),
+        StopWhenAsked(folder / CHECKPOINT),
+    ]
+    return Observers(curve, clock, guard, callbacks)
+
+
+def learning_rates(config: RunConfig, steps: int) -> WarmupCosine:
+    """Return the schedule of a training of so many steps, relative to `optimizer.lr`."""
+    return WarmupCosine(
+        steps,
+        config.schedule.warmup_steps,
+        config.schedule.warmup_start / config.optimizer.lr,
+        config.schedule.final_ratio,
+    )
 
 
 def in_folder(nodes: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:

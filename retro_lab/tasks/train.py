@@ -34,8 +34,10 @@ from retro_lab.tasks import report
 from retro_lab.tasks.assemble import (
     build_trainer,
     in_folder,
+    learning_rates,
     model_identity,
     model_settings,
+    observers,
     sequences,
     start_weights,
     windows,
@@ -45,19 +47,14 @@ from retro_lab.tasks.checks import check_knn_lm, check_start, check_training
 from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.evaluate import evaluate, mean_token_flops
 from retro_lab.training.batches import accumulated_batches
-from retro_lab.training.checkpoints import CHECKPOINT, resumable
+from retro_lab.training.checkpoints import resumable
 from retro_lab.training.config import Init
 from retro_lab.training.data import RetroDataModule
 from retro_lab.training.devices import devices_used
-from retro_lab.training.divergence import DivergenceGuard
 from retro_lab.training.loggers import build_loggers, describe_run, finish_loggers, log_scores, reopen_loggers
 from retro_lab.training.module import RetroModule, freeze_all_but_retrieval
-from retro_lab.training.progress import LongTrainingNotice, ProgressFile
-from retro_lab.training.schedule import WarmupCosine
 from retro_lab.training.sharding import ShardedStrategy
-from retro_lab.training.speed import TrainingSpeed
-from retro_lab.training.stopping import ResumeAtStep, StopWhenAsked
-from retro_lab.training.training import TrainingClock, ValidationCurve, baseline_weights, fit, stopped_by
+from retro_lab.training.training import baseline_weights, fit, stopped_by
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
@@ -119,27 +116,11 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, logg
     steps = max(1, round(config.schedule.tokens / tokens_per_step))
     training_flops = TRAINING_TO_FORWARD * mean_token_flops(settings, k, settings.sequence_length)
     data = _data(config, inputs)
-    curve, clock = ValidationCurve(tokens_per_step), TrainingClock()
-    guard = DivergenceGuard(
-        config.schedule.max_skipped_steps,
-        data.documents,
-        f"Try an optimizer.lr below {config.optimizer.lr}, or more schedule.warmup_steps, under a new name "
-        f"(name=NAME). Earlier checkpoints are kept in {path / CHECKPOINT.parent}.",
-    )
-    callbacks = [
-        curve,
-        clock,
-        guard,
-        LongTrainingNotice(tokens_per_step),
-        ProgressFile(tokens_per_step, path),
-        TrainingSpeed(tokens_per_step, training_flops, config.compute.peak_flops),
-        ResumeAtStep(),
-        StopWhenAsked(path / CHECKPOINT),
-    ]
+    watching = observers(config, path, data.documents, tokens_per_step=tokens_per_step, flops_per_token=training_flops)
     accumulated = accumulated_batches(
         config.data.batch_size, config.data.micro_batch_size, devices_used(config.trainer)
     )
-    trainer = build_trainer(config, path, steps, callbacks, loggers, accumulated=accumulated)
+    trainer = build_trainer(config, path, steps, watching.callbacks, loggers, accumulated=accumulated)
     pl.seed_everything(config.seed, verbose=False)
     module = _module(config, folder, settings, steps, sharded=isinstance(trainer.strategy, ShardedStrategy))
     _announce(config, module, inputs, trainer, path)
@@ -173,14 +154,14 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, logg
         steps=trainer.global_step,
         planned_steps=steps if stopped else None,
         stopped=stopped,
-        skipped_steps=guard.skipped,
+        skipped_steps=watching.guard.skipped,
         flops=training_flops * tokens,
-        seconds=round(clock.seconds, 1),
+        seconds=round(watching.clock.seconds, 1),
         seed=config.seed,
         corpus=_summarize_corpus(inputs.corpus),
         database=database,
         evaluations=(),
-        curve=curve.curve,
+        curve=watching.curve.curve,
         provenance=provenance(),
     )
     weights = whole_weights(module.model)
@@ -221,18 +202,12 @@ def _module(config: RunConfig, folder: RunFolder, settings: ModelSettings, steps
         assert start is not None
         first_weights = baseline_weights(model, start)
         freeze_all_but_retrieval(model)
-    schedule = WarmupCosine(
-        steps,
-        config.schedule.warmup_steps,
-        config.schedule.warmup_start / config.optimizer.lr,
-        config.schedule.final_ratio,
-    )
     return RetroModule(
         model,
         config.retrieval.k,
         _scored_k(config),
         instantiate(config.optimizer),
-        schedule,
+        learning_rates(config, steps),
         config.seed,
         start=first_weights,
         compile=config.compute.compile,
