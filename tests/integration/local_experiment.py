@@ -3,16 +3,13 @@
 A process of its own takes ten seconds, most of them to import libraries: it is for what only a process shows.
 """
 
-import io
 import json
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import in_process
-import pytest
 
 SMALL = [
     "+experiment=quickstart",
@@ -60,11 +57,7 @@ def command(*arguments: str) -> list[str]:
 
 def run(folder: Path, *arguments: str, check: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a small experiment's command in this process."""
-    printed, messages = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(messages):
-        patch.chdir(folder)
-        code = in_process.run(command(*arguments), patch)
-    return checked(subprocess.CompletedProcess(arguments, code, printed.getvalue(), messages.getvalue()), check)
+    return checked(in_process.run_in(folder, command(*arguments)), check)
 
 
 def run_apart(
