@@ -9,6 +9,8 @@ from huggingface_hub import errors
 from retro_lab.errors import ConfigurationError
 
 HUB_TIMEOUT_SECONDS = 10
+TOKENIZER_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+"""What a tokenizer is loaded from: vocabularies, merges, settings and templates, but no weights."""
 
 
 def hub_commit(name: str, revision: str | None, group: str) -> str:
@@ -46,3 +48,23 @@ def hub_commit(name: str, revision: str | None, group: str) -> str:
             f"The Hugging Face hub cannot be reached for the {group} {name} ({reason}), and it is not in the cache; "
             "connect to the network, or name a folder that holds a copy."
         ) from error
+
+
+def tokenizer_folder(name: str, commit: str) -> Path:
+    """Return the cached files of the tokenizer in a repository, downloaded if need be.
+
+    Loaded by its name instead, even a cached tokenizer would wait for the hub: where that cannot be reached, for most
+    of a minute.
+
+    Args:
+        name: Repository of a model or tokenizer.
+        commit: The whole commit, as `hub_commit` returns it.
+
+    Raises:
+        Exception: Nothing is cached, and the client could not download it; it passes on errors of its HTTP library.
+    """
+    return Path(
+        huggingface_hub.snapshot_download(
+            name, revision=commit, allow_patterns=TOKENIZER_FILES, etag_timeout=HUB_TIMEOUT_SECONDS
+        )
+    )

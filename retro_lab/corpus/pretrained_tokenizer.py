@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from retro_lab.corpus.hub_models import hub_commit
+from retro_lab.corpus.hub_models import hub_commit, tokenizer_folder
 from retro_lab.corpus.tokenizer import TOKENIZER_NAME, DocumentTokenizer, TokenizerRecipe
 from retro_lab.errors import ConfigurationError
 
@@ -74,7 +74,7 @@ class PretrainedTokenizer(TokenizerRecipe):
         path = self._path
         try:
             if path is None:
-                pretrained = AutoTokenizer.from_pretrained(self.name, revision=self._commit)
+                pretrained = AutoTokenizer.from_pretrained(str(tokenizer_folder(self.name, self._commit)))
             elif path.is_dir():
                 pretrained = AutoTokenizer.from_pretrained(str(path))
             elif path.name == TOKENIZER_NAME:  # other files in its folder configure it

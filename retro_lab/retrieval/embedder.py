@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from retro_lab.artifacts.fingerprint import file_checksum
-from retro_lab.corpus.hub_models import hub_commit
+from retro_lab.corpus.hub_models import hub_commit, tokenizer_folder
 from retro_lab.corpus.tokenizer import plain_text
 from retro_lab.errors import ConfigurationError
 
@@ -125,7 +125,8 @@ class Embedder:
         if self._model is not None:
             return
         with self._loading():
-            tokenizer = AutoTokenizer.from_pretrained(self.location, revision=self.commit)
+            files = tokenizer_folder(self.location, self.commit) if self.commit else self.location
+            tokenizer = AutoTokenizer.from_pretrained(str(files))
             model = AutoModel.from_pretrained(
                 self.location, revision=self.commit, dtype=torch.float32, use_safetensors=True
             )

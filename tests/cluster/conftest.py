@@ -3,12 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from in_process import furnish, small
+from in_process import furnish, run_in, small
 from two_nodes import TwoNodes, missing
 
 REQUIRED = "RETRO_LAB_REQUIRE_SLURM"
@@ -47,12 +46,9 @@ class Lab:
         self.cluster, self.folder = cluster, folder
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run the command line."""
-        threads = {"OMP_NUM_THREADS": "1", "COVERAGE_PROCESS_START": ""}
-        return subprocess.run(
-            [sys.executable, "-m", "retro_lab", *arguments], cwd=self.folder, capture_output=True, text=True,
-            env=os.environ | self.cluster.environment | threads, timeout=120,
-        )  # fmt: skip
+        """Run the command line in this process."""
+        threads = {"OMP_NUM_THREADS": "1", "COVERAGE_PROCESS_START": ""}  # which jobs inherit
+        return run_in(self.folder, arguments, self.cluster.environment | threads)
 
     def submit(self, *arguments: str, check: int = 0) -> str:
         """Submit a small run and return what the command printed."""

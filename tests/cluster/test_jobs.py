@@ -12,7 +12,7 @@ from in_process import small
 from two_nodes import wait_until
 
 LONG = (
-    "task=train", "trainer.num_nodes=2", "trainer.strategy=ddp", "schedule.tokens=64000", "cluster.requeues=3"
+    "task=train", "trainer.num_nodes=2", "trainer.strategy=ddp", "schedule.tokens=32000", "cluster.requeues=3"
 )  # fmt: skip
 CHECKPOINT = "retro/checkpoints/last.ckpt"
 
@@ -59,7 +59,7 @@ def test_two_nodes_train_one_model(lab: Lab, undisturbed: str) -> None:
     assert (shown.returncode, shown.stdout.splitlines()[-1]) == (0, "1 done")
     assert "not submitted again" in lab.submit(*LONG, f"name={undisturbed}")
     progress = json.loads((lab.folder / "outputs" / undisturbed / "retro/progress.json").read_text())
-    assert progress["step"] == progress["steps"] == 250
+    assert progress["step"] == progress["steps"] == 125
 
 
 def test_two_nodes_each_hold_a_part_of_a_model(lab: Lab, undisturbed: str) -> None:

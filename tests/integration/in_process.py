@@ -1,11 +1,15 @@
 """Commands of the real command line in the process of the tests, made small, on a corpus that is made in a moment."""
 
+import io
 import json
 import os
 import re
+import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
@@ -71,3 +75,16 @@ def run(arguments: Iterable[str], monkeypatch: pytest.MonkeyPatch) -> int:
         os.environ.clear()
         os.environ.update(environment)
     return 0
+
+
+def run_in(
+    folder: Path, arguments: Iterable[str], environment: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process and a folder; return what it printed, and its exit code."""
+    printed, messages, arguments = io.StringIO(), io.StringIO(), list(arguments)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(messages):
+        patch.chdir(folder)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        code = run(arguments, patch)
+    return subprocess.CompletedProcess(arguments, code, printed.getvalue(), messages.getvalue())

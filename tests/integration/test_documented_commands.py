@@ -19,11 +19,13 @@ BLOCK = re.compile(r"^```(?:bash|sh|shell|console)\n(.*?)^```", re.MULTILINE | r
 
 NOT_RUN = {
     "srun --nodes 4 --ntasks-per-node 8 python -m retro_lab +experiment=quickstart task=build": "it needs SLURM; "
-    "test_command_line.py shares a build among processes with SLURM's variables",
+    "test_ranks.py shares a build among processes with SLURM's variables",
     "torchrun --nproc-per-node 8 -m retro_lab +experiment=quickstart task=build": "README.md has it with two ranks",
+    "python -m retro_lab +experiment=quickstart trainer=ddp trainer.accelerator=cpu trainer.devices=2": "it is "
+    "in docs/cluster.md with another precision",
     "retro-lab submit +sweep=neighbors trainer=gpu": "it needs SLURM; tests/cluster submits a sweep to a real one",
     "python -m retro_lab -m +sweep=neighbors retrieval.k=1 trainer=ddp trainer.accelerator=cpu trainer.devices=2 "
-    "trainer.precision=32-true": "test_command_line.py runs such a sweep",
+    "trainer.precision=32-true": "test_ranks.py runs such a sweep",
     "python -m retro_lab +experiment=paper_7_5b task=plan trainer=fsdp trainer.devices=8": "the tests' batches are too "
     "small for 8 devices; tests/tasks/test_plan.py names trainers that fit",
     "python -m retro_lab +experiment=quickstart task=build build.dispatcher=ray build.workers=2": "test_dispatchers.py "

@@ -21,7 +21,7 @@ ALONE = ("debug", "init")
 ON_THIS_MACHINE = {
     "trainer=fsdp": ["trainer.devices=1"],
     "trainer=multi_node": ["trainer.devices=1", "trainer.num_nodes=1"],
-    "trainer=ddp": ["trainer.devices=1"],  # two processes are started in test_command_line
+    "trainer=ddp": ["trainer.devices=1"],  # test_ranks.py starts two processes
     # 1,024 lists want as many chunks.
     "index=ivf_pq": [
         "corpus.max_bytes=null",
