@@ -54,18 +54,20 @@ def complete(arguments: Sequence[str]) -> list[str]:
             composed = assemble(fixed(overrides) if parsed.multirun else overrides)
             overrides += missing_corpora([composed])
         elif not multirun:
-            overrides += missing_corpora([assemble(overrides)])
-            check(assemble(overrides))
+            composed = assemble(overrides)
+            added = missing_corpora([composed])
+            check(assemble([*overrides, *added]) if added else composed)
+            overrides += added
         else:
             base = assemble(fixed(overrides))
             folder = _sweep_folder(base, overrides)
             if base.task.name.once_per_sweep:
                 kept = [text for text in fixed(overrides) if override_key(text) != "hydra.mode"]
                 return [*kept, f"hydra.run.dir={folder}", *(flag for flag in flags if flag not in MULTIRUN_FLAGS)]
-            cells = [*representative_cells(base, overrides)]
-            added = missing_corpora(map(assemble, cells))
-            for cell in cells:
-                check(assemble([*cell, *added]))
+            cells = {tuple(cell): assemble(cell) for cell in representative_cells(base, overrides)}
+            added = missing_corpora(cells.values())
+            for cell, composed in cells.items():
+                check(assemble([*cell, *added]) if added else composed)
             overrides += added
             settings = _sweep_settings(folder, overrides)
     return [*overrides, *settings, *flags]
