@@ -36,19 +36,24 @@ from retro_lab.model.language_model import LanguageModel
 
 
 class Drafter(Protocol):
-    """Guesses the next tokens of a text, which the model then verifies in one pass."""
+    """Guesses the next tokens of one text, which the model then verifies in one pass."""
 
-    def propose(self, tokens: Sequence[int], found: Found | None, most: int) -> Sequence[int]:
+    def add(self, neighbors: Sequence[Sequence[int]]) -> None:
+        """Take note of what a chunk of the text retrieved: tokens of each neighbor, nearest first."""
+
+    def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
         """Guess the next tokens.
 
         Args:
-            tokens: Of the text so far, the prompt included.
-            found: The neighbors that were retrieved last; None before the first retrieval.
-            most: Tokens that can be verified.
+            tokens: Of the text so far, the prompt included; the same list at each call.
+            most: Tokens that can be verified, 1 or more.
 
         Returns:
             At most `most` tokens; none where there is no good guess.
         """
+
+    def judge(self, accepted: int) -> None:
+        """Take note of how many of the tokens that were proposed last came true."""
 
 
 @dataclass(eq=False)
@@ -59,6 +64,8 @@ class Writing:
     """The prompt, from the document marker on, and what was written."""
     draws: np.random.Generator
     """Chooses the tokens, where they are drawn."""
+    drafter: Drafter | None = None
+    """Proposes tokens of it."""
     padding: int = 0
     """Tokens at the beginning of the prompt that are padding, within the first chunk."""
     start: int = 0
@@ -100,7 +107,6 @@ class Decoder:
         *,
         length: int,
         retrieve_every: int | None = None,
-        drafter: Drafter | None = None,
         precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
         goes_on: Callable[[bool], bool] = bool,
         padding_in_grid: bool = False,
@@ -115,13 +121,12 @@ class Decoder:
             retrieve_every: Tokens from one retrieval to the next, 1 to m (Wang et al. 2023): within a chunk, too, the
                 last m tokens retrieve, and what follows attends to that. A prompt is read chunk by chunk, up to the
                 last such window in it. None retrieves at the end of each chunk.
-            drafter: Proposes tokens.
             precision: Context of a forward pass.
             goes_on: Told whether a text here is still written, says whether to read another step: ranks must call a
                 sharded model as often as each other.
             padding_in_grid: Whether the first chunk of a text begins with its padding.
         """
-        self._model, self._sampling, self._retrieve, self._drafter = model, sampling, retrieve, drafter
+        self._model, self._sampling, self._retrieve = model, sampling, retrieve
         self._length, self._every = length, retrieve_every or model.chunk_length
         self._precision, self._goes_on, self._padding_in_grid = precision, goes_on, padding_in_grid
         self._device = next(model.parameters()).device
@@ -190,7 +195,6 @@ class Decoder:
         for text, draft in zip(texts, drafts, strict=True):
             row = [*text.tokens[text.read :], *draft][:count]
             fed.append(row + row[-1:] * (count - len(row)))  # a guess as good as any, where others have drafts
-            text.proposed += max(0, min(count - text.unread, len(draft)))
         self._search(texts, count)
         hidden = self._pass(fed, cache, texts)
         first = min(known) - 1
@@ -200,7 +204,11 @@ class Decoder:
         for text, row, unread, draft in zip(texts, fed, known, drafts, strict=True):
             after = text.tokens[text.read : text.read + count]
             same = next((place for place, token in enumerate(after) if token != row[place]), len(after))
-            text.accepted += max(0, min(same - unread, len(draft)))
+            if draft:
+                assert text.drafter is not None
+                accepted = max(0, min(same - unread, len(draft)))
+                text.drafter.judge(accepted)
+                text.proposed, text.accepted = text.proposed + len(draft), text.accepted + accepted
             if not text.ended:
                 kept.append(same)
         keep = min(kept, default=count)
@@ -214,7 +222,7 @@ class Decoder:
         self, group: _Group, fed: list[list[int]], logits: Tensor, first: int, ends: Callable[[Writing], bool]
     ) -> None:
         """Choose what follows the tokens from `first` on, [B, Q - first, V], as long as it is what was fed next."""
-        open_rows = range(len(fed))
+        open_rows = [*range(len(fed))]
         for place in range(first, first + logits.shape[1]):
             # Where more of a text is known than of others, its tokens are only read.
             rows = [row for row in open_rows if group.texts[row].unread == place + 1]
@@ -261,10 +269,9 @@ class Decoder:
         ]
 
     def _draft(self, text: Writing, most: int) -> list[int]:
-        if self._drafter is None or most < 1:
+        if text.drafter is None or most < 1:
             return []
-        found = text.found[max(text.found)] if text.found else None
-        return list(self._drafter.propose(text.tokens, found, most))[:most]
+        return list(text.drafter.propose(text.tokens, most))
 
     def _search(self, texts: Sequence[Writing], count: int) -> None:
         """Retrieve what is due within the next `count` tokens of all texts, in one search."""
@@ -276,9 +283,12 @@ class Decoder:
             chunks = [np.array(text.tokens[end - m : end]) for text, end in due]
             for (text, end), found in zip(due, self._retrieve(chunks), strict=True):
                 text.found[end] = found
+                if text.drafter is not None:
+                    rows = zip(found.tokens.tolist(), found.lengths.tolist(), strict=True)
+                    text.drafter.add([row[:length] for row, length in rows if length])
 
     def _pass(self, fed: Sequence[Sequence[int]], cache: Cache, texts: Sequence[Writing] = ()) -> Tensor:
-        """Read the next tokens of each sequence, [B][Q], and the neighbors due there; returns hidden states [B, Q, D]."""
+        """Read the next tokens of each sequence, [B][Q], and the neighbors due there; returns [B, Q, D]."""
         count = len(fed[0])
         found = [[text.found.get(end) for end in self._retrieving(text, count)] for text in texts]
         neighbors, lengths = self._neighbors(found)
