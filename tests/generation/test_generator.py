@@ -135,23 +135,39 @@ def test_neighbors_can_be_given(model, live, tokenizer, generator, prompts):
     assert [text.text for text in found] != [text.text for text in generator(0).generate(prompts, max_tokens=12)]
 
 
-def test_a_stop_string_ends_a_text_before_it(generator, prompts):
+class Readable(Sampling):
+    """Draws tokens of ASCII text alone, as a trained model does."""
+
+    def choose(self, logits, draws):
+        return super().choose(logits.masked_fill(~self.readable, -torch.inf), draws)
+
+
+@pytest.fixture(scope="module")
+def readable(tokenizer):
+    texts = tokenizer.decode([np.array([token]) for token in range(tokenizer.vocabulary_size)])
+    sampling = Readable(1.0, seed=1)
+    object.__setattr__(sampling, "readable", torch.tensor([text.isascii() and text.isprintable() for text in texts]))
+    sampling.readable[tokenizer.document_marker] = False
+    return sampling
+
+
+def test_a_stop_string_ends_a_text_before_it(generator, prompts, readable):
     """Wherever it begins in a token, and however many it spans."""
-    [whole] = generator().generate(prompts[2:3], max_tokens=20)
-    assert len(whole.text) > 20
-    for start in range(0, 16, 3):
-        for size in (1, 2, 5):
-            stop = whole.text[start : start + size]
-            place = whole.text.index(stop)
-            [cut] = generator().generate(prompts[2:3], max_tokens=20, stop=["never in it ☃", stop])
-            assert cut.text == whole.text[:place]
-            assert cut.finish == Finish.stop
-            written = len(cut.tokens)
-            assert whole.tokens[:written].tolist() == cut.tokens.tolist()
-            [less] = generator().generate(prompts[2:3], max_tokens=written - 1)
-            assert stop not in less.text
-    [unstopped] = generator().generate(prompts[2:3], max_tokens=20, stop=["never in it ☃"])
-    assert unstopped.text == whole.text
+
+    def write(count, *stop):
+        [written] = generator().generate(prompts[2:3], max_tokens=count, sampling=readable, stop=stop)
+        return written
+
+    whole = write(14)
+    assert len(whole.text) > len(whole.tokens) == 14
+    for start, size in ((0, 1), (0, 4), (3, 2), (6, 5), (8, 1), (9, 3)):
+        stop = whole.text[start : start + size]
+        cut = write(14, "never in it ☃", stop)
+        assert cut.text == whole.text[: whole.text.index(stop)]
+        assert cut.finish == Finish.stop
+        assert whole.tokens[: len(cut.tokens)].tolist() == cut.tokens.tolist()
+        assert stop not in write(len(cut.tokens) - 1).text
+    assert write(14, "never in it ☃").text == whole.text
 
 
 def test_the_prompt_is_not_searched_for_stop_strings(generator, prompts):
