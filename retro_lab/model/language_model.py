@@ -234,6 +234,8 @@ class LanguageModel(nn.Module, ABC):
         windows: Sequence[bool] | None = None,
     ) -> RetrievedNeighbors | None:
         """Return the neighbors of a batch, as `forward` is given them; None if there is nothing to attend to."""
+        if windows is not None and (cache is None or (neighbors is None and any(windows))):
+            raise ValueError("Windows are for a model with a cache, and need neighbors.")
         if neighbors is None and (cache is None or self.encoder is None):
             return None
         if self.encoder is None:

@@ -132,6 +132,8 @@ class NextNeighbors(RetrievedNeighbors):
         if neighbors is not None:
             places: Sequence[Sequence[int]] = cache.chunk_ends(tokens.shape[1])
             if windows is not None:
+                if len(windows) != len(tokens):
+                    raise ValueError(f"{len(tokens)} sequences need as many windows, not {len(windows)}.")
                 places = [[cache.length] if retrieves else [] for retrieves in windows]
             self._arrivals = [Arrival(row, at, i) for row, of_row in enumerate(places) for i, at in enumerate(of_row)]
         found = None

@@ -295,7 +295,7 @@ class NaiveWindows(NaiveRetro):
 
 
 @given(st.data(), st.sampled_from(["transformer_xl", "rotary"]))
-@settings(max_examples=20)
+@settings(max_examples=12)
 def test_windows_retrieve_at_any_token(data: st.DataObject, positions: str) -> None:
     """Before, between and behind chunks; in calls of several tokens; for some of the sequences."""
     size, choices = small_size(), small_choices(chunk_length=3, positions=positions)
@@ -341,6 +341,13 @@ def test_what_a_cache_cannot_take_is_refused() -> None:
         model(tokens, **given)
         with pytest.raises(ValueError, match="2 sequences, not 1"):
             model(tokens[:1], **given)
+        with pytest.raises(ValueError, match="as many windows, not 1"):
+            model(tokens, random_tokens(2, 1, 2, 8), windows=[True], **given)
+        with pytest.raises(ValueError, match="need neighbors"):
+            model(tokens, windows=[True, False], **given)
+        model(tokens, random_tokens(2, 1, 2, 8), windows=[True, False], **given)
+        with pytest.raises(ValueError, match=r"one shape \[k, r\], \[2, 8\], not \[1, 8\]"):
+            model(tokens, random_tokens(2, 1, 1, 8), **given)
         with pytest.raises(ValueError, match="first call"):
             model(tokens, padding=torch.zeros(2, dtype=torch.int64), **given)
     with pytest.raises(ValueError, match="no_grad"):

@@ -68,9 +68,10 @@ def relative_attention(
         absent = torch.finfo(key.dtype).min / 2
         padding = key.new_zeros(present.shape).masked_fill_(~present, absent)[:, None, None]  # [G, 1, 1, S, J]
     content_bias, position_bias, position = (None, None, None) if positions is None else positions
-    attended: Tensor = _RelativeAttention.apply(
-        *_Inputs(query, content_bias, position_bias, key, value, position, padding, documents, causal)
-    )
+    inputs = _Inputs(query, content_bias, position_bias, key, value, position, padding, documents, causal)
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _attend(inputs)  # for a single token, the way through autograd takes as long as the attention
+    attended: Tensor = _RelativeAttention.apply(*inputs)
     return attended
 
 
@@ -276,21 +277,22 @@ def _weights(tile: _Tile, inputs: _Inputs, key: Tensor, content_query: Tensor, p
     key = key[tile.columns]
     (heads, groups, query_blocks, queries, head_size), (key_blocks, keys) = content_query.shape, key.shape[2:4]
     shape = (heads, groups, query_blocks, queries, key_blocks, keys)
-    mask = key.new_zeros(()) if padding is None else padding
+    mask = padding
     if inputs.causal:  # the last query is aligned with the last key; every query sees itself, so no row lacks keys
         if queries > 1:
             mask = key.new_full((queries, keys), -math.inf).triu_(keys - queries + 1).unsqueeze(1)  # [Q, 1, J]
         if documents is not None:
             other = documents[:, keys - queries : keys, None] != documents[:, None, :keys]  # [G, Q, J]
-            mask = mask.masked_fill(other[:, None, :, None], -math.inf)
+            mask = (key.new_zeros(()) if mask is None else mask).masked_fill(other[:, None, :, None], -math.inf)
     logits = key.new_empty(shape)
     if position is None or position_query is None:
-        logits.copy_(mask)
+        logits.copy_(key.new_zeros(()) if mask is None else mask)
     else:
         distances = position[tile.distances]
         by_distance = _by_positions(position_query, distances) @ distances.flatten(0, -3)  # [H, GPQ, T] or [HG, PQ, T]
         by_key = align_distances(by_distance.view(*shape[:4], -1), keys)
-        torch.add(by_key.unsqueeze(-2).expand(shape), mask, out=logits)
+        by_key = by_key.unsqueeze(-2).expand(shape)
+        logits.copy_(by_key) if mask is None else torch.add(by_key, mask, out=logits)
     scale = 1 / math.sqrt(head_size)
     logits = logits.view(heads * groups, query_blocks * queries, key_blocks * keys).baddbmm_(
         _as_matrices(content_query), _as_matrices(key).transpose(1, 2), beta=scale, alpha=scale
