@@ -1,7 +1,7 @@
 """The loop that writes texts, token by token, with retrieval at the end of each chunk.
 
 Each step is the same: propose, read, accept. The tokens of a text that the model has not read yet are read, and after
-them, if there is a drafter, tokens that it proposes. What is chosen from the logits after each of them is the next
+them, if the text has a drafter, tokens that it proposes. What is chosen from the logits after each of them is the next
 token; as long as it is the proposed one, the logits after that one count as well:
 
     text          |m a b c|d e f                        f is not read yet
@@ -23,32 +23,17 @@ moves: whole chunks are left out on the left, so that half a sequence is left, w
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from retro_lab.generation.drafts import Drafter
 from retro_lab.generation.retrieved import Found, Retrieve
 from retro_lab.generation.sampling import Sampling
 from retro_lab.model.cache import Cache
 from retro_lab.model.language_model import LanguageModel
-
-
-class Drafter(Protocol):
-    """Guesses the next tokens of a text, which the model then verifies in one pass."""
-
-    def propose(self, tokens: Sequence[int], found: Found | None, most: int) -> Sequence[int]:
-        """Guess the next tokens.
-
-        Args:
-            tokens: Of the text so far, the prompt included.
-            found: The neighbors that were retrieved last; None before the first retrieval.
-            most: Tokens that can be verified.
-
-        Returns:
-            At most `most` tokens; none where there is no good guess.
-        """
 
 
 @dataclass(eq=False)
@@ -59,6 +44,8 @@ class Writing:
     """The prompt, from the document marker on, and what was written."""
     draws: np.random.Generator
     """Chooses the tokens, where they are drawn."""
+    drafter: Drafter | None = None
+    """Proposes tokens."""
     padding: int = 0
     """Tokens at the beginning of the prompt that are padding, within the first chunk."""
     start: int = 0
@@ -100,7 +87,6 @@ class Decoder:
         *,
         length: int,
         retrieve_every: int | None = None,
-        drafter: Drafter | None = None,
         precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
         goes_on: Callable[[bool], bool] = bool,
         padding_in_grid: bool = False,
@@ -115,13 +101,12 @@ class Decoder:
             retrieve_every: Tokens from one retrieval to the next, 1 to m (Wang et al. 2023): within a chunk, too, the
                 last m tokens retrieve, and what follows attends to that. A prompt is read chunk by chunk, up to the
                 last such window in it. None retrieves at the end of each chunk.
-            drafter: Proposes tokens.
             precision: Context of a forward pass.
             goes_on: Told whether a text here is still written, says whether to read another step: ranks must call a
                 sharded model as often as each other.
             padding_in_grid: Whether the first chunk of a text begins with its padding.
         """
-        self._model, self._sampling, self._retrieve, self._drafter = model, sampling, retrieve, drafter
+        self._model, self._sampling, self._retrieve = model, sampling, retrieve
         self._length, self._every = length, retrieve_every or model.chunk_length
         self._precision, self._goes_on, self._padding_in_grid = precision, goes_on, padding_in_grid
         self._device = next(model.parameters()).device
@@ -184,7 +169,10 @@ class Decoder:
         texts, cache = group
         known = [text.unread for text in texts]
         room = self._room(texts, min(known))
-        drafts = [self._draft(text, room - text.unread) for text in texts]
+        drafts = [
+            list(text.drafter.propose(text.tokens, room - text.unread)) if text.drafter and room > text.unread else []
+            for text in texts
+        ]
         count = min(room, max(text.unread + len(draft) for text, draft in zip(texts, drafts, strict=True)))
         fed = []
         for text, draft in zip(texts, drafts, strict=True):
@@ -200,7 +188,11 @@ class Decoder:
         for text, row, unread, draft in zip(texts, fed, known, drafts, strict=True):
             after = text.tokens[text.read : text.read + count]
             same = next((place for place, token in enumerate(after) if token != row[place]), len(after))
-            text.accepted += max(0, min(same - unread, len(draft)))
+            if draft:
+                assert text.drafter is not None
+                accepted = max(0, min(same - unread, len(draft)))
+                text.accepted += accepted
+                text.drafter.judge(accepted)
             if not text.ended:
                 kept.append(same)
         keep = min(kept, default=count)
@@ -260,12 +252,6 @@ class Decoder:
             if end % m == 0 or self._is_window(text, end)
         ]
 
-    def _draft(self, text: Writing, most: int) -> list[int]:
-        if self._drafter is None or most < 1:
-            return []
-        found = text.found[max(text.found)] if text.found else None
-        return list(self._drafter.propose(text.tokens, found, most))[:most]
-
     def _search(self, texts: Sequence[Writing], count: int) -> None:
         """Retrieve what is due within the next `count` tokens of all texts, in one search."""
         if self._retrieve is None:
@@ -276,6 +262,8 @@ class Decoder:
             chunks = [np.array(text.tokens[end - m : end]) for text, end in due]
             for (text, end), found in zip(due, self._retrieve(chunks), strict=True):
                 text.found[end] = found
+                if text.drafter is not None:
+                    text.drafter.add([row[:real] for row, real in zip(found.tokens, found.lengths, strict=True)])
 
     def _pass(self, fed: Sequence[Sequence[int]], cache: Cache, texts: Sequence[Writing] = ()) -> Tensor:
         """Read the next tokens of each sequence, [B][Q], and the neighbors due there; returns hidden states [B, Q, D]."""

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retro_lab.generation.decoder import Decoder, Writing
+from retro_lab.generation.drafts import Drafter
 from retro_lab.generation.retrieved import Found
 from retro_lab.generation.sampling import Sampling
 from retro_lab.model.config import ModelConfig, SizeConfig
@@ -60,10 +61,23 @@ class Draws:
         self.random, self.logits = sampling.draws(number).random, []
 
 
-def write(model, prompts, count, sampling=None, retrieve=retrieve, numbers=None, ends=None, length=LENGTH, **options):
+def write(
+    model,
+    prompts,
+    count,
+    sampling=None,
+    retrieve=retrieve,
+    numbers=None,
+    ends=None,
+    length=LENGTH,
+    drafter=None,
+    **options,
+):
     sampling = sampling or Recorded()
     numbers = range(len(prompts)) if numbers is None else numbers
-    texts = [Writing(list(prompt), Draws(sampling, number)) for prompt, number in zip(prompts, numbers, strict=True)]
+    texts = [
+        Writing(list(prompt), Draws(sampling, number), drafter) for prompt, number in zip(prompts, numbers, strict=True)
+    ]
     most = {id(text): len(text.tokens) + count for text in texts}
     decoder = Decoder(model, sampling, retrieve, length=length, **options)
     decoder.write(texts, ends or (lambda text: len(text.tokens) == most[id(text)]))
@@ -132,13 +146,14 @@ def test_a_text_does_not_depend_on_its_batch(model, prompts, seed):
     assert run(range(len(prompts))) == [run([number])[0] for number in range(len(prompts))]
 
 
-class Prophet:
+class Prophet(Drafter):
     """Proposes what comes, right or wrong as it was told."""
 
     def __init__(self, texts, mistakes, seed=0):
+        super().__init__()
         self.texts, self.mistakes, self.draw = texts, mistakes, np.random.default_rng(seed)
 
-    def propose(self, tokens, found, most):
+    def propose(self, tokens, most):
         right = next(text for text in self.texts if text[: len(tokens)] == list(tokens))
         assert most >= 1
         guess = np.array(right[len(tokens) :][: self.draw.integers(0, most + 2)], int)
@@ -181,7 +196,7 @@ class Right(Prophet):
     def __init__(self, texts):
         super().__init__(texts, 0.0)
 
-    def propose(self, tokens, found, most):
+    def propose(self, tokens, most):
         return self.texts[0][len(tokens) :][:most]
 
 
