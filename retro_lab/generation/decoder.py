@@ -1,7 +1,7 @@
 """The loop that writes texts, token by token, with retrieval at the end of each chunk.
 
 Each step is the same: propose, read, accept. The tokens of a text that the model has not read yet are read, and after
-them, if the text has a drafter, tokens that it proposes. What is chosen from the logits after each of them is the next
+them, if there is a drafter, tokens that it proposes. What is chosen from the logits after each of them is the next
 token; as long as it is the proposed one, the logits after that one count as well:
 
     text          |m a b c|d e f                        f is not read yet
@@ -23,17 +23,37 @@ moves: whole chunks are left out on the left, so that half a sequence is left, w
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from retro_lab.generation.drafts import Drafter
 from retro_lab.generation.retrieved import Found, Retrieve
 from retro_lab.generation.sampling import Sampling
 from retro_lab.model.cache import Cache
 from retro_lab.model.language_model import LanguageModel
+
+
+class Drafter(Protocol):
+    """Guesses the next tokens of one text, which the model then verifies in one pass."""
+
+    def add(self, neighbors: Sequence[Sequence[int]]) -> None:
+        """Take note of what a chunk of the text retrieved: tokens of each neighbor, nearest first."""
+
+    def propose(self, tokens: Sequence[int], most: int) -> Sequence[int]:
+        """Guess the next tokens.
+
+        Args:
+            tokens: Of the text so far, the prompt included; the same list at each call.
+            most: Tokens that can be verified, 1 or more.
+
+        Returns:
+            At most `most` tokens; none where there is no good guess.
+        """
+
+    def judge(self, accepted: int) -> None:
+        """Take note of how many of the tokens that were proposed last came true."""
 
 
 @dataclass(eq=False)
@@ -45,7 +65,7 @@ class Writing:
     draws: np.random.Generator
     """Chooses the tokens, where they are drawn."""
     drafter: Drafter | None = None
-    """Proposes tokens."""
+    """Proposes tokens of it."""
     padding: int = 0
     """Tokens at the beginning of the prompt that are padding, within the first chunk."""
     start: int = 0
@@ -169,16 +189,12 @@ class Decoder:
         texts, cache = group
         known = [text.unread for text in texts]
         room = self._room(texts, min(known))
-        drafts = [
-            list(text.drafter.propose(text.tokens, room - text.unread)) if text.drafter and room > text.unread else []
-            for text in texts
-        ]
+        drafts = [self._draft(text, room - text.unread) for text in texts]
         count = min(room, max(text.unread + len(draft) for text, draft in zip(texts, drafts, strict=True)))
         fed = []
         for text, draft in zip(texts, drafts, strict=True):
             row = [*text.tokens[text.read :], *draft][:count]
             fed.append(row + row[-1:] * (count - len(row)))  # a guess as good as any, where others have drafts
-            text.proposed += max(0, min(count - text.unread, len(draft)))
         self._search(texts, count)
         hidden = self._pass(fed, cache, texts)
         first = min(known) - 1
@@ -191,8 +207,8 @@ class Decoder:
             if draft:
                 assert text.drafter is not None
                 accepted = max(0, min(same - unread, len(draft)))
-                text.accepted += accepted
                 text.drafter.judge(accepted)
+                text.proposed, text.accepted = text.proposed + len(draft), text.accepted + accepted
             if not text.ended:
                 kept.append(same)
         keep = min(kept, default=count)
@@ -206,7 +222,7 @@ class Decoder:
         self, group: _Group, fed: list[list[int]], logits: Tensor, first: int, ends: Callable[[Writing], bool]
     ) -> None:
         """Choose what follows the tokens from `first` on, [B, Q - first, V], as long as it is what was fed next."""
-        open_rows = range(len(fed))
+        open_rows = [*range(len(fed))]
         for place in range(first, first + logits.shape[1]):
             # Where more of a text is known than of others, its tokens are only read.
             rows = [row for row in open_rows if group.texts[row].unread == place + 1]
@@ -252,6 +268,11 @@ class Decoder:
             if end % m == 0 or self._is_window(text, end)
         ]
 
+    def _draft(self, text: Writing, most: int) -> list[int]:
+        if text.drafter is None or most < 1:
+            return []
+        return list(text.drafter.propose(text.tokens, most))
+
     def _search(self, texts: Sequence[Writing], count: int) -> None:
         """Retrieve what is due within the next `count` tokens of all texts, in one search."""
         if self._retrieve is None:
@@ -263,10 +284,11 @@ class Decoder:
             for (text, end), found in zip(due, self._retrieve(chunks), strict=True):
                 text.found[end] = found
                 if text.drafter is not None:
-                    text.drafter.add([row[:real] for row, real in zip(found.tokens, found.lengths, strict=True)])
+                    rows = zip(found.tokens.tolist(), found.lengths.tolist(), strict=True)
+                    text.drafter.add([row[:length] for row, length in rows if length])
 
     def _pass(self, fed: Sequence[Sequence[int]], cache: Cache, texts: Sequence[Writing] = ()) -> Tensor:
-        """Read the next tokens of each sequence, [B][Q], and the neighbors due there; returns hidden states [B, Q, D]."""
+        """Read the next tokens of each sequence, [B][Q], and the neighbors due there; returns [B, Q, D]."""
         count = len(fed[0])
         found = [[text.found.get(end) for end in self._retrieving(text, count)] for text in texts]
         neighbors, lengths = self._neighbors(found)

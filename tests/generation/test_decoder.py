@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retro_lab.generation.decoder import Decoder, Writing
-from retro_lab.generation.drafts import Drafter
 from retro_lab.generation.retrieved import Found
 from retro_lab.generation.sampling import Sampling
 from retro_lab.model.config import ModelConfig, SizeConfig
@@ -61,25 +60,14 @@ class Draws:
         self.random, self.logits = sampling.draws(number).random, []
 
 
-def write(
-    model,
-    prompts,
-    count,
-    sampling=None,
-    retrieve=retrieve,
-    numbers=None,
-    ends=None,
-    length=LENGTH,
-    drafter=None,
-    **options,
-):
+def write(model, prompts, count, sampling=None, retrieve=retrieve, numbers=None, ends=None, drafters=None, **options):
     sampling = sampling or Recorded()
     numbers = range(len(prompts)) if numbers is None else numbers
-    texts = [
-        Writing(list(prompt), Draws(sampling, number), drafter) for prompt, number in zip(prompts, numbers, strict=True)
-    ]
+    texts = [Writing(list(prompt), Draws(sampling, number)) for prompt, number in zip(prompts, numbers, strict=True)]
     most = {id(text): len(text.tokens) + count for text in texts}
-    decoder = Decoder(model, sampling, retrieve, length=length, **options)
+    for text, drafter in zip(texts, drafters or (), strict=False):
+        text.drafter = drafter
+    decoder = Decoder(model, sampling, retrieve, **{"length": LENGTH} | options)
     decoder.write(texts, ends or (lambda text: len(text.tokens) == most[id(text)]))
     return texts
 
@@ -146,19 +134,29 @@ def test_a_text_does_not_depend_on_its_batch(model, prompts, seed):
     assert run(range(len(prompts))) == [run([number])[0] for number in range(len(prompts))]
 
 
-class Prophet(Drafter):
+class Prophet:
     """Proposes what comes, right or wrong as it was told."""
 
-    def __init__(self, texts, mistakes, seed=0):
-        super().__init__()
-        self.texts, self.mistakes, self.draw = texts, mistakes, np.random.default_rng(seed)
+    def __init__(self, text, mistakes=0.0, all_of_it=False):
+        self.text, self.mistakes, self.all_of_it = text, mistakes, all_of_it
+        self.draw, self.neighbors, self.proposed = np.random.default_rng(len(text)), [], []
+
+    def add(self, neighbors):
+        self.neighbors += neighbors
 
     def propose(self, tokens, most):
-        right = next(text for text in self.texts if text[: len(tokens)] == list(tokens))
         assert most >= 1
-        guess = np.array(right[len(tokens) :][: self.draw.integers(0, most + 2)], int)
+        assert self.text[: len(tokens)] == tokens
+        count = most if self.all_of_it else self.draw.integers(0, most + 1)
+        guess = np.array(self.text[len(tokens) :][:count], int)
         wrong = self.draw.random(len(guess)) < self.mistakes
-        return np.where(wrong, (guess + 1) % VOCABULARY, guess).tolist()
+        self.proposed = np.where(wrong, (guess + 1) % VOCABULARY, guess).tolist()
+        return self.proposed
+
+    def judge(self, accepted):
+        assert 0 <= accepted <= len(self.proposed)
+        assert len(self.proposed) > 0
+        assert self.mistakes > 0 or accepted == len(self.proposed)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, seed=4)], ids=["greedy", "drawn"])
@@ -167,13 +165,19 @@ def test_drafts_change_no_text(model, sampling, mistakes):
     """Neither a greedy nor a drawn one, alone or together."""
     plain = write(model, PROMPTS, 20, sampling)
     texts = [text.tokens for text in plain]
-    together = write(model, PROMPTS, 20, sampling, drafter=Prophet(texts, mistakes))
+    together = write(model, PROMPTS, 20, sampling, drafters=[Prophet(text, mistakes) for text in texts])
     assert [text.tokens for text in together] == texts
     assert all(text.accepted <= text.proposed for text in together)
-    alone = write(model, PROMPTS[3:4], 20, sampling, numbers=[3], drafter=Prophet(texts[3:4], mistakes))
-    assert alone[0].tokens == texts[3]
-    assert alone[0].proposed > 0
-    assert alone[0].accepted == {0.0: alone[0].proposed, 1.0: 0}.get(mistakes, alone[0].accepted)
+    [alone] = write(model, PROMPTS[3:4], 20, sampling, numbers=[3], drafters=[Prophet(texts[3], mistakes)])
+    assert alone.tokens == texts[3]
+    assert alone.proposed > 0
+    assert alone.accepted == {0.0: alone.proposed, 1.0: 0}.get(mistakes, alone.accepted)
+    assert alone.drafter.neighbors == [
+        row[:length].tolist()
+        for found in alone.found.values()
+        for row, length in zip(found.tokens, found.lengths, strict=True)
+        if length
+    ]
     assert [text.found.keys() for text in together] == [text.found.keys() for text in plain]
     for one, other in zip(plain, together, strict=True):
         for place, found in one.found.items():
@@ -182,22 +186,15 @@ def test_drafts_change_no_text(model, sampling, mistakes):
 
 def test_drafts_save_passes(model):
     calls = []
-    hook = model.register_forward_pre_hook(lambda *_: calls.append(1))
+    hook = model.register_forward_pre_hook(lambda _, __, given: calls.append(given), with_kwargs=True)
     texts = [text.tokens for text in write(model, PROMPTS[1:2], 12, length=32)]
     alone = len(calls)
-    [text] = write(model, PROMPTS[1:2], 12, length=32, drafter=Right(texts))
+    [text] = write(model, PROMPTS[1:2], 12, length=32, drafters=[Prophet(texts[0], all_of_it=True)])
     hook.remove()
     assert text.tokens == texts[0]
-    # The cache's own calls are counted too, so passes are compared rather than counted.
-    assert len(calls) - alone < alone / 2
-
-
-class Right(Prophet):
-    def __init__(self, texts):
-        super().__init__(texts, 0.0)
-
-    def propose(self, tokens, most):
-        return self.texts[0][len(tokens) :][:most]
+    # A pass for the prompt and the first token of its chunk, and one for each chunk after it.
+    assert len(calls) - alone == 4 * alone / 12
+    assert text.proposed == text.accepted == 9
 
 
 def test_all_searches_of_a_step_are_one(model):
