@@ -17,8 +17,6 @@ import math
 from collections import deque
 from collections.abc import Sequence
 
-import numpy as np
-
 SHORTEST, LONGEST = 2, 16
 """Tokens of a match. One token matches too much by chance; beyond 16, proposals come true as often as at 16."""
 REMEMBERED = 4
@@ -42,7 +40,7 @@ class Drafter:
         """
         self._own_text = own_text
         self._neighbors: list[list[int]] = []
-        self._added: set[bytes] = set()
+        self._added: set[tuple[int, ...]] = set()
         self._places: dict[tuple[int, int], deque[tuple[int, int]]] = {}
         """Of each two tokens, the neighbors and the places after them."""
         self._own_places: dict[tuple[int, int], int] = {}
@@ -54,17 +52,17 @@ class Drafter:
         self._match = 0
         self._proposed: Sequence[int] = ()
 
-    def add(self, neighbors: Sequence[np.ndarray]) -> None:
+    def add(self, neighbors: Sequence[Sequence[int]]) -> None:
         """Propose from these neighbors, too.
 
         Args:
             neighbors: Tokens of each, with those of its continuation, nearest first.
         """
         for neighbor in reversed(neighbors):  # the place that is remembered last is looked at first
-            if (content := neighbor.tobytes()) in self._added:  # close chunks retrieve the same
+            tokens = [*neighbor]
+            if (content := tuple(tokens)) in self._added:  # close chunks retrieve the same
                 continue
             self._added.add(content)
-            tokens = neighbor.tolist()
             for place in range(SHORTEST, len(tokens)):
                 pair = tokens[place - 2], tokens[place - 1]
                 self._places.setdefault(pair, deque(maxlen=REMEMBERED)).append((len(self._neighbors), place))

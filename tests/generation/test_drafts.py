@@ -25,7 +25,7 @@ def drafter(*neighbors: list[int], own_text: bool = False) -> Drafter:
     """Return a drafter of a text that has retrieved these neighbors, each at a chunk of its own."""
     made = Drafter(own_text=own_text)
     for neighbor in neighbors:
-        made.add([np.array(neighbor, int)])
+        made.add([neighbor])
     return made
 
 
@@ -44,7 +44,7 @@ def test_the_longest_match_counts_and_then_the_newest_neighbor_and_the_nearest()
     assert list(drafter([1, 2, 3, 4], [9, 2, 3, 5]).propose([1, 2, 3], 1)) == [4]
     assert list(drafter([1, 2, 3, 4], [1, 2, 3, 5]).propose([1, 2, 3], 1)) == [5]
     both = Drafter()
-    both.add([np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])])
+    both.add([[1, 2, 3, 4], [1, 2, 3, 5]])
     assert list(both.propose([1, 2, 3], 1)) == [4]
 
 
