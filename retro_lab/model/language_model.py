@@ -16,7 +16,7 @@ from retro_lab.model.cache import Cache
 from retro_lab.model.distances import DistanceEncoder
 from retro_lab.model.encoder import NeighborEncoder
 from retro_lab.model.kernels.cross_entropy import most_probable, summed_cross_entropy, token_cross_entropy
-from retro_lab.model.neighbors import RetrievedNeighbors, cut_to_complete_chunks
+from retro_lab.model.neighbors import NextNeighbors, RetrievedNeighbors, cut_to_complete_chunks
 
 
 class LanguageModel(nn.Module, ABC):
@@ -230,15 +230,26 @@ class LanguageModel(nn.Module, ABC):
         neighbor_lengths: Tensor | None,
         documents: Tensor | None,
         is_text: Tensor | None,
+        cache: Cache | None = None,
+        windows: Sequence[bool] | None = None,
     ) -> RetrievedNeighbors | None:
         """Return the neighbors of a batch, as `forward` is given them; None if there is nothing to attend to."""
-        if neighbors is None:
+        if windows is not None and (cache is None or (neighbors is None and any(windows))):
+            raise ValueError("Windows are for a model with a cache, and need neighbors.")
+        if neighbors is None and (cache is None or self.encoder is None):
             return None
         if self.encoder is None:
             raise ValueError(
                 "This model has no chunked cross-attention (size.cca_layers is empty), so it takes no neighbors."
             )
-        neighbors, present = cut_to_complete_chunks(tokens, neighbors, neighbor_lengths, self.chunk_length)
+        chunks = tokens.shape[1] // self.chunk_length
+        if cache is not None:
+            chunks = max(cache.completed(tokens.shape[1])) if windows is None else 1
+        neighbors, present = cut_to_complete_chunks(tokens, neighbors, neighbor_lengths, self.chunk_length, chunks)
+        if cache is not None:
+            return NextNeighbors(
+                self.encoder, self.embedding, self.distances, cache, tokens, neighbors, present, windows
+            )
         if neighbors is None:
             return None
         return RetrievedNeighbors(

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_builders import random_tokens, small_choices, small_model, small_size
+from naive_retro import NaiveRetro, Vectors
 from torch import Tensor
 
 from retro_lab.model.cache import Cache
@@ -243,6 +244,91 @@ def test_caches_with_padding_in_chunks_are_not_moved() -> None:
         Cache.join(caches)
 
 
+class NaiveWindows(NaiveRetro):
+    """The naive model of one sequence, in which any token may be the first that attends to new neighbors."""
+
+    def read(self, tokens: list[int], arrivals: dict[int, list[list[int]]]) -> Tensor:
+        """States of the tokens, given the neighbors that arrive with each token, a list of their real tokens."""
+        self.documents, m = [0] * len(tokens), self.model.chunk_length
+        self.arrivals = sorted(arrivals)
+        states = [self.weights["embedding.weight"][token] for token in tokens]
+        encoded: list[list[Vectors]] | None = None
+        for p in range(1, self.size.layers + 1):
+            layer = f"layers.{p - 1}"
+            states = self.residual(f"{layer}.attention", states, self.relative_attention)
+            if p in self.size.cca_layers:
+                if encoded is None:
+                    encoded = [
+                        [self.encode(one, states[max(0, at + 1 - m) : at + 1]) for one in arrivals[at] if one]
+                        for at in self.arrivals
+                    ]
+                states = self.residual(
+                    f"{layer}.cca", states, lambda name, inputs, e=encoded: self.window_attention(name, inputs, e)
+                )
+            states = self.residual(f"{layer}.feed_forward", states, self.feed_forward)
+        return torch.stack([self.norm("norm", state) for state in states])
+
+    def encoder_cross_attention(self, name: str, states: Vectors, chunk: Vectors) -> Vectors:
+        """The last token of a window is its m-th, however short the window is."""
+        query = self.weights[f"{name}.query.weight"]
+        key, value = self.weights[f"{name}.key_value.weight"].chunk(2)
+        first = self.model.chunk_length - len(chunk)
+        return [
+            self.attend(name, query, key, value, state, [(h, i_ - i) for i, h in enumerate(chunk, start=first)])
+            for i_, state in enumerate(states)
+        ]
+
+    def window_attention(self, name: str, states: Vectors, encoded: list[list[Vectors]]) -> Vectors:
+        """CCA to the last neighbors, by the m tokens from the one on with which they came."""
+        name, m = f"{name}.attention", self.model.chunk_length
+        query = self.weights[f"{name}.query.weight"]
+        key, value = self.weights[f"{name}.key_value.weight"].chunk(2)
+        changes = [torch.zeros_like(state) for state in states]
+        for token, state in enumerate(states):
+            before = [number for number, at in enumerate(self.arrivals) if at <= token]
+            if not before or (i := token - self.arrivals[before[-1]]) >= m:
+                continue
+            others = [(h, i - i_ + m - 1) for of_one in encoded[before[-1]] for i_, h in enumerate(of_one)]
+            if others:
+                changes[token] = self.attend(name, query, key, value, state, others)
+        return changes
+
+
+@given(st.data(), st.sampled_from(["transformer_xl", "rotary"]))
+@settings(max_examples=12)
+def test_windows_retrieve_at_any_token(data: st.DataObject, positions: str) -> None:
+    """Before, between and behind chunks; in calls of several tokens; for some of the sequences."""
+    size, choices = small_size(), small_choices(chunk_length=3, positions=positions)
+    model, k, r = small_model(size, choices), 2, 4
+    padding = torch.tensor([0, data.draw(st.integers(1, 4))])
+    tokens, cache = random_tokens(2, 14), model.empty_cache()
+    arrivals: list[dict[int, list[list[int]]]] = [{}, {}]
+    hidden = []
+    while (start := cache.length) < tokens.shape[1]:
+        count = min(14 - start, data.draw(st.integers(1 if start else 5, 6 if start else 9)))
+        windows = data.draw(st.none() | st.lists(st.booleans(), min_size=2, max_size=2)) if start else None
+        places = (
+            cache.chunk_ends(count, padding.tolist())
+            if windows is None
+            else [[start] if retrieves else [] for retrieves in windows]
+        )
+        neighbors = random_tokens(2, max(1, *map(len, places)), k, r, seed=start)
+        real = random_tokens(*neighbors.shape[:3], seed=start + 1) % (r + 1)
+        for row, of_row in enumerate(places):
+            for number, place in enumerate(of_row):
+                found = zip(neighbors[row, number].tolist(), real[row, number].tolist(), strict=True)
+                arrivals[row][place - int(padding[row])] = [one[:length] for one, length in found]
+        with torch.no_grad():
+            given = None if start else padding
+            next_tokens = tokens[:, start : start + count]
+            hidden.append(model(next_tokens, neighbors, real, padding=given, cache=cache, windows=windows))
+    for row, pad in enumerate(padding.tolist()):
+        with torch.no_grad():
+            naive = NaiveWindows(dict(model.named_parameters()), size, choices)
+            slow = naive.read(tokens[row, pad:].tolist(), arrivals[row])
+        torch.testing.assert_close(torch.cat(hidden, 1)[row, pad:], slow, rtol=1e-10, atol=1e-10)
+
+
 def test_what_a_cache_cannot_take_is_refused() -> None:
     model, masked = small_model(), small_model(model=small_choices(document_masks=True))
     tokens, cache = random_tokens(2, 4), model.empty_cache()
@@ -255,6 +341,13 @@ def test_what_a_cache_cannot_take_is_refused() -> None:
         model(tokens, **given)
         with pytest.raises(ValueError, match="2 sequences, not 1"):
             model(tokens[:1], **given)
+        with pytest.raises(ValueError, match="as many windows, not 1"):
+            model(tokens, random_tokens(2, 1, 2, 8), windows=[True], **given)
+        with pytest.raises(ValueError, match="need neighbors"):
+            model(tokens, windows=[True, False], **given)
+        model(tokens, random_tokens(2, 1, 2, 8), windows=[True, False], **given)
+        with pytest.raises(ValueError, match=r"one shape \[k, r\], \[2, 8\], not \[1, 8\]"):
+            model(tokens, random_tokens(2, 1, 1, 8), **given)
         with pytest.raises(ValueError, match="first call"):
             model(tokens, padding=torch.zeros(2, dtype=torch.int64), **given)
     with pytest.raises(ValueError, match="no_grad"):
