@@ -103,12 +103,21 @@ def repetitive(chunks: list[np.ndarray]) -> list[Found]:
     return found
 
 
+class Text(Writing):
+    """A text of a certain length."""
+
+    most: int
+
+    def ends(self) -> bool:
+        return len(self.tokens) >= self.most
+
+
 def write(model, prompt, count, sampling, number=0, *, drafts=True, retrieve=repetitive, draws=None) -> Writing:
     """Write a text alone."""
     draws = sampling.draws(number) if draws is None else draws
-    text = Writing(list(prompt), draws, Drafter() if drafts else None)
-    decoder = Decoder(model, sampling, retrieve, length=64)
-    decoder.write([text], lambda text: len(text.tokens) == len(prompt) + count)
+    text = Text(list(prompt), draws, Drafter() if drafts else None)
+    text.most = len(prompt) + count
+    Decoder(model, sampling, retrieve, length=64).write([text])
     return text
 
 
