@@ -91,16 +91,21 @@ def our_step(
     return Step(loss, optimizer, torch.autocast(device.type, torch.bfloat16, enabled=bfloat16))
 
 
-def peer_step(shape: Shape, device: torch.device) -> Step:
-    """The step of retro-pytorch at the same widths, depths, layers with cross-attention, k, vocabulary and batch."""
+def peer_model(shape: Shape) -> nn.Module:
+    """retro-pytorch at the same widths, depths, layers with cross-attention and vocabulary."""
     from retro_pytorch import RETRO
 
     torch.manual_seed(0)
-    model = RETRO(
+    return RETRO(
         num_tokens=shape.vocabulary, max_seq_len=shape.length, chunk_size=CHUNK, heads=HEADS, dim_head=HEAD_SIZE,
         enc_dim=shape.width, enc_depth=2, enc_cross_attn_layers=(1,), dec_dim=shape.width, dec_depth=shape.layers,
         dec_cross_attn_layers=tuple(shape.size.cca_layers),
-    ).to(device)  # fmt: skip
+    )  # fmt: skip
+
+
+def peer_step(shape: Shape, device: torch.device) -> Step:
+    """The step of retro-pytorch with the same k and batch."""
+    model = peer_model(shape).to(device)
     tokens, neighbors, _ = random_batch(shape, device)
     return Step(
         lambda: model(tokens, retrieved=neighbors, return_loss=True),

@@ -10,12 +10,12 @@ from retro_lab.corpus.tokenizer_stage import TokenizerStage
 from retro_lab.corpus.tokens import TokensStage, TokenStore
 
 
-def python_stores(folder: Path, chunk_length: int) -> tuple[TokenStore, TokenStore]:
-    """Build two token stores in `folder`: most of the source, and some that is held out."""
+def python_stores(folder: Path, chunk_length: int, max_bytes: float = 1e7) -> tuple[TokenStore, TokenStore]:
+    """Build two token stores in `folder`: most of the source, up to `max_bytes` of it, and some that is held out."""
     artifacts = ArtifactStore(folder)
     source = PythonSource(
         packages=["torch"], include=["**/*.py"], exclude=[], max_file_bytes=1e5, validation_fraction=0.1,
-        test_fraction=0.025, max_bytes=1e7,
+        test_fraction=0.025, max_bytes=max_bytes,
     )  # fmt: skip
     documents = artifacts.build(DocumentsStage(source))
     tokenizer = artifacts.build(TokenizerStage(ByteBPE(16_000, 1e7), documents))
