@@ -5,13 +5,14 @@ D width of the decoder, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retro_lab.model.blocks import Branch
+from retro_lab.model.cache import Cache
 from retro_lab.model.distances import DistanceEncoder
 from retro_lab.model.encoder import NeighborEncoder
 from retro_lab.model.kernels.cross_entropy import most_probable, summed_cross_entropy, token_cross_entropy
@@ -45,8 +46,12 @@ class LanguageModel(nn.Module, ABC):
         neighbor_lengths: Tensor | None = None,
         documents: Tensor | None = None,
         padding: Tensor | None = None,
+        cache: Cache | None = None,
+        windows: Sequence[bool] | None = None,
     ) -> Tensor:
         """Compute the final hidden states.
+
+        With a cache, `tokens` are the next ones of the cache's sequences, and B and N count those alone.
 
         Args:
             tokens: int64 [B, N], any N >= 1.
@@ -57,7 +62,15 @@ class LanguageModel(nn.Module, ABC):
             documents: integers [B, N], the document of each token, each document contiguous; required by a model with
                 `document_masks`, and refused by any other.
             padding: integers [B], the tokens at the beginning of each sequence that are padding, which no token of the
-                text attends to; they may be any number. None if there are none.
+                text attends to; they may be any number. None if there are none. With a cache, only in the first call.
+            cache: what is known of the tokens before these; it is updated. Gradients do not flow through it. Neighbors
+                are then those of the chunks that these tokens complete (`Cache.completed`), L the most of any sequence;
+                those of a sequence with fewer come first, and the rest is not read. A chunk attends to no neighbors if
+                none are given. `documents` must be None: a sequence is one document.
+            windows: only with a cache, to retrieve at any token: whether each sequence retrieves with the window of its
+                last M tokens (fewer if it has fewer) that ends with the first token of this call. Its neighbors
+                [B, 1, K, R] are attended to by that token and the M - 1 after it, unless others take their place.
+                The other sequences keep theirs, and complete chunks change nothing. None to retrieve by chunks.
 
         Returns:
             [B, N, D], normalized; arbitrary where a token is padding.
@@ -65,6 +78,14 @@ class LanguageModel(nn.Module, ABC):
         Raises:
             ValueError: a baseline is given neighbors, documents are missing or given to a model without masks, or
                 shapes do not fit together.
+        """
+
+    @abstractmethod
+    def empty_cache(self, *, padding_in_grid: bool = False) -> Cache:
+        """Return a cache of no tokens, of any number of sequences.
+
+        Args:
+            padding_in_grid: whether the first chunk begins with the padding of a sequence rather than behind it.
         """
 
     @property

@@ -16,13 +16,14 @@ D width of the decoder, E width of the encoder, V vocabulary.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from retro_lab.model.cache import Cache
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.decoder import DecoderLayer
 from retro_lab.model.distances import DistanceEncoder
@@ -98,8 +99,24 @@ class RetroModel(LanguageModel):
         neighbor_lengths: Tensor | None = None,
         documents: Tensor | None = None,
         padding: Tensor | None = None,
+        cache: Cache | None = None,
+        windows: Sequence[bool] | None = None,
     ) -> Tensor:
         """Compute the final hidden states, as `LanguageModel.forward` says."""
+        if cache is not None:
+            if documents is not None:
+                raise ValueError("With a cache, a sequence is one document: give no documents.")
+            if windows is not None:
+                raise NotImplementedError("Windows that retrieve at any token come next.")
+            return cache.read(
+                lambda tokens, neighbors, lengths, padding: self(
+                    tokens, neighbors, lengths, torch.zeros_like(tokens) if self.document_masks else None, padding
+                ),
+                tokens,
+                neighbors,
+                neighbor_lengths,
+                padding,
+            )
         self._check_documents(tokens, documents)
         is_text, visible = None, documents
         if padding is not None:
@@ -114,6 +131,10 @@ class RetroModel(LanguageModel):
                 hidden = retrieved.attend(layer.cca, hidden)
             hidden = layer.feed_forward(hidden)
         return cast("Tensor", self.norm(hidden))
+
+    def empty_cache(self, *, padding_in_grid: bool = False) -> Cache:
+        """Return a cache of no tokens."""
+        return Cache(self.chunk_length, padding_in_grid=padding_in_grid)
 
     @property
     def readout_weight(self) -> Tensor:
