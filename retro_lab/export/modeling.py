@@ -4,26 +4,27 @@ The model inside is the one that `open_run` opens, and computes what it computes
 text of its own, with the document marker first; its chunks begin with the marker, after padding on the left.
 """
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
-from transformers.generation import GenerationMixin
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedTokenizerFast,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from retro_lab.export.configuration import RetroConfig
+from retro_lab.export.neighbors import Retrieve, neighbors_of_new_chunks
+from retro_lab.export.past import Past
 from retro_lab.model.language_model import LanguageModel
 from retro_lab.runs.trained_model import ModelSettings
-
-Retrieve = Callable[[np.ndarray], tuple[np.ndarray | Tensor, np.ndarray | Tensor]]
-"""From the tokens of chunks, int64 [n, m], to what the model reads of their neighbors: tokens [n, k, r], and how many of
-them are real, [n, k], 0 for a missing neighbor."""
 
 
 class RetroForCausalLM(PreTrainedModel, GenerationMixin):
@@ -71,8 +72,8 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
             NotImplementedError: Always.
         """
         raise NotImplementedError(
-            "The vocabulary of a RETRO cannot be resized: its database has the same tokens; train it with the tokenizer "
-            "that it is to have."
+            "The vocabulary of a RETRO cannot be resized, as its database has the same tokens; train it with the "
+            "tokenizer that it is to have."
         )
 
     @can_return_tuple
@@ -83,8 +84,9 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         neighbors: Tensor | None = None,
         neighbor_lengths: Tensor | None = None,
-        logits_to_keep: int | Tensor = 0,
+        past_key_values: Past | None = None,
         use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         **kwargs: Any,
@@ -92,17 +94,20 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
         """Compute logits, and the loss if there are labels.
 
         Args:
-            input_ids: int64 [B, N].
-            attention_mask: [B, N], 0 where a token is padding, at the beginning or the end of a sequence; None if none
-                is. Logits of padding are arbitrary.
+            input_ids: int64 [B, N]; with `past_key_values`, the tokens after those alone.
+            attention_mask: [B, N], 0 where a token is padding, at the beginning of a sequence, or, without a cache, at
+                its end; None if none is. With `past_key_values` it has their tokens too. Logits of padding are
+                arbitrary.
             labels: int64 [B, N], usually `input_ids`: each is predicted from the tokens before it; -100 counts for
                 nothing.
             neighbors: integers [B, L, k, r], tokens of the neighbors of the complete chunks of each sequence, from its
-                first token that is no padding; more than there are chunks are ignored. None turns retrieval off.
+                first token that is no padding; more than there are chunks are ignored. None turns retrieval off. With
+                `past_key_values`, those of the chunks that `input_ids` complete.
             neighbor_lengths: integers [B, L, k], the real tokens of each neighbor, 0 if it is missing; None if all are
                 full.
+            past_key_values: What an earlier call with a cache returned; it is updated. Needs `torch.no_grad()`.
+            use_cache: Whether to return a cache, a new one if none is given; None for no.
             logits_to_keep: Number of last positions, or their places, to compute logits of; 0 for all.
-            use_cache: Whether to return a cache; there is none.
             output_attentions: Not supported.
             output_hidden_states: Whether to return the final hidden states.
             kwargs: Passed on to the loss, such as `num_items_in_batch`.
@@ -115,20 +120,29 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if output_attentions:
             raise ValueError("RetroForCausalLM does not return attentions.")
-        hidden = self._hidden(input_ids, attention_mask, neighbors, neighbor_lengths)
+        if use_cache and past_key_values is None:
+            past_key_values = Past(self.model.empty_cache())
+        if past_key_values is None:
+            hidden = self._hidden(input_ids, attention_mask, neighbors, neighbor_lengths)
+        else:
+            hidden = self._hidden_after(past_key_values, input_ids, attention_mask, neighbors, neighbor_lengths)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.model.logits(hidden[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
-            loss=loss, logits=logits, hidden_states=(hidden,) if output_hidden_states else None
+            loss=loss,
+            logits=logits,
+            past_key_values=past_key_values,
+            hidden_states=(hidden,) if output_hidden_states else None,
         )
 
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        past_key_values: Past | None = None,
         neighbors: Tensor | None = None,
         neighbor_lengths: Tensor | None = None,
         retrieve: Retrieve | None = None,
@@ -139,22 +153,52 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: int64 [B, N], prompts and what was generated.
             attention_mask: As in `forward`.
+            past_key_values: As in `forward`.
             neighbors: As in `forward`, of the first chunks of each sequence, usually the prompt's.
             neighbor_lengths: As in `forward`.
             retrieve: Finds the neighbors of all chunks that `neighbors` leaves out, as soon as they are complete.
             kwargs: As transformers passes them.
+
+        Raises:
+            ValueError: Shapes do not fit together, or tokens in the cache are missing, whose chunks go on.
         """
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
-            input_ids, attention_mask=attention_mask, **kwargs
+            input_ids, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
         )
         if neighbors is None and retrieve is None:
             return inputs
+        read = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if input_ids.shape[1] != read + inputs["input_ids"].shape[1]:
+            raise ValueError(
+                f"To retrieve, input_ids must hold all tokens, those in past_key_values too: more than {read}, not "
+                f"{input_ids.shape[1]}."
+            )
         padding = _left_padding(attention_mask)
-        starts = [0] * len(input_ids) if padding is None else padding.tolist()
-        inputs["neighbors"], inputs["neighbor_lengths"] = self._neighbors(
-            input_ids, starts, neighbors, neighbor_lengths, retrieve
+        inputs["neighbors"], inputs["neighbor_lengths"] = neighbors_of_new_chunks(
+            input_ids,
+            [0] * len(input_ids) if padding is None else padding.tolist(),
+            read,
+            self.model.chunk_length,
+            None if neighbors is None else (neighbors, neighbor_lengths),
+            retrieve,
         )
         return inputs
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """Put the model's own cache into the arguments; transformers has no other kind that could hold neighbors.
+
+        Raises:
+            ValueError: Another kind is asked for.
+        """
+        if generation_config.cache_implementation is not None:
+            raise ValueError(
+                f"RetroForCausalLM has a cache of its own; leave out cache_implementation="
+                f"{generation_config.cache_implementation}."
+            )
+        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = Past(self.model.empty_cache())
 
     def _hidden(
         self, tokens: Tensor, mask: Tensor | None, neighbors: Tensor | None, neighbor_lengths: Tensor | None
@@ -177,57 +221,22 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
         hidden: Tensor = self.model(tokens, neighbors, neighbor_lengths, documents)
         return hidden
 
-    def _neighbors(
+    def _hidden_after(
         self,
+        past: Past,
         tokens: Tensor,
-        starts: list[int],
-        given: Tensor | None,
-        given_lengths: Tensor | None,
-        retrieve: Retrieve | None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the neighbors of the complete chunks of sequences that begin at `starts`, and their lengths."""
-        m = self.model.chunk_length
-        places = [
-            (row, chunk, start + chunk * m)
-            for row, start in enumerate(starts)
-            for chunk in range((tokens.shape[1] - start) // m)
-        ]
-        if not places:
-            return None, None
-        chunks = 1 + max(chunk for _, chunk, _ in places)
-        known = 0 if given is None else min(given.shape[1], chunks)
-        searched = [(row, chunk, first) for row, chunk, first in places if chunk >= known and retrieve is not None]
-        found = _retrieved(tokens, [(row, first) for row, _, first in searched], m, retrieve) if searched else None
-        shapes = {tuple(values.shape[-2:]) for values in (given, found[0] if found else None) if values is not None}
-        if len(shapes) > 1:
-            raise ValueError(f"neighbors [.., k, r] and what retrieve returns differ in k or r: {sorted(shapes)}.")
-        k, r = shapes.pop()
-        neighbors = tokens.new_zeros(len(tokens), chunks, k, r)
-        lengths = tokens.new_zeros(len(tokens), chunks, k)
-        if given is not None:
-            neighbors[:, :known] = given[:, :known]
-            lengths[:, :known] = r if given_lengths is None else given_lengths[:, :known]
-        if found:
-            rows, columns = [row for row, _, _ in searched], [chunk for _, chunk, _ in searched]
-            neighbors[rows, columns], lengths[rows, columns] = found
-        return neighbors, lengths
-
-
-def _retrieved(
-    tokens: Tensor, places: list[tuple[int, int]], length: int, retrieve: Retrieve | None
-) -> tuple[Tensor, Tensor]:
-    """Search for the chunks that begin at `places`, equal ones once; return what is found for each."""
-    assert retrieve is not None
-    rows, firsts = (torch.tensor(values, device=tokens.device) for values in zip(*places, strict=True))
-    offsets = torch.arange(length, device=tokens.device)
-    chunks, which = tokens[rows[:, None], firsts[:, None] + offsets].unique(dim=0, return_inverse=True)
-    neighbors, lengths = (torch.as_tensor(np.asarray(values)) for values in retrieve(chunks.cpu().numpy()))
-    if neighbors.dim() != 3 or neighbors.shape[:2] != lengths.shape or len(neighbors) != len(chunks):
-        raise ValueError(
-            f"retrieve was given {len(chunks)} chunks and must return tokens [{len(chunks)}, k, r] and lengths "
-            f"[{len(chunks)}, k], not {list(neighbors.shape)} and {list(lengths.shape)}."
-        )
-    return neighbors.to(tokens)[which], lengths.to(tokens)[which]
+        mask: Tensor | None,
+        neighbors: Tensor | None,
+        neighbor_lengths: Tensor | None,
+    ) -> Tensor:
+        """Return the final hidden states [B, N, D] of the tokens that follow `past`, which is updated."""
+        padding = None
+        if past.get_seq_length() == 0 and mask is not None:
+            padding = _left_padding(mask)
+            if not bool(mask[:, -1].all()):
+                raise ValueError("With a cache, padding must be at the beginning of a sequence: padding_side='left'.")
+        hidden: Tensor = self.model(tokens, neighbors, neighbor_lengths, padding=padding, cache=past.cache)
+        return hidden
 
 
 def _left_padding(mask: Tensor | None) -> Tensor | None:

@@ -32,8 +32,8 @@ def pretrained_tokenizer(tokenizer: DocumentTokenizer, length: int) -> PreTraine
     exported = plain_text(Tokenizer.from_str(json.dumps(content)))
     if exported.token_to_id(marker) != tokenizer.document_marker:
         raise ArtifactError(
-            f"The tokenizer has no place for the document marker {marker} with the id {tokenizer.document_marker}, so it "
-            "cannot be written as transformers reads it; train a run with another tokenizer."
+            f"The tokenizer has no place for the document marker {marker} with the id {tokenizer.document_marker}, so "
+            "it cannot be written as transformers reads it; train a run with another tokenizer."
         )
     exported.post_processor = TemplateProcessing(
         single=f"{marker} $A",
@@ -56,7 +56,9 @@ def pretrained_tokenizer(tokenizer: DocumentTokenizer, length: int) -> PreTraine
 def _named(content: dict[str, Any], identifier: int) -> str:
     """Return the text of the document marker in a `tokenizer.json`; give it one if it has none."""
     vocabulary = content["model"]["vocab"]
-    pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((text, i) for i, (text, _) in enumerate(vocabulary))
+    pairs = (
+        vocabulary.items() if isinstance(vocabulary, dict) else ((text, i) for i, (text, _) in enumerate(vocabulary))
+    )
     texts = {number: text for text, number in pairs}
     texts |= {token["id"]: token["content"] for token in content["added_tokens"]}
     if identifier in texts:
