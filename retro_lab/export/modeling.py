@@ -48,13 +48,24 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         settings = TypeAdapter(ModelSettings).validate_python(config.settings)
         self.model: LanguageModel = settings.build()
+        if self.device.type != "meta":
+            self._mark_initialized()  # as they are drawn already
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw the weights that no file gave; transformers keeps `torch.nn.init` from changing any others."""
-        if isinstance(module, LanguageModel):
-            module.reset_parameters()
+        """Draw the weights that no file gave; transformers asks for it once for each module that has such weights."""
+        parameters = [*self.model.parameters()]
+        given = [values.clone() if getattr(values, "_is_hf_initialized", False) else None for values in parameters]
+        self.model.reset_parameters()
+        for parameter, values in zip(parameters, given, strict=True):
+            if values is not None:
+                parameter.copy_(values)
+        self._mark_initialized()
+
+    def _mark_initialized(self) -> None:
+        for parameter in self.model.parameters():
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the embedding of the decoder's tokens."""

@@ -9,23 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retro_lab.retrieval.config import Value
-from retro_lab.retrieval.live import LiveRetrieval
+from retro_lab.generation import retrieved
 
 Retrieve = Callable[[np.ndarray], tuple[np.ndarray | Tensor, np.ndarray | Tensor]]
 """From the tokens of chunks, int64 [n, M], to what the model reads of their neighbors: tokens [n, K, R], and how many
 of those are real, [n, K], 0 for a missing neighbor."""
 
 
-def live_neighbors(live: LiveRetrieval, k: int, value: Value) -> Retrieve:
-    """Return a function that searches a database.
+def as_arrays(retrieve: retrieved.Retrieve) -> Retrieve:
+    """Return what retrieves for our own generation, such as `searched(live, k, value)`, as `generate` takes it here."""
 
-    Args:
-        live: Of the database.
-        k: Neighbors of each chunk.
-        value: What the model reads of a neighbor.
-    """
-    return lambda chunks: live.read(live.search(list(chunks))[0], k, value)
+    def of_chunks(chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = retrieve(list(chunks))
+        return np.stack([one.tokens for one in found]).astype(np.int64), np.stack([one.lengths for one in found])
+
+    return of_chunks
 
 
 def neighbors_of_new_chunks(
@@ -64,7 +62,7 @@ def neighbors_of_new_chunks(
     if searched and retrieve:
         firsts = [(row, starts[row] + chunk * chunk_length) for row, chunk in searched]
         found = _retrieved(torch.stack([tokens[row, first : first + chunk_length] for row, first in firsts]), retrieve)
-    shapes = {tuple(known[0].shape[-2:]) for known in (given, found) if known}
+    shapes = {tuple(one[0].shape[-2:]) for one in (given, found) if one}
     if len(shapes) > 1:
         raise ValueError(f"neighbors [.., k, r] and what retrieve returns differ in k or r: {sorted(shapes)}.")
     k, r = shapes.pop()
