@@ -1,14 +1,19 @@
 """The open laboratory for retrieval-enhanced language models (RETRO, Borgeaud et al. 2022).
 
-`open_run(folder)` opens a trained model; everything else is a command, `python -m retro_lab --help`.
+`open_run(folder)` opens a trained model; everything else is a command, `python -m retro_lab --help`. transformers' Auto
+classes open what `task=export` writes, once this package is imported.
 """
 
 from typing import TYPE_CHECKING, Any
+
+from retro_lab.export import registration
 
 if TYPE_CHECKING:
     from retro_lab.runs.trained_model import open_run
 
 __all__ = ["open_run"]
+
+registration.register()
 
 
 def __getattr__(name: str) -> Any:

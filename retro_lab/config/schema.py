@@ -15,7 +15,15 @@ from retro_lab.corpus.config import (
     WikipediaConfig,
     WikipediaDumpConfig,
 )
-from retro_lab.tasks.config import AnswerConfig, CompareConfig, InspectConfig, PlanConfig, RunConfig, ZeroShotConfig
+from retro_lab.tasks.config import (
+    AnswerConfig,
+    CompareConfig,
+    ExportConfig,
+    InspectConfig,
+    PlanConfig,
+    RunConfig,
+    ZeroShotConfig,
+)
 
 SCHEMA_SUFFIX = "_schema"
 
@@ -34,6 +42,7 @@ KINDS: dict[str, dict[str, type]] = {
     "task": {
         "answer": AnswerConfig,
         "compare": CompareConfig,
+        "export": ExportConfig,
         "inspect": InspectConfig,
         "plan": PlanConfig,
         "zero_shot": ZeroShotConfig,

@@ -27,6 +27,7 @@ class Task(StrEnum):
     compare = "compare"
     dashboard = "dashboard"
     evaluate = "evaluate"
+    export = "export"
     inspect = "inspect"
     plan = "plan"
     report = "report"
@@ -114,6 +115,32 @@ class AnswerConfig(TaskConfig):
             raise ConfigurationError(
                 f"task.models must name some of {', '.join(MODELS)}, not {sorted(unknown) or '[]'}."
             )
+
+
+@dataclass(kw_only=True)
+class ExportConfig(TaskConfig):
+    """Write a trained model as a folder that transformers loads: weights, configuration, tokenizer, model card."""
+
+    name: Task = Task.export
+    model: str | None = None
+    """Model of the run, such as `retro` or `baseline`; null takes the RETRO, or the baseline if there is no RETRO."""
+    folder: str | None = None
+    """Folder to write; null is `export` in the model's own."""
+    shard_bytes: float = 5e9
+    """Largest size of a file of weights; what is larger is divided into several."""
+    overwrite: bool = False
+    """Replace the export of another model. An older one of the same model is always replaced, and anything else
+    never."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ConfigurationError: A number is out of its range, or there are no models of that name.
+        """
+        check_ranges("task", self, shard_bytes=POSITIVE)
+        if self.model is not None and self.model not in MODELS:
+            raise ConfigurationError(f"task.model must be one of {', '.join(MODELS)}, not {self.model}.")
 
 
 @dataclass(kw_only=True)

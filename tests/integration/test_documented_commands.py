@@ -16,6 +16,7 @@ from in_process import REPOSITORY, furnish, run, small
 
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(?:bash|sh|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 NOT_RUN = {
     "srun --nodes 4 --ntasks-per-node 8 python -m retro_lab +experiment=quickstart task=build": "it needs SLURM; "
@@ -120,6 +121,21 @@ def test_the_quickstart_of_make_is_a_documented_command(workplace: Path, monkeyp
     assert words[1:3] == ["-m", "retro_lab"]
     monkeypatch.chdir(workplace)
     assert run(words[3:] + small_if_it_builds(words[3:]), monkeypatch) == 0
+
+
+@pytest.mark.parametrize("document", ["docs/export.md"])
+def test_documented_python(document: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of a document runs from top to bottom, after its commands."""
+    monkeypatch.chdir(workplace)
+    text = (REPOSITORY / document).read_text(encoding="utf-8")
+    for command in (command for command in COMMANDS if command.document == document):
+        arguments = shlex.split(command.text)[3:]
+        assert run(arguments + small_if_it_builds(arguments), monkeypatch) == 0
+    blocks = PYTHON.findall(text)
+    assert blocks
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, document, "exec"), names)
 
 
 def test_every_reason_belongs_to_a_command() -> None:
