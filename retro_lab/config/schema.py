@@ -15,7 +15,15 @@ from retro_lab.corpus.config import (
     WikipediaConfig,
     WikipediaDumpConfig,
 )
-from retro_lab.tasks.config import AnswerConfig, CompareConfig, InspectConfig, PlanConfig, RunConfig, ZeroShotConfig
+from retro_lab.tasks.config import (
+    AnswerConfig,
+    CompareConfig,
+    InspectConfig,
+    PlanConfig,
+    RunConfig,
+    ServeConfig,
+    ZeroShotConfig,
+)
 
 SCHEMA_SUFFIX = "_schema"
 
@@ -36,6 +44,7 @@ KINDS: dict[str, dict[str, type]] = {
         "compare": CompareConfig,
         "inspect": InspectConfig,
         "plan": PlanConfig,
+        "serve": ServeConfig,
         "zero_shot": ZeroShotConfig,
     },
 }
