@@ -3,8 +3,7 @@
 The model and the index are loaded once. Only this machine can reach the server, unless `task.host` says otherwise.
 """
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
 
 import numpy as np
 
@@ -36,7 +35,10 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         return
     task = config.task
     assert isinstance(task, ServeConfig)
-    server, build_app = _installed()
+    _check_libraries()
+    from retro_lab.serving import server
+    from retro_lab.serving.app import build_app
+
     check_evaluation(config)
     name = task.model or next((name for name in reversed(MODELS) if has_model(folder.path / name)), None)
     if name is None or not has_model(folder.path / name):
@@ -44,7 +46,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     taken = server.bound(task.host, task.port)
     with taken, Inputs(config) as inputs:
         served = _served(config, folder, name, inputs)
-        limits = Limits(**{key: getattr(task, key) for key in Limits.__dataclass_fields__})
+        limits = Limits(**{limit.name: getattr(task, limit.name) for limit in fields(Limits)})
         worker = Worker(served, limits.max_waiting)
         app = build_app(served, worker, limits, task.allowed_hosts)
         console.output.print(server.address(taken), soft_wrap=True)
@@ -56,18 +58,17 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     console.status("serving", "stopped")
 
 
-def _installed() -> tuple[Any, Any]:
-    """Return what needs the libraries of the extra.
+def _check_libraries() -> None:
+    """Import what comes with the extra.
 
     Raises:
-        ConfigurationError: They are not installed.
+        ConfigurationError: It is not installed.
     """
     try:
-        from retro_lab.serving import server
-        from retro_lab.serving.app import build_app
+        import fastapi  # noqa: F401
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise ConfigurationError("task=serve needs the extra `serve`: pip install 'retro_lab[serve]'.") from error
-    return server, build_app
 
 
 def _served(config: RunConfig, folder: RunFolder, name: str, inputs: Inputs) -> ServedRun:
