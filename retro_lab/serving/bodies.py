@@ -146,6 +146,8 @@ def wanted(body: GenerateBody, facts: Facts, limits: Limits) -> Wanted:
         raise RefusedError(
             f"retrieve_every={_shown(body.retrieve_every)} is more than the {facts.chunk_length} tokens of a chunk."
         )
+    if not body.temperature and (body.top_k is not None or body.top_p is not None):
+        raise RefusedError("top_k and top_p are for drawn tokens; set a temperature above 0, or leave them out.")
     stops = [body.stop] if isinstance(body.stop, str) else body.stop
     if len(stops) > MOST_STOPS:
         raise RefusedError(f"stop has {len(stops)} texts; send at most {MOST_STOPS}.")

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,6 +173,14 @@ def test_a_trained_run_is_served(workplace, compared, embedder):
         with ThreadPoolExecutor(8) as clients:
             texts = list(clients.map(lambda number: ask("search", {"query": f"text {number}"})["query"], range(64)))
         assert texts == [f"text {number}" for number in range(64)]
+
+        commands = re.findall(r"^curl .*$", (REPOSITORY / "docs" / "serve.md").read_text(), re.MULTILINE)
+        assert len(commands) == 2
+        for documented in commands if shutil.which("curl") else ():
+            here = shlex.split(documented.replace("http://127.0.0.1:8000", url))
+            answered = json.loads(subprocess.run(here, capture_output=True, check=True).stdout)
+            assert {"results", "texts"} & answered.keys(), answered
+
         server.send_signal(signal.SIGINT)
         assert server.wait(60) == 0
     finally:

@@ -169,6 +169,8 @@ HOSTILE_BODIES = {
     '{"prompt": "a", "temperature": Infinity}': ("generate", 400, "temperature=Infinity"),
     '{"prompt": "a", "temperature": 1e999}': ("generate", 400, "temperature="),
     '{"prompt": "a", "temperature": -0.1}': ("generate", 400, "temperature=-0.1"),
+    '{"prompt": "a", "top_k": 5}': ("generate", 400, "set a temperature above 0"),
+    '{"prompt": "a", "top_p": 0.5, "temperature": 0}': ("generate", 400, "set a temperature above 0"),
     '{"prompt": "a", "top_k": 0}': ("generate", 400, "top_k=0"),
     '{"prompt": "a", "top_p": 0}': ("generate", 400, "top_p=0"),
     '{"prompt": "a", "top_p": 1.1}': ("generate", 400, "top_p=1.1"),
