@@ -206,7 +206,7 @@ def activation_bytes(
         sequence_length: N.
         k: K; 0 is the baseline, or RETRO[Off].
         neighbor_length: R, 2M for [N, F].
-        checkpointing: whether blocks are checkpointed, each `Residual` by itself.
+        checkpointing: whether blocks are checkpointed, each `Branch` by itself.
 
     Returns:
         Bytes, without weights and their copies.

@@ -17,7 +17,7 @@ from torchmetrics.utilities import dim_zero_cat
 from retro_lab.corpus.tokenizer import DocumentTokenizer
 from retro_lab.evaluation.scoring import ScoringModule
 from retro_lab.evaluation.windows import WindowBatch
-from retro_lab.model.retro import RetroModel
+from retro_lab.model.language_model import LanguageModel
 from retro_lab.model.sharding import free_gathered
 from retro_lab.retrieval.questions import Questions
 from retro_lab.retrieval.sequences import Batch, documents_of, neighbors_of, padding_of, to_int64
@@ -54,7 +54,7 @@ def answer_text(tokenizer: DocumentTokenizer, tokens: Tensor) -> str:
 
 @torch.no_grad()
 def greedy_answers(
-    model: RetroModel, batch: Batch, k: int, ends: Tensor, all_ended: Callable[[bool], bool] = bool
+    model: LanguageModel, batch: Batch, k: int, ends: Tensor, all_ended: Callable[[bool], bool] = bool
 ) -> Tensor:
     """Decode the most likely next token of each sequence again and again, from its first chunk on.
 
@@ -124,7 +124,7 @@ class AnsweringModule(ScoringModule):
 
     ends: Tensor
 
-    def __init__(self, model: RetroModel, k: int, ends: Tensor) -> None:
+    def __init__(self, model: LanguageModel, k: int, ends: Tensor) -> None:
         """Answer with `model`; `ends`, bool [V], are the tokens that end an answer."""
         super().__init__(model, ())
         self.k, self.answers = k, Answers()

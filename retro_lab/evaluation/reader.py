@@ -18,7 +18,7 @@ from torch import Tensor
 
 from retro_lab import console
 from retro_lab.model.kernels.cross_entropy import token_cross_entropy, token_slices
-from retro_lab.model.retro import RetroModel
+from retro_lab.model.language_model import LanguageModel
 from retro_lab.retrieval.config import Value
 from retro_lab.retrieval.live import LiveRetrieval
 
@@ -56,7 +56,7 @@ class TextReader:
 
     def __init__(
         self,
-        model: RetroModel,
+        model: LanguageModel,
         live: LiveRetrieval | None,
         value: Value,
         *,

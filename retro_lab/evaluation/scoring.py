@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from retro_lab.errors import DivergenceError
 from retro_lab.evaluation.score import HeldOutScore
 from retro_lab.evaluation.windows import RankWindows, WindowBatch, WindowBatches
-from retro_lab.model.retro import RetroModel
+from retro_lab.model.language_model import LanguageModel
 from retro_lab.model.sharding import free_gathered, is_sharded, shard
 from retro_lab.retrieval.sequences import Batch, documents_of, neighbors_of, padding_of, to_int64
 
@@ -19,7 +19,7 @@ from retro_lab.retrieval.sequences import Batch, documents_of, neighbors_of, pad
 class ScoringModule(pl.LightningModule):
     """Scores held-out windows with several numbers of neighbors."""
 
-    def __init__(self, model: RetroModel, scored_k: Iterable[int], *, counts_hits: bool = False) -> None:
+    def __init__(self, model: LanguageModel, scored_k: Iterable[int], *, counts_hits: bool = False) -> None:
         """Score `model` with each k of `scored_k`, and if wanted count the tokens that are the most probable."""
         super().__init__()
         self.model = model

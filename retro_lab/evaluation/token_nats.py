@@ -9,12 +9,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from retro_lab.evaluation.scoring import ScoringModule
 from retro_lab.evaluation.windows import WindowBatch, Windows
-from retro_lab.model.retro import RetroModel
+from retro_lab.model.language_model import LanguageModel
 from retro_lab.retrieval.sequences import to_int64
 
 
 def document_nats(
-    trainer: pl.Trainer, model: RetroModel, windows: Windows, document: int, ks: Iterable[int]
+    trainer: pl.Trainer, model: LanguageModel, windows: Windows, document: int, ks: Iterable[int]
 ) -> dict[int, np.ndarray]:
     """Measure what a model takes for each token of a document, with each of several numbers of neighbors.
 

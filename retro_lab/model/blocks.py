@@ -20,8 +20,8 @@ from retro_lab.model.kernels.memory_efficient import RMSNorm, project_activated
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
 
-class Residual(nn.Module):
-    """x + dropout(block(norm(x))).
+class Branch(nn.Module):
+    """dropout(block(norm(x))): what a block adds to the residual stream x.
 
     Attributes:
         checkpointed: whether only x is kept for the backward pass, which then recomputes the block.
@@ -45,12 +45,20 @@ class Residual(nn.Module):
     def forward(self, hidden: Tensor, **inputs: Tensor | Distances | int | None) -> Tensor:
         """Map [..., D] to [..., D]; `inputs` go to the block."""
         if self.checkpointed and torch.is_grad_enabled():
-            return cast("Tensor", checkpoint(partial(self.add_block, **inputs), hidden, use_reentrant=False))
-        return self.add_block(hidden, **inputs)
+            return cast("Tensor", checkpoint(partial(self.compute, **inputs), hidden, use_reentrant=False))
+        return self.compute(hidden, **inputs)
 
-    def add_block(self, hidden: Tensor, /, **inputs: Tensor | Distances | int | None) -> Tensor:
+    def compute(self, hidden: Tensor, /, **inputs: Tensor | Distances | int | None) -> Tensor:
         """Do the work of `forward`, which a compiled function may take the place of."""
-        return hidden + self.dropout(self.block(self.norm(hidden), **inputs))
+        return cast("Tensor", self.dropout(self.block(self.norm(hidden), **inputs)))
+
+
+class Residual(Branch):
+    """x + dropout(block(norm(x)))."""
+
+    def compute(self, hidden: Tensor, /, **inputs: Tensor | Distances | int | None) -> Tensor:
+        """Add the branch to the residual stream."""
+        return hidden + super().compute(hidden, **inputs)
 
 
 class FeedForward(nn.Module):

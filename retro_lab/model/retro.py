@@ -16,26 +16,25 @@ D width of the decoder, E width of the encoder, V vocabulary.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from retro_lab.model.blocks import Residual
+from retro_lab.model.cache import Cache
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.decoder import DecoderLayer
 from retro_lab.model.distances import DistanceEncoder
 from retro_lab.model.encoder import NeighborEncoder
-from retro_lab.model.kernels.cross_entropy import most_probable, summed_cross_entropy, token_cross_entropy
 from retro_lab.model.kernels.memory_efficient import RMSNorm
+from retro_lab.model.language_model import LanguageModel
 from retro_lab.model.sharding import fill
 from retro_lab.model.validation import check_model
 
 
-class RetroModel(nn.Module):
+class RetroModel(LanguageModel):
     """RETRO of any size; the baseline transformer if `size.cca_layers` is empty."""
 
     def __init__(self, size: SizeConfig, model: ModelConfig, vocabulary_size: int) -> None:
@@ -93,12 +92,6 @@ class RetroModel(nn.Module):
             if sharded:
                 fill(parameter, values)
 
-    def checkpoint_activations(self, checkpointed: bool = True) -> None:
-        """Keep only each block's input for the backward pass (less memory), or, if False, everything (less time)."""
-        for module in self.modules():
-            if isinstance(module, Residual):
-                module.checkpointed = checkpointed
-
     def forward(
         self,
         tokens: Tensor,
@@ -106,220 +99,47 @@ class RetroModel(nn.Module):
         neighbor_lengths: Tensor | None = None,
         documents: Tensor | None = None,
         padding: Tensor | None = None,
+        cache: Cache | None = None,
+        windows: Sequence[bool] | None = None,
     ) -> Tensor:
-        """Compute the final hidden states.
-
-        Args:
-            tokens: int64 [B, N], any N >= 1.
-            neighbors: integers [B, L', K, R] with L' >= L; only those of the L complete chunks are used. R = 2M for
-                [N, F], less for N or F alone; positions i' count from the first token given. None turns retrieval off.
-            neighbor_lengths: integers [B, L', K], the real tokens of each neighbor, 0 if the neighbor is missing. The
-                rest is padding, which nothing attends to. None if all neighbors are full.
-            documents: integers [B, N], the document of each token, each document contiguous; required by a model with
-                `document_masks`, and refused by any other.
-            padding: integers [B], the tokens at the beginning of each sequence that are padding, which no token of the
-                text attends to; they may be any number. None if there are none.
-
-        Returns:
-            [B, N, D], normalized; arbitrary where a token is padding.
-
-        Raises:
-            ValueError: a baseline is given neighbors, documents are missing or given to a model without masks, or
-                shapes do not fit together.
-        """
+        """Compute the final hidden states, as `LanguageModel.forward` says."""
+        if cache is not None:
+            if documents is not None:
+                raise ValueError("With a cache, a sequence is one document: give no documents.")
+            if windows is not None:
+                raise NotImplementedError("Windows that retrieve at any token come next.")
+            return cache.read(
+                lambda tokens, neighbors, lengths, padding: self(
+                    tokens, neighbors, lengths, torch.zeros_like(tokens) if self.document_masks else None, padding
+                ),
+                tokens,
+                neighbors,
+                neighbor_lengths,
+                padding,
+            )
         self._check_documents(tokens, documents)
-        neighbors, present = self._cut_to_complete_chunks(tokens, neighbors, neighbor_lengths)
         is_text, visible = None, documents
         if padding is not None:
             is_text = torch.arange(tokens.shape[1], device=tokens.device) >= padding[:, None]
             tokens, visible = tokens.masked_fill(~is_text, 0), _apart(is_text, documents)
-        hidden, encoded = self.embedding(tokens), None
+        retrieved = self._retrieved(tokens, neighbors, neighbor_lengths, documents, is_text)
+        hidden = self.embedding(tokens)
         to_past = self.distances.to_past(tokens.shape[1], tokens.shape[1], hidden)
-        if neighbors is not None:
-            m, r = self.chunk_length, neighbors.shape[3]
-            to_neighbor = self.distances.between(m, r, m - 1, hidden)
         for layer in cast("Iterable[DecoderLayer]", self.layers):
             hidden = layer.attention(hidden, distances=to_past, documents=visible)
-            if layer.cca is not None and neighbors is not None:
-                if encoded is None:  # this is layer min(P)
-                    encoded = self._encode(neighbors, hidden, present, is_text)
-                hidden = layer.cca(hidden, encoded=encoded, distances=to_neighbor, present=present, documents=documents)
+            if layer.cca is not None and retrieved is not None:
+                hidden = retrieved.attend(layer.cca, hidden)
             hidden = layer.feed_forward(hidden)
         return cast("Tensor", self.norm(hidden))
 
-    def _check_documents(self, tokens: Tensor, documents: Tensor | None) -> None:
-        if self.document_masks != (documents is not None):
-            raise ValueError(
-                f"A model with model.document_masks={str(self.document_masks).lower()} takes "
-                f"{'the document of each token' if self.document_masks else 'no documents'}."
-            )
-        if documents is not None and documents.shape != tokens.shape:
-            raise ValueError(f"documents must be {list(tokens.shape)}, like the tokens, not {list(documents.shape)}.")
-
-    def _cut_to_complete_chunks(
-        self, tokens: Tensor, neighbors: Tensor | None, neighbor_lengths: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Check the neighbors and cut them to the complete chunks.
-
-        Returns:
-            Neighbors [B, L, K, R], or None if there is nothing to attend to; and bool [B, L, K, R], True where their
-            tokens are real, or None if all are.
-        """
-        if neighbors is None:
-            return None, None
-        if self.encoder is None:
-            raise ValueError(
-                "This model has no chunked cross-attention (size.cca_layers is empty), so it takes no neighbors."
-            )
-        (batch, length), chunks = tokens.shape, tokens.shape[1] // self.chunk_length
-        if neighbors.dim() != 4 or neighbors.shape[0] != batch or neighbors.shape[1] < chunks:
-            raise ValueError(
-                f"Tokens [{batch}, {length}] need neighbors [{batch}, {chunks} or more, k, r] at chunk length "
-                f"{self.chunk_length}, not {list(neighbors.shape)}."
-            )
-        if neighbor_lengths is not None and neighbor_lengths.shape != neighbors.shape[:3]:
-            raise ValueError(
-                f"neighbor_lengths must be {list(neighbors.shape[:3])} for neighbors {list(neighbors.shape)}, "
-                f"not {list(neighbor_lengths.shape)}."
-            )
-        neighbors = neighbors[:, :chunks]
-        if neighbors.numel() == 0:
-            return None, None
-        if neighbor_lengths is None:
-            return neighbors, None
-        place = torch.arange(neighbors.shape[3], device=neighbors.device)
-        return neighbors, place < neighbor_lengths[:, :chunks, :, None]
-
-    def _encode(self, neighbors: Tensor, hidden: Tensor, present: Tensor | None, is_text: Tensor | None) -> Tensor:
-        """Encode neighbors [B, L, K, R], given the decoder's H [B, N, D], to [B, L, K, R, E]."""
-        assert self.encoder is not None
-        chunks = neighbors.shape[1]
-        shape = len(hidden), chunks, self.chunk_length
-        chunk_states = hidden[:, : chunks * self.chunk_length].view(*shape, self.width)
-        chunk_present = None
-        if is_text is not None:
-            chunk_present = is_text[:, : chunks * self.chunk_length].view(shape)
-        neighbors = neighbors.long()
-        if present is not None:
-            neighbors = neighbors.masked_fill(~present, 0)  # padding may be any number, including -1
-        embedding = self.embedding if self.encoder.embedding is None else self.encoder.embedding
-        return cast("Tensor", self.encoder(embedding(neighbors), chunk_states, present, chunk_present))
+    def empty_cache(self, *, padding_in_grid: bool = False) -> Cache:
+        """Return a cache of no tokens."""
+        return Cache(self.chunk_length, padding_in_grid=padding_in_grid)
 
     @property
     def readout_weight(self) -> Tensor:
         """Weight [V, D] of READ: the embedding table if it is tied."""
         return self.embedding.weight if self.readout is None else self.readout.weight
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Read out final hidden states [B, N, D] as logits [B, N, V]."""
-        return F.linear(hidden, self.readout_weight)
-
-    def token_losses(
-        self,
-        tokens: Tensor,
-        targets: Tensor,
-        neighbors: Tensor | None = None,
-        neighbor_lengths: Tensor | None = None,
-        documents: Tensor | None = None,
-        padding: Tensor | None = None,
-    ) -> Tensor:
-        """Cross-entropy of each target token.
-
-        Args:
-            tokens: as in `forward`.
-            targets: int64 [B, N], the token after each token.
-            neighbors: as in `forward`.
-            neighbor_lengths: as in `forward`.
-            documents: as in `forward`.
-            padding: as in `forward`.
-
-        Returns:
-            [B, N] nats, float32 (float64 for a float64 model).
-        """
-        hidden = self(tokens, neighbors, neighbor_lengths, documents, padding)
-        return token_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten()).view(targets.shape)
-
-    def token_losses_and_hits(
-        self,
-        tokens: Tensor,
-        targets: Tensor,
-        mask: Tensor,
-        neighbors: Tensor | None = None,
-        neighbor_lengths: Tensor | None = None,
-        documents: Tensor | None = None,
-        padding: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of each target token, and whether it is the most probable one.
-
-        Args:
-            tokens: as in `forward`.
-            targets: int64 [B, N], the token after each token.
-            mask: bool [B, N], True where a hit counts.
-            neighbors: as in `forward`.
-            neighbor_lengths: as in `forward`.
-            documents: as in `forward`.
-            padding: as in `forward`.
-
-        Returns:
-            [B, N] nats, as `token_losses` returns them, and bool [B, N], False where the mask is False.
-        """
-        hidden = self(tokens, neighbors, neighbor_lengths, documents, padding)
-        nats = token_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten()).view(targets.shape)
-        hits = torch.zeros_like(mask)
-        hits[mask] = most_probable(hidden[mask], self.readout_weight) == targets[mask]
-        return nats, hits
-
-    def loss(
-        self,
-        tokens: Tensor,
-        targets: Tensor,
-        mask: Tensor,
-        neighbors: Tensor | None = None,
-        neighbor_lengths: Tensor | None = None,
-        documents: Tensor | None = None,
-        padding: Tensor | None = None,
-    ) -> Tensor:
-        """Cross-entropy summed over the targets that count; the caller normalizes.
-
-        Args:
-            tokens: as in `forward`.
-            targets: int64 [B, N]; anything where the mask is False.
-            mask: bool [B, N], True where a target counts.
-            neighbors: as in `forward`.
-            neighbor_lengths: as in `forward`.
-            documents: as in `forward`.
-            padding: as in `forward`.
-
-        Returns:
-            Scalar, nats, float32 (float64 for a float64 model).
-        """
-        hidden = self(tokens, neighbors, neighbor_lengths, documents, padding)
-        return summed_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten(), mask.flatten().bool())
-
-    def retrieval_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the parameters that a baseline lacks: CCA and encoder. RETROfit trains only these."""
-        for name, parameter in self.named_parameters():
-            if name.startswith("encoder.") or ".cca." in name:
-                yield name, parameter
-
-    def parameter_counts(self) -> dict[str, int]:
-        """Count parameters by part; works on the meta device.
-
-        Returns:
-            `decoder`, `chunked_cross_attention`, `encoder` and `embeddings` (all tables of V rows, including an untied
-            read-out), which add up to `total`; and `non_embedding`, the count of Table 2.
-        """
-        counts = dict.fromkeys(("decoder", "chunked_cross_attention", "encoder", "embeddings"), 0)
-        for name, parameter in self.named_parameters():
-            if name.endswith("embedding.weight") or name == "readout.weight":
-                part = "embeddings"
-            elif name.startswith("encoder."):
-                part = "encoder"
-            else:
-                part = "chunked_cross_attention" if ".cca." in name else "decoder"
-            counts[part] += parameter.numel()
-        total = sum(counts.values())
-        return counts | {"total": total, "non_embedding": total - counts["embeddings"]}
 
 
 def _apart(is_text: Tensor, documents: Tensor | None) -> Tensor:

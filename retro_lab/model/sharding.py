@@ -13,21 +13,21 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from retro_lab.model.blocks import Residual
+from retro_lab.model.blocks import Branch
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, block_dtype: torch.dtype | None = None) -> None:
     """Divide the parameters of `model`, which may be on the meta device, over a mesh of one dimension.
 
     Args:
-        model: The model; its blocks are its `Residual` modules.
+        model: The model; its blocks are its `Branch` modules.
         mesh: The devices.
         block_dtype: Type in which the weights of blocks are gathered, where autocast would cast them anyway; None for
             that of the weights. The residual stream, the embeddings and the sums of gradients stay in float32.
     """
     exact = None if next(model.parameters()).dtype == torch.float64 else torch.float32
     for block in model.modules():
-        if isinstance(block, Residual):
+        if isinstance(block, Branch):
             policy = MixedPrecisionPolicy(param_dtype=block_dtype, reduce_dtype=exact, cast_forward_inputs=False)
             fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=exact, cast_forward_inputs=False))

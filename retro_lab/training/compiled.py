@@ -15,8 +15,8 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from retro_lab.errors import ConfigurationError
-from retro_lab.model.blocks import Residual
-from retro_lab.model.retro import RetroModel
+from retro_lab.model.blocks import Branch
+from retro_lab.model.language_model import LanguageModel
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,7 +53,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     return _compiled(function)
 
 
-def compile_blocks(model: RetroModel) -> None:
+def compile_blocks(model: LanguageModel) -> None:
     """Compile each residual block of a model by itself, for training alone.
 
     Between blocks FSDP gathers and frees weights, which no graph can hold. Blocks of one kind share a graph.
@@ -65,8 +65,8 @@ def compile_blocks(model: RetroModel) -> None:
     # Kinds of blocks, with and without gradients of their input, are counted as versions of one function.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KINDS_OF_BLOCKS)
     for block in model.modules():
-        if isinstance(block, Residual):
-            block.add_block = _in_training(block.add_block)  # type: ignore[method-assign]
+        if isinstance(block, Branch):
+            block.compute = _in_training(block.compute)  # type: ignore[method-assign]
 
 
 def _in_training(function: Callable[P, R]) -> Callable[P, R]:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from retro_lab.evaluation.scoring import ScoringModule
-from retro_lab.model.retro import RetroModel
+from retro_lab.model.language_model import LanguageModel
 from retro_lab.model.sharding import is_sharded, load_weights
 from retro_lab.retrieval.sequences import documents_of, neighbors_of, padding_of, to_int64
 from retro_lab.training.batches import TrainingBatch
@@ -28,7 +28,7 @@ class RetroModule(ScoringModule):
 
     def __init__(
         self,
-        model: RetroModel,
+        model: LanguageModel,
         k: int,
         scored_k: Iterable[int],
         optimizer: OptimizerFactory,
@@ -143,7 +143,7 @@ def _is_decayed(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and not name.endswith("bias")
 
 
-def freeze_all_but_retrieval(model: RetroModel) -> None:
+def freeze_all_but_retrieval(model: LanguageModel) -> None:
     """Leave only the encoder and chunked cross-attention trainable: RETROfit (Borgeaud et al. 2022, Sec. 4.2)."""
     retrieval = {name for name, _ in model.retrieval_parameters()}
     for name, parameter in model.named_parameters():

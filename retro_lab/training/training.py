@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from retro_lab import preemption
 from retro_lab.errors import ConfigurationError, RetroLabError
 from retro_lab.evaluation.scoring import ScoringModule, check_finite
-from retro_lab.model.retro import RetroModel
+from retro_lab.model.language_model import LanguageModel
 from retro_lab.runs.records import CurvePoint
 from retro_lab.runs.trained_model import read_weights
 from retro_lab.training.checkpoints import CHECKPOINT, read_checkpoint, resumable, sealed_file
@@ -94,7 +94,7 @@ class TrainingClock(pl.Callback):
         self._before = state_dict["seconds"]
 
 
-def baseline_weights(model: RetroModel, start: Path) -> Mapping[str, torch.Tensor]:
+def baseline_weights(model: LanguageModel, start: Path) -> Mapping[str, torch.Tensor]:
     """Read a trained baseline's weights, to start a RETRO from; encoder and chunked cross-attention are not among them.
 
     Args:

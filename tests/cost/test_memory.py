@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from retro_lab.cost.memory import Precision, activation_bytes
-from retro_lab.model.blocks import Residual
+from retro_lab.model.blocks import Branch
 from retro_lab.model.retro import RetroModel
 
 SIZE = small_size(
@@ -87,16 +87,16 @@ def test_activations_of_checkpointed_blocks(
     precision: Precision, k: int, choices: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = RetroModel(SIZE, small_choices(chunk_length=M, **choices), V)
-    forward, calls = Residual.forward, []
+    forward, calls = Branch.forward, []
 
-    def checkpointed(block: Residual, hidden: Tensor, **inputs: Any) -> Any:
+    def checkpointed(block: Branch, hidden: Tensor, **inputs: Any) -> Any:
         def run(hidden: Tensor, *values: Any) -> Tensor:
             return forward(block, hidden, **dict(zip(inputs, values, strict=True)))
 
         calls.append((block, hidden, inputs))
         return checkpoint(run, hidden, *inputs.values(), use_reentrant=True)
 
-    monkeypatch.setattr(Residual, "forward", checkpointed)
+    monkeypatch.setattr(Branch, "forward", checkpointed)
     kept = saved_bytes(precision, list(model.parameters()), lambda: loss(model, k))
     at_work = []
     for block, given_hidden, inputs in calls:

@@ -20,6 +20,7 @@ from retro_lab.model.chunked_cross_attention import ChunkedCrossAttention
 from retro_lab.model.config import ModelConfig
 from retro_lab.model.distances import DistanceEncoder
 from retro_lab.model.encoder import NeighborEncoder
+from retro_lab.model.neighbors import RetrievedNeighbors
 from retro_lab.model.retro import RetroModel
 from retro_lab.model.rotary import Rotations
 
@@ -162,10 +163,10 @@ def counts_positions_through_all_neighbors(patch: pytest.MonkeyPatch) -> None:
 def reads_missing_neighbors(patch: pytest.MonkeyPatch) -> None:
     """3, Megatron: id -1 modulo the database is a real text, and nothing is masked."""
 
-    def complete(original: Any, self: RetroModel, tokens: Tensor, neighbors: Tensor | None, lengths: Any) -> Any:
-        return original(self, tokens, None if neighbors is None else neighbors % VOCABULARY, None)
+    def retrieved(original: Any, self: RetroModel, tokens: Tensor, neighbors: Tensor | None, _: Any, *rest: Any) -> Any:
+        return original(self, tokens, None if neighbors is None else neighbors % VOCABULARY, None, *rest)
 
-    replace(patch, RetroModel, "_cut_to_complete_chunks", complete)
+    replace(patch, RetroModel, "_retrieved", retrieved)
 
 
 def attends_where_there_is_no_neighbor(patch: pytest.MonkeyPatch) -> None:
@@ -241,10 +242,10 @@ def runs_the_decoder_without_positions(patch: pytest.MonkeyPatch) -> None:
 def encodes_neighbors_before_the_decoder(patch: pytest.MonkeyPatch) -> None:
     """Issue 11 of lucidrains: the encoder is conditioned on embeddings, not on H after ATTN of layer min(P)."""
 
-    def encode(original: Any, self: RetroModel, neighbors: Tensor, hidden: Tensor, *masks: Any) -> Tensor:
-        return original(self, neighbors, self.embedding(TOKENS), *masks)
+    def encode(original: Any, self: RetrievedNeighbors, hidden: Tensor) -> Tensor:
+        return original(self, self._decoder_embedding(TOKENS))
 
-    replace(patch, RetroModel, "_encode", encode)
+    replace(patch, RetrievedNeighbors, "_encode", encode)
 
 
 def ignores_heads(patch: pytest.MonkeyPatch) -> None:

@@ -52,8 +52,8 @@ def test_chunked_cross_attention_sees_the_distances_of_the_paper(monkeypatch: py
     monkeypatch.setattr(distances_module, "descending_distances", record)
     small_model()(random_tokens(1, 8), random_tokens(1, 2, 2, 8))
     m, r = 4, 8
-    # Of the decoder's self-attention, of all CCA layers; of the encoder's self-attention and its cross-attention.
-    assert recorded == [(8, 1, 0), (m, r, m - 1), (r, r, 0), (r, m, 0)]
+    # Of the decoder's self-attention; of the encoder's self-attention and its cross-attention; of all CCA layers.
+    assert recorded == [(8, 1, 0), (r, r, 0), (r, m, 0), (m, r, m - 1)]
 
     by_pair = align_distances(descending_distances(64, 128, 63, torch.device("cpu")).repeat(64, 1), 128)
     assert (by_pair.min(), by_pair.max()) == (-64, 126)

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from retro_lab.errors import ArtifactError
-from retro_lab.model.blocks import Residual
+from retro_lab.model.blocks import Branch
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.retro import RetroModel
 from retro_lab.model.sharding import is_sharded, whole_weights
@@ -129,10 +129,10 @@ class Losses(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for module in pl_module.modules():
-            if isinstance(module, Residual):
+            if isinstance(module, Branch):
                 module.register_forward_pre_hook(self.look_at_block)
 
-    def look_at_block(self, block: Residual, _: Any) -> None:
+    def look_at_block(self, block: Branch, _: Any) -> None:
         self.gathered["block"] = max(self.gathered.get("block", 0), gathered_bytes(block))
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
