@@ -1,5 +1,6 @@
 """The application: its four addresses, and JSON with one sentence for everything that goes wrong."""
 
+import traceback
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -7,6 +8,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from retro_lab import console
 from retro_lab.serving import bodies
 from retro_lab.serving.bodies import Body, GenerateBody, Limits, SearchBody
 from retro_lab.serving.engine import Engine
@@ -105,6 +107,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def fail(request: Request, error: Exception) -> JSONResponse:
+        console.error("".join(traceback.format_exception(error)))  # of which clients get to know nothing
         return JSONResponse({"error": "The server failed on this request; its own terminal says why."}, 500)
 
 

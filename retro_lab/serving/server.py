@@ -59,7 +59,7 @@ def build_server(app: Guard) -> uvicorn.Server:
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level="error",
+            log_level="critical",  # the application reports what fails in it
             access_log=False,
             server_header=False,
             proxy_headers=False,

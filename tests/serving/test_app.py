@@ -7,6 +7,7 @@ import pytest
 from fake_engine import FACTS, HOSTILE, LIMITS, FakeEngine, neighbor
 from starlette.testclient import TestClient
 
+from retro_lab import console
 from retro_lab.serving.app import build_app
 from retro_lab.serving.worker import Worker
 
@@ -108,12 +109,17 @@ def test_other_names_are_refused(client: TestClient, engine: FakeEngine, host: s
     assert engine.searches == []
 
 
-def test_a_failure_of_the_run_tells_clients_nothing_of_it(client: TestClient) -> None:
+def test_a_failure_of_the_run_is_for_the_terminal_and_not_for_clients(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(console, "error", told.append)
     answer = client.post("/search", json={"query": "poison"})
     assert answer.status_code == 500
     assert answer.json().keys() == {"error"}
     assert "secret" not in answer.text
     assert "Traceback" not in answer.text
+    assert "RuntimeError: /secret/path" in told[0]
     assert client.post("/search", json={"query": "a"}).status_code == 200  # and the next one is answered
 
 
