@@ -149,7 +149,7 @@ def ask(url: str, address: str, body: dict[str, Any]) -> tuple[bool, int]:
             return False, busy
         if address == "search":
             return content["query"] == body["query"] and len(content["neighbors"]) == 1, busy
-        return body["prompt"] == "".join(chunk["prompt"] for chunk in content["texts"][0]["chunks"]), busy
+        return body["prompt"] == "".join(part["prompt"] for part in content["texts"][0]["stretches"]), busy
     raise AssertionError
 
 

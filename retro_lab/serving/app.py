@@ -1,6 +1,7 @@
 """The application: its four addresses, and JSON with one sentence for everything that goes wrong."""
 
 import traceback
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -62,7 +63,7 @@ def build_app(engine: Engine, worker: Worker, limits: Limits, allowed_hosts: lis
                     "IDs": [[[0, neighbor.chunk] for neighbor in each.neighbors] for each in found],
                 },
                 "chunks": [each.chunks for each in found],
-                "neighbors": [[vars(neighbor) for neighbor in each.neighbors] for each in found],
+                "neighbors": [[asdict(neighbor) for neighbor in each.neighbors] for each in found],
             }
         )
 
@@ -74,18 +75,7 @@ def build_app(engine: Engine, worker: Worker, limits: Limits, allowed_hosts: lis
         return JSONResponse(
             {
                 "model": facts.model,
-                "texts": [
-                    {
-                        "text": each.text,
-                        "tokens": each.tokens,
-                        "finish_reason": each.finish_reason,
-                        "chunks": [
-                            vars(chunk) | {"neighbors": [vars(neighbor) for neighbor in chunk.neighbors]}
-                            for chunk in each.chunks
-                        ],
-                    }
-                    for each in written
-                ],
+                "texts": [asdict(each) for each in written],
             }
         )
 

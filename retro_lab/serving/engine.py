@@ -74,15 +74,15 @@ class Wanted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadChunk:
-    """A chunk of a prompt and its continuation, beside what was retrieved for it."""
+class Stretch:
+    """Part of a prompt and its continuation, up to a place where something was retrieved, beside that."""
 
     prompt: str
     """Its part of the prompt."""
     text: str
     """Its part of the continuation."""
     neighbors: list[FoundPassage]
-    """Nearest first; empty for a last chunk that is not complete."""
+    """Nearest first; empty after the last place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,8 @@ class Written:
     """How many tokens were added."""
     finish_reason: str
     """`end` if the document ended, `stop` for a text of `stop`, `length` for `max_tokens`."""
-    chunks: list[ReadChunk]
-    """Prompt and continuation together, chunk by chunk."""
+    stretches: list[Stretch]
+    """Prompt and continuation together; a stretch is a chunk, unless `retrieve_every` is less."""
 
 
 class Engine(Protocol):
@@ -108,8 +108,4 @@ class Engine(Protocol):
         """Find the k nearest neighbors of each text, nearest first; the first k of more are the same."""
 
     def generate(self, prompts: Sequence[str], wanted: Wanted) -> list[Written]:
-        """Continue each prompt.
-
-        Raises:
-            RefusedError: Something is wanted that this run cannot do.
-        """
+        """Continue each prompt."""

@@ -4,16 +4,15 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
-import torch
 
 from retro_lab.corpus.tokenizer import DocumentTokenizer
-from retro_lab.evaluation.generation import continue_texts
-from retro_lab.evaluation.reader import TextReader
+from retro_lab.generation.generator import Generated, Generator
+from retro_lab.generation.retrieved import Found
+from retro_lab.generation.sampling import Sampling
 from retro_lab.retrieval.live import LiveRetrieval
 from retro_lab.retrieval.neighbors import NO_NEIGHBOR
 from retro_lab.runs.examples import FoundPassage, passages
-from retro_lab.serving.engine import Facts, Neighbor, ReadChunk, Searched, Wanted, Written
-from retro_lab.serving.refusals import RefusedError
+from retro_lab.serving.engine import Facts, Neighbor, Searched, Stretch, Wanted, Written
 
 
 class ServedRun:
@@ -24,7 +23,7 @@ class ServedRun:
         facts: Facts,
         tokenizer: DocumentTokenizer,
         live: LiveRetrieval | None,
-        reader: Callable[[int], TextReader],
+        generator: Callable[[int], Generator],
     ) -> None:
         """Serve a model.
 
@@ -32,10 +31,10 @@ class ServedRun:
             facts: What it is.
             tokenizer: Of the model.
             live: Searches the database; None if the model retrieves nothing.
-            reader: Returns the model, ready to read texts with k neighbors.
+            generator: Returns what writes with k neighbors of each chunk.
         """
         self.facts = facts
-        self._tokenizer, self._live, self._reader = tokenizer, live, reader
+        self._tokenizer, self._live, self._generator = tokenizer, live, generator
 
     def search(self, texts: Sequence[str], k: int) -> list[Searched]:
         """Find the k nearest neighbors of each text.
@@ -63,60 +62,46 @@ class ServedRun:
         return found
 
     def generate(self, prompts: Sequence[str], wanted: Wanted) -> list[Written]:
-        """Continue each prompt, which retrieves at the end of each of its chunks and of those that are added."""
-        for name in ("top_k", "top_p", "retrieve_every"):
-            if (value := getattr(wanted, name)) is not None:
-                raise RefusedError(f"{name}={value} is not supported by this run's generator; leave it out.")
-        reader = self._reader(wanted.k)
-        return [self._continued(reader, prompt, wanted) for prompt in self._tokenizer.encode(prompts)]
-
-    def _continued(self, reader: TextReader, prompt: np.ndarray, wanted: Wanted) -> Written:
-        def text_of(tokens: np.ndarray) -> str:
-            return self._tokenizer.decode([tokens])[0]
-
-        def ends(tokens: np.ndarray) -> bool:
-            return any(stop in text_of(tokens) for stop in wanted.stop)
-
-        [new] = continue_texts(
-            reader,
-            [prompt],
-            ends,
+        """Continue each prompt; it retrieves at the end of each of its chunks and of those that are written."""
+        written = self._generator(wanted.k).generate(
+            self._tokenizer.encode(prompts),
             max_tokens=wanted.max_tokens,
-            temperature=wanted.temperature,
-            generator=torch.Generator().manual_seed(wanted.seed),
+            sampling=Sampling(wanted.temperature, wanted.top_k, wanted.top_p, wanted.seed),
+            stop=wanted.stop,
+            retrieve_every=wanted.retrieve_every,
         )
-        text = text_of(new)
-        places = [place for stop in wanted.stop if (place := text.find(stop)) >= 0]
-        reason = "stop" if places else "length" if len(new) == wanted.max_tokens else "end"
-        return Written(
-            text=text[: min(places, default=len(text))],
-            tokens=len(new),
-            finish_reason=reason,
-            chunks=self._chunks(prompt, new, wanted.k),
-        )
-
-    def _chunks(self, prompt: np.ndarray, new: np.ndarray, k: int) -> list[ReadChunk]:
-        """Return the chunks of a prompt and its continuation, each with its k neighbors."""
-        m, begun, tokens = self.facts.chunk_length, len(prompt), np.concatenate([prompt, new])
-        pieces = self._tokenizer.pieces(tokens)
-        near: list[list[FoundPassage]] = []
-        if k and self._live is not None:
-            whole = tokens[: len(tokens) // m * m].reshape(-1, m)
-            for ids, distances in zip(*self._live.search(list(whole)), strict=True):
-                real = ids[:k][ids[:k] != NO_NEIGHBOR].tolist()
-                near.append(
-                    [
-                        FoundPassage(**vars(passage), distance=float(distance))
-                        for passage, distance in zip(passages(self._live.store, real), distances, strict=False)
-                    ]
-                )
         return [
-            ReadChunk(
-                prompt="".join(pieces[first : min(first + m, begun)]),
-                text="".join(pieces[max(first, begun) : first + m]),
-                neighbors=near[place] if place < len(near) else [],
+            Written(
+                text=each.text,
+                tokens=len(each.tokens),
+                finish_reason=each.finish.value,
+                stretches=self._stretches(each),
             )
-            for place, first in enumerate(range(0, len(tokens), m))
+            for each in written
+        ]
+
+    def _stretches(self, written: Generated) -> list[Stretch]:
+        """Cut a prompt and its continuation where something was retrieved."""
+        begun, tokens = len(written.prompt), np.concatenate([written.prompt, written.tokens])
+        pieces = self._tokenizer.pieces(tokens)
+        near = {chunk.stop: self._read(chunk.found) for chunk in written.chunks}
+        ends = sorted({0, *near, len(tokens)})
+        return [
+            Stretch(
+                prompt="".join(pieces[first : min(end, begun)]),
+                text="".join(pieces[max(first, begun) : end]),
+                neighbors=near.get(end, []),
+            )
+            for first, end in pairwise(ends)
+        ]
+
+    def _read(self, found: Found) -> list[FoundPassage]:
+        assert self._live is not None
+        real = found.ids != NO_NEIGHBOR
+        near = passages(self._live.store, found.ids[real].tolist())
+        return [
+            FoundPassage(**vars(passage), distance=distance)
+            for passage, distance in zip(near, found.distances[real].tolist(), strict=True)
         ]
 
 

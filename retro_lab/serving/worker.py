@@ -64,7 +64,7 @@ class Worker:
         """Continue each prompt.
 
         Raises:
-            RefusedError: Too many requests are waiting, or the engine refuses this one.
+            RefusedError: Too many requests are waiting.
         """
         written: list[Written] = await self._answer(_Job(work=lambda: self._engine.generate(prompts, wanted)))
         return written

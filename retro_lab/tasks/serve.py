@@ -9,7 +9,7 @@ import numpy as np
 
 from retro_lab import console
 from retro_lab.errors import ArtifactError, ConfigurationError
-from retro_lab.evaluation.reader import TextReader
+from retro_lab.generation.generator import Generator
 from retro_lab.runs.folder import MODELS, RunFolder
 from retro_lab.runs.identity import check_scored
 from retro_lab.runs.trained_model import has_model, open_run
@@ -86,15 +86,14 @@ def _served(config: RunConfig, folder: RunFolder, name: str, inputs: Inputs) -> 
     if live is not None:
         live.search(list(live.store.read(np.arange(1))))  # so that the first client does not wait for the index
 
-    def reader(k: int) -> TextReader:
-        return TextReader(
+    def generator(k: int) -> Generator:
+        return Generator(
             model,
-            live if k else None,
-            settings.value,
+            trained.tokenizer,
+            live=live if k else None,
+            value=settings.value,
             k=k,
-            marker=trained.tokenizer.document_marker,
             length=settings.sequence_length,
-            stride=config.evaluation.stride,
             batch_size=config.evaluation.batch_size,
             precision=precision.forward_context,
         )
@@ -111,4 +110,4 @@ def _served(config: RunConfig, folder: RunFolder, name: str, inputs: Inputs) -> 
         corpus=inputs.database.name if live is not None else None,
         max_neighbors=min(live.stored, inputs.database.chunks) if live is not None else 0,
     )
-    return ServedRun(facts, trained.tokenizer, live, reader)
+    return ServedRun(facts, trained.tokenizer, live, generator)

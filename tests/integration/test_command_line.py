@@ -162,12 +162,15 @@ def test_a_trained_run_is_served(workplace, compared, embedder):
         body = {"prompt": "import numpy", "max_tokens": 12}
         off, on = ask("generate", body | {"k": 0})["texts"][0], ask("generate", body)["texts"][0]
         assert (off["text"], off["tokens"], off["finish_reason"]) == (expected, 12, "length")
-        assert off["text"] == "".join(chunk["text"] for chunk in off["chunks"])
-        assert "".join(chunk["prompt"] for chunk in on["chunks"]) == "import numpy"
-        counts = [len(chunk["neighbors"]) for chunk in on["chunks"]]
-        whole = (begun + on["tokens"]) // 8
-        assert counts == [2] * whole + [0] * (len(counts) - whole)
-        sampled = body | {"temperature": 1.0, "seed": 3}
+        assert [off["text"]] == [part["text"] for part in off["stretches"]]
+        assert "".join(part["prompt"] for part in on["stretches"]) == "import numpy"
+        assert "".join(part["text"] for part in on["stretches"]) == on["text"]
+        counts = [len(part["neighbors"]) for part in on["stretches"]]
+        assert counts == [2] * ((begun + on["tokens"] - 1) // 8) + [0]  # the last token was not read
+        assert ask("generate", body | {"retrieve_every": 8})["texts"][0] == on  # the tokens of a chunk
+        finish = ask("generate", body | {"k": 0, "stop": expected[3:5]})["texts"][0]
+        assert (finish["text"], finish["finish_reason"]) == (expected[: expected.find(expected[3:5])], "stop")
+        sampled = body | {"temperature": 1.0, "seed": 3, "top_k": 40, "top_p": 0.9}
         assert ask("generate", sampled) == ask("generate", sampled)
 
         with ThreadPoolExecutor(8) as clients:

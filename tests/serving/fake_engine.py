@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from retro_lab.runs.examples import FoundPassage
 from retro_lab.serving.bodies import Limits
-from retro_lab.serving.engine import Facts, Neighbor, ReadChunk, Searched, Wanted, Written
+from retro_lab.serving.engine import Facts, Neighbor, Searched, Stretch, Wanted, Written
 
 FACTS = Facts(
     run="my run",
@@ -51,9 +51,9 @@ class FakeEngine:
                 text=prompt[::-1],
                 tokens=len(prompt),
                 finish_reason="end",
-                chunks=[
-                    ReadChunk(prompt=prompt, text=prompt[-1], neighbors=found if wanted.k else []),
-                    ReadChunk(prompt="", text=prompt[-2::-1] + HOSTILE, neighbors=[]),
+                stretches=[
+                    Stretch(prompt=prompt, text=prompt[-1], neighbors=found if wanted.k else []),
+                    Stretch(prompt="", text=prompt[-2::-1] + HOSTILE, neighbors=[]),
                 ],
             )
             for prompt in prompts

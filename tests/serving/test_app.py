@@ -55,7 +55,7 @@ def test_generate_passes_on_what_is_wanted(client: TestClient, engine: FakeEngin
     assert content["model"] == "retro"
     assert content["texts"][0]["finish_reason"] == "end"
     assert content["texts"][0]["tokens"] == 3
-    [whole, rest] = content["texts"][0]["chunks"]
+    [whole, rest] = content["texts"][0]["stretches"]
     assert whole["neighbors"][0]["document"] == HOSTILE
     assert (whole["prompt"], whole["text"]) == ("abc", "c")
     assert rest == {"prompt": "", "text": f"ba{HOSTILE}", "neighbors": []}
@@ -69,7 +69,7 @@ def test_generation_is_greedy_with_the_models_own_neighbors_where_nothing_is_sai
         "max_tokens": 20, "temperature": 0.0, "top_k": None, "top_p": None, "seed": 0, "stop": [], "k": 2,
         "retrieve_every": None,
     }  # fmt: skip
-    assert client.post("/generate", json={"prompt": "a", "k": 0}).json()["texts"][0]["chunks"][0]["neighbors"] == []
+    assert client.post("/generate", json={"prompt": "a", "k": 0}).json()["texts"][0]["stretches"][0]["neighbors"] == []
 
 
 def test_health_has_the_facts_and_the_limits(client: TestClient) -> None:

@@ -26,10 +26,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> SimpleName
     )  # fmt: skip
     live, store = database.live(1), chunks.stores["train"]
 
-    def no_reader(k: int) -> None:
+    def no_generator(k: int) -> None:
         raise AssertionError
 
-    return SimpleNamespace(served=ServedRun(FACTS, store.tokenizer, live, no_reader), live=live, store=store)
+    return SimpleNamespace(served=ServedRun(FACTS, store.tokenizer, live, no_generator), live=live, store=store)
 
 
 def test_the_text_of_a_chunk_finds_that_chunk_and_what_follows_it(run: SimpleNamespace) -> None:

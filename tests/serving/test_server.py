@@ -65,7 +65,7 @@ def test_the_page_in_a_browser(url: str) -> None:
         assert "document of <b>Curie" in page.inner_text(".found .note >> nth=0")
 
         page.get_by_role("button", name="Generate").click()
-        page.locator("#answer h3", has_text="Chunk 2").wait_for()
+        page.locator("#answer h3", has_text="Part 2").wait_for()
         assert page.text_content("#answer .row pre >> nth=0") == "<b>Curiee"
         assert page.text_content("#answer .new >> nth=0") == "e"
         assert page.text_content("#answer .new >> nth=1") == f"iruC>b<{HOSTILE}"

@@ -43,11 +43,10 @@
     });
   const generate = (content) =>
     content.texts.flatMap((written) =>
-      written.chunks.map((chunk, place) => {
-        const text = element("pre", chunk.prompt);
-        text.append(element("span", chunk.text, "new"));
-        const last = place + 1 === written.chunks.length;
-        return row(`Chunk ${place + 1}`, text, chunk.neighbors, last ? "Not searched for." : "No neighbors.");
+      written.stretches.map((stretch, place) => {
+        const text = element("pre", stretch.prompt);
+        text.append(element("span", stretch.text, "new"));
+        return row(`Part ${place + 1}`, text, stretch.neighbors, "Nothing was retrieved for it.");
       }),
     );
 
