@@ -6,7 +6,7 @@ articles and superfluous spaces.
 
 import re
 import string
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 
 import numpy as np
 import torch
@@ -17,10 +17,14 @@ from torchmetrics.utilities import dim_zero_cat
 from retro_lab.corpus.tokenizer import DocumentTokenizer
 from retro_lab.evaluation.scoring import ScoringModule
 from retro_lab.evaluation.windows import WindowBatch
+from retro_lab.generation.decoder import Decoder, Writing
+from retro_lab.generation.retrieved import Found
+from retro_lab.generation.sampling import Sampling
 from retro_lab.model.language_model import LanguageModel
 from retro_lab.model.sharding import free_gathered
+from retro_lab.retrieval.neighbors import NO_NEIGHBOR
 from retro_lab.retrieval.questions import Questions
-from retro_lab.retrieval.sequences import Batch, documents_of, neighbors_of, padding_of, to_int64
+from retro_lab.retrieval.sequences import Batch, neighbors_of, padding_of
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLE = re.compile(r"\b(a|an|the)\b")
@@ -38,13 +42,11 @@ def is_exact_match(answer: str, right: Iterable[str]) -> bool:
     return normalized(answer) in map(normalized, right)
 
 
-def line_ends(tokenizer: DocumentTokenizer) -> Tensor:
-    """Return which tokens end an answer, the document marker and those with a line break; bool [V]."""
-    ends = torch.zeros(tokenizer.vocabulary_size, dtype=torch.bool)
-    texts = tokenizer.tokenizer.decode_batch([[i] for i in range(len(ends))], skip_special_tokens=False)
-    ends[[i for i, text in enumerate(texts) if "\n" in text]] = True
-    ends[tokenizer.document_marker] = True
-    return ends
+def line_ends(tokenizer: DocumentTokenizer) -> set[int]:
+    """Return the tokens that end an answer: the document marker and those with a line break."""
+    ids = range(tokenizer.vocabulary_size)
+    texts = tokenizer.tokenizer.decode_batch([[i] for i in ids], skip_special_tokens=False)
+    return {tokenizer.document_marker, *(i for i, text in enumerate(texts) if "\n" in text)}
 
 
 def answer_text(tokenizer: DocumentTokenizer, tokens: Tensor) -> str:
@@ -52,37 +54,49 @@ def answer_text(tokenizer: DocumentTokenizer, tokens: Tensor) -> str:
     return tokenizer.decode([tokens[tokens != NO_TOKEN].numpy()])[0].partition("\n")[0].strip()
 
 
-@torch.no_grad()
+class _Answer(Writing):
+    """An answer while it is written."""
+
+    def __init__(self, question: list[int], number: int, padding: int, ends: Set[int]) -> None:
+        super().__init__(question, Sampling().draws(number), padding=padding)
+        self._ends, self._longest = ends, 2 * len(question)
+
+    def ends(self) -> bool:
+        """Return whether the last token ends the answer."""
+        return self.tokens[-1] in self._ends or len(self.tokens) == self._longest
+
+
 def greedy_answers(
-    model: LanguageModel, batch: Batch, k: int, ends: Tensor, all_ended: Callable[[bool], bool] = bool
+    model: LanguageModel, batch: Batch, k: int, ends: Set[int], goes_on: Callable[[bool], bool] = bool
 ) -> Tensor:
-    """Decode the most likely next token of each sequence again and again, from its first chunk on.
+    """Write the most likely answers to questions, each of which is a first chunk with its neighbors.
 
     Args:
         model: The model, in evaluation mode.
-        batch: With ids as int64; of its tokens, those of the first chunk are read.
+        batch: Of its tokens, those of the first chunk are read.
         k: Neighbors to read, those of the first chunk.
-        ends: bool [V], the tokens that end an answer, themselves included.
-        all_ended: Told whether all answers here have ended, says whether to stop: ranks must call the model as often as
-            each other.
+        ends: The tokens that end an answer, themselves included.
+        goes_on: Told whether an answer here is still written, says whether to read another token: ranks must call the
+            model as often as each other.
 
     Returns:
         int64 [B, M], of which `NO_TOKEN` comes after the end. An answer has M tokens at most, those that can attend to
         the neighbors of the first chunk.
     """
     m = model.chunk_length
-    tokens, documents = batch["tokens"][:, :m], documents_of(batch)
-    answers = tokens.new_full((len(tokens), m), NO_TOKEN)
-    ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-    for place in range(m):
-        of_tokens = None if documents is None else documents[:, : m + place]
-        hidden = model(tokens, *neighbors_of(batch, k), of_tokens, padding_of(batch))
-        chosen = model.logits(hidden[:, -1]).argmax(-1)
-        answers[:, place] = chosen.masked_fill(ended, NO_TOKEN)
-        ended = ended | ends[chosen]
-        if all_ended(bool(ended.all())):
-            break
-        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+    padding = padding_of(batch)
+    paddings = [0] * len(batch["tokens"]) if padding is None else padding.tolist()
+    questions = batch["tokens"][:, :m].tolist()
+    texts = [_Answer(*row, ends) for row in zip(questions, range(len(questions)), paddings, strict=True)]
+    neighbors, lengths = neighbors_of(batch, k)
+    if neighbors is not None and lengths is not None:
+        unknown = np.full(k, NO_NEIGHBOR), np.full(k, np.nan, np.float32)
+        for text, tokens, real in zip(texts, neighbors[:, 0].cpu().numpy(), lengths[:, 0].cpu().numpy(), strict=True):
+            text.found[m] = Found(*unknown, tokens, real)
+    Decoder(model, Sampling(), None, length=2 * m, goes_on=goes_on, padding_in_grid=True).write(texts)
+    answers = torch.full((len(texts), m), NO_TOKEN, device=batch["tokens"].device)
+    for row, text in enumerate(texts):
+        answers[row, : len(text.tokens) - m] = torch.tensor(text.tokens[m:])
     return answers
 
 
@@ -122,13 +136,10 @@ class Answers(Metric):
 class AnsweringModule(ScoringModule):
     """Answers questions with k passages each."""
 
-    ends: Tensor
-
-    def __init__(self, model: LanguageModel, k: int, ends: Tensor) -> None:
-        """Answer with `model`; `ends`, bool [V], are the tokens that end an answer."""
+    def __init__(self, model: LanguageModel, k: int, ends: Set[int]) -> None:
+        """Answer with `model`; `ends` are the tokens that end an answer."""
         super().__init__(model, ())
-        self.k, self.answers = k, Answers()
-        self.register_buffer("ends", ends, persistent=False)
+        self.k, self.ends, self.answers = k, ends, Answers()
 
     def on_validation_epoch_start(self) -> None:
         """Forget earlier answers."""
@@ -136,17 +147,17 @@ class AnsweringModule(ScoringModule):
 
     def validation_step(self, batch: WindowBatch, batch_idx: int) -> None:
         """Answer a batch of questions."""
-        answers = greedy_answers(self.model, to_int64(batch["batch"]), self.k, self.ends, self._all_ended)
+        answers = greedy_answers(self.model, batch["batch"], self.k, self.ends, self._goes_on)
         self.answers.update(batch["windows"], answers)
 
     def on_validation_epoch_end(self) -> None:
         """Free what a sharded model has gathered."""
         free_gathered(self.model)
 
-    def _all_ended(self, here: bool) -> bool:
+    def _goes_on(self, here: bool) -> bool:
         if self.trainer.world_size == 1:
             return here
-        return self.trainer.strategy.reduce_boolean_decision(here, all=True)
+        return self.trainer.strategy.reduce_boolean_decision(here, all=False)
 
 
 class QuestionBatches:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -16,8 +15,9 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from retro_lab import console
 from retro_lab.corpus.tokenizer import DocumentTokenizer
 from retro_lab.errors import ConfigurationError
-from retro_lab.evaluation.generation import continue_texts
 from retro_lab.evaluation.reader import Scored, TextReader
+from retro_lab.generation.generator import Generator
+from retro_lab.generation.sampling import Sampling
 
 DEFAULT_NEW_TOKENS = 256
 """Most tokens of a generated text where a task does not say; lm-eval's own models have the same."""
@@ -33,18 +33,20 @@ TokensOf = tuple[tuple[str, str], list[int], list[int]]
 class RetroLM(TemplateLM):
     """Answers likelihood and generation requests."""
 
-    def __init__(self, reader: TextReader, tokenizer: DocumentTokenizer, batch_size: int, seed: int = 0) -> None:
-        """Answer with `reader`.
+    def __init__(self, reader: TextReader, generator: Generator, seed: int = 0) -> None:
+        """Answer with one model.
 
         Args:
-            reader: The model.
-            tokenizer: Of the model.
-            batch_size: Texts that are generated together.
+            reader: Scores texts with it.
+            generator: Writes texts with it.
             seed: Of what is drawn in generation, where a task wants that.
         """
         super().__init__()
-        self._reader, self._tokenizer, self._batch_size = reader, tokenizer, batch_size
-        self._generator = torch.Generator().manual_seed(seed)
+        self._reader, self._generator, self._seed = reader, generator, seed
+
+    @property
+    def _tokenizer(self) -> DocumentTokenizer:
+        return self._generator.tokenizer
 
     @property
     def eot_token_id(self) -> int:
@@ -91,38 +93,22 @@ class RetroLM(TemplateLM):
         asked = [_arguments(request) for request in requests]
         prompts = [np.array([self.eot_token_id, *self.tok_encode(request.args[0])]) for request in requests]
         groups: dict[str, list[int]] = {}
-        for number in sorted(range(len(requests)), key=lambda number: -len(prompts[number])):
-            groups.setdefault(repr(asked[number]), []).append(number)
+        for number, arguments in enumerate(asked):
+            groups.setdefault(repr(arguments), []).append(number)
         answers = [""] * len(requests)
         with console.progress("generating", "texts", len(requests)) as advance:
             for numbers in groups.values():
-                for first in range(0, len(numbers), self._batch_size):
-                    batch = numbers[first : first + self._batch_size]
-                    for number, text in zip(batch, self._generate(prompts, batch, asked[batch[0]]), strict=True):
-                        answers[number] = text
-                    advance(len(batch))
+                arguments = asked[numbers[0]]
+                found = self._generator.generate(
+                    [prompts[number] for number in numbers],
+                    max_tokens=arguments["max_gen_toks"],
+                    sampling=Sampling(arguments["temperature"], seed=self._seed),
+                    stop=[text for text in arguments["until"] if text],
+                    advance=advance,
+                )
+                for number, written in zip(numbers, found, strict=True):
+                    answers[number] = written.text
         return answers
-
-    def _generate(self, prompts: list[np.ndarray], numbers: list[int], arguments: dict[str, Any]) -> list[str]:
-        """Continue the prompts with these numbers, which have the same arguments."""
-        until = [text for text in arguments["until"] if text]
-
-        def decode(tokens: np.ndarray) -> str:
-            return self._tokenizer.decode([tokens])[0]
-
-        def ends(tokens: np.ndarray) -> bool:
-            text = decode(tokens)
-            return any(stop in text for stop in until)
-
-        found = continue_texts(
-            self._reader,
-            [prompts[number] for number in numbers],
-            ends,
-            max_tokens=arguments["max_gen_toks"],
-            temperature=arguments["temperature"],
-            generator=self._generator,
-        )
-        return [_before(decode(tokens), until) for tokens in found]
 
 
 def _arguments(request: Instance) -> dict[str, Any]:
@@ -140,9 +126,3 @@ def _arguments(request: Instance) -> dict[str, Any]:
             )
     temperature = float(given.get("temperature") or 0) if given["do_sample"] else 0.0
     return {"until": given["until"], "max_gen_toks": given["max_gen_toks"], "temperature": temperature}
-
-
-def _before(text: str, until: Sequence[str]) -> str:
-    """Return a text up to the first of some strings."""
-    ends = [place for stop in until if (place := text.find(stop)) >= 0]
-    return text[: min(ends, default=len(text))]

@@ -52,7 +52,7 @@ class _Window(NamedTuple):
 
 
 class TextReader:
-    """Scores texts, and the tokens that could follow them, with live retrieval or without."""
+    """Scores texts, with live retrieval or without."""
 
     def __init__(
         self,
@@ -118,19 +118,6 @@ class TextReader:
                         hits[window.text] = self._are_likeliest(states, targets)
                 advance(len(batch))
         return [Likelihood(float(value), bool(hit)) for value, hit in zip(nats, hits, strict=True)]
-
-    @torch.no_grad()
-    def next_logits(self, texts: Sequence[np.ndarray]) -> Tensor:
-        """Return the logits of the token that follows each text, float32 [texts, V].
-
-        Args:
-            texts: The marker and the tokens of each, int [T].
-        """
-        inputs = [text[cut(len(text), self.length, self._model.chunk_length) :] for text in texts]
-        self._retrieve(chunk for tokens in inputs for chunk in self._chunks(tokens))
-        hidden = self._hidden(inputs)
-        last = torch.tensor([len(tokens) - 1 for tokens in inputs], device=hidden.device)
-        return self._model.logits(hidden[torch.arange(len(inputs), device=hidden.device), last]).float()
 
     def _windows(self, number: int, text: Scored) -> Iterator[_Window]:
         """Cut a text into windows: each scored token is the target of exactly one."""

@@ -20,6 +20,7 @@ moves: whole chunks are left out on the left, so that half a sequence is left, w
     sequence             [c1      |c2      |c3   ]?      for a length of three chunks
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ class Drafter(Protocol):
 
 
 @dataclass(eq=False)
-class Writing:
+class Writing(ABC):
     """A text while it is written."""
 
     tokens: list[int]
@@ -87,6 +88,10 @@ class Writing:
     def unread(self) -> int:
         """Tokens that the model has not read."""
         return len(self.tokens) - self.read
+
+    @abstractmethod
+    def ends(self) -> bool:
+        """Return whether the text ends with its last token; called once for each new one."""
 
 
 class _Group(NamedTuple):
@@ -132,13 +137,8 @@ class Decoder:
         self._device = next(model.parameters()).device
 
     @torch.no_grad()
-    def write(self, texts: Sequence[Writing], ends: Callable[[Writing], bool]) -> None:
-        """Write on until all texts have ended.
-
-        Args:
-            texts: To write on, in place.
-            ends: Whether a text ends with its last token; asked after each new one.
-        """
+    def write(self, texts: Sequence[Writing]) -> None:
+        """Write on, in place, until all texts have ended."""
         m = self._model.chunk_length
         for text in texts:
             text.start = text.read = max(0, -(-(len(text.tokens) - self._length) // m)) * m
@@ -146,7 +146,7 @@ class Decoder:
         last = groups[-1:]
         while self._goes_on(bool(groups)):
             for group in groups:
-                while not self._advance(group, ends):  # a prompt may be read in several passes
+                while not self._advance(group):  # a prompt may be read in several passes
                     pass
             for texts_that_ended, cache in () if groups else last:
                 self._pass([text.tokens[-1:] for text in texts_that_ended], cache)
@@ -184,7 +184,7 @@ class Decoder:
     def _fits(self, text: Writing) -> bool:
         return len(text.tokens) - text.start <= self._length
 
-    def _advance(self, group: _Group, ends: Callable[[Writing], bool]) -> bool:
+    def _advance(self, group: _Group) -> bool:
         """Read some tokens of each text, and add what follows; return whether there was anything to add."""
         texts, cache = group
         known = [text.unread for text in texts]
@@ -199,7 +199,7 @@ class Decoder:
         hidden = self._pass(fed, cache, texts)
         first = min(known) - 1
         if first < count:
-            self._accept(group, fed, self._model.logits(hidden[:, first:]), first, ends)
+            self._accept(group, fed, self._model.logits(hidden[:, first:]), first)
         kept = []
         for text, row, unread, draft in zip(texts, fed, known, drafts, strict=True):
             after = text.tokens[text.read : text.read + count]
@@ -218,9 +218,7 @@ class Decoder:
             text.read += keep
         return first < count
 
-    def _accept(
-        self, group: _Group, fed: list[list[int]], logits: Tensor, first: int, ends: Callable[[Writing], bool]
-    ) -> None:
+    def _accept(self, group: _Group, fed: list[list[int]], logits: Tensor, first: int) -> None:
         """Choose what follows the tokens from `first` on, [B, Q - first, V], as long as it is what was fed next."""
         open_rows = [*range(len(fed))]
         for place in range(first, first + logits.shape[1]):
@@ -231,7 +229,7 @@ class Decoder:
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 text = group.texts[row]
                 text.tokens.append(token)
-                text.ended = ends(text)
+                text.ended = text.ends()
                 if text.ended or fed[row][place + 1 : place + 2] != [token]:
                     closed.add(row)
             open_rows = [row for row in open_rows if row not in closed]

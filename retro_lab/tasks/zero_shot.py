@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from retro_lab import console
 from retro_lab.errors import ArtifactError, ConfigurationError
 from retro_lab.evaluation.reader import TextReader
+from retro_lab.generation.generator import Generator
 from retro_lab.report.tables import Column, Table, Value
 from retro_lab.runs.folder import MODELS, RunFolder
 from retro_lab.runs.identity import check_scored
@@ -88,18 +89,30 @@ def _score(
     assert isinstance(model, type(trained.model))
     for k in _neighbors(task, config, own):
         console.status("zero-shot", f"{name} on {', '.join(task.tasks)}; k = {k}")
+        live = inputs.database.live(k) if k else None
+        length, batch_size = config.data.sequence_length, config.evaluation.batch_size
         reader = TextReader(
             model,
-            inputs.database.live(k) if k else None,
+            live,
             trained.settings.value,
             k=k,
             marker=trained.tokenizer.document_marker,
-            length=config.data.sequence_length,
+            length=length,
             stride=config.evaluation.stride,
-            batch_size=config.evaluation.batch_size,
+            batch_size=batch_size,
             precision=precision.forward_context,
         )
-        answers = RetroLM(reader, trained.tokenizer, config.evaluation.batch_size, config.seed)
+        generator = Generator(
+            model,
+            trained.tokenizer,
+            live=live,
+            value=trained.settings.value,
+            k=k,
+            length=length,
+            batch_size=batch_size,
+            precision=precision.forward_context,
+        )
+        answers = RetroLM(reader, generator, config.seed)
         with _quietly():
             found = simple_evaluate(
                 answers,

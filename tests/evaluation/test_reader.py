@@ -1,4 +1,4 @@
-"""Texts in no store: scored and continued as a loop over the model does it, and as our own evaluation does."""
+"""Texts in no store: scored as a loop over the model does it, and as our own evaluation does."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline import CHUNK_LENGTH, build_chunks
 
-from retro_lab.evaluation.generation import continue_texts
 from retro_lab.evaluation.reader import Scored, TextReader
 from retro_lab.evaluation.windows import Windows
 from retro_lab.model.config import ModelConfig, SizeConfig
@@ -158,52 +157,3 @@ def test_nothing_scored_is_certain(reader):
     [found] = reader(K).likelihoods([Scored(np.array([5, 6]), 2)])
     assert found == (0.0, True)
     assert reader(0).likelihoods([]) == []
-
-
-@pytest.mark.parametrize("masks", [False, True])
-@pytest.mark.parametrize("k", [0, K])
-def test_greedy_texts_are_those_of_a_loop_over_the_model(chunks, live, models, reader, k, masks):
-    """New chunks retrieve as soon as they are complete, and old ones leave the sequence on the left."""
-    marker, store = chunks.stores["train"].tokenizer.document_marker, chunks.stores["validation"]
-    prompts = [store.read(np.arange(1))[0][:length] for length in (1, 5, CHUNK_LENGTH)]
-    prompts.append(store.read(np.arange(5)).ravel())
-    count = 2 * LENGTH // 3
-    found = continue_texts(reader(k, masks), prompts, lambda tokens: False, max_tokens=count)
-    for prompt, new in zip(prompts, found, strict=True):
-        text = prompt.astype(np.int64)
-        while len(text) < len(prompt) + count:
-            token = int(naive_logits(models[masks], live, naive_cut(text), k).argmax())
-            if token == marker:
-                break
-            text = np.append(text, token)
-        np.testing.assert_array_equal(new, text[len(prompt) :])
-    assert max(map(len, found)) == count
-
-
-def test_a_text_ends_where_it_is_told_to(chunks, reader):
-    prompts = [np.array([chunks.stores["train"].tokenizer.document_marker, token]) for token in (40, 41, 42)]
-    whole = continue_texts(reader(0), prompts, lambda tokens: False, max_tokens=6)
-    cut = continue_texts(reader(0), prompts, lambda tokens: len(tokens) == 2, max_tokens=6)
-    assert [text.tolist() for text in cut] == [text[:2].tolist() for text in whole]
-    assert [len(text) for text in continue_texts(reader(0), prompts, lambda tokens: False, max_tokens=0)] == [0, 0, 0]
-
-
-def test_tokens_are_drawn_at_the_temperature(chunks, live, models, reader):
-    prompt = np.array([chunks.stores["train"].tokenizer.document_marker, 40, 41])
-
-    def drawn(temperature, count, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        texts = continue_texts(
-            reader(0), [prompt] * count, lambda tokens: True, max_tokens=1, temperature=temperature, generator=generator
-        )
-        return np.concatenate([text if len(text) else prompt[:1] for text in texts])
-
-    logits = naive_logits(models[False], live, prompt, 0)
-    assert set(drawn(1e-4, 20)) == {int(logits.argmax())}
-    np.testing.assert_array_equal(drawn(2.0, 20), drawn(2.0, 20))
-    assert (drawn(2.0, 20) != drawn(2.0, 20, seed=1)).any()
-    count = 4000
-    shares = np.bincount(drawn(2.0, count), minlength=len(logits)) / count
-    expected = (logits / 2).softmax(-1).numpy()
-    error = np.sqrt(expected * (1 - expected) / count)
-    assert (np.abs(shares - expected) <= 5 * error + 1e-3).all()

@@ -60,15 +60,27 @@ class Draws:
         self.random, self.logits = sampling.draws(number).random, []
 
 
-def write(model, prompts, count, sampling=None, retrieve=retrieve, numbers=None, ends=None, drafters=None, **options):
+class Text(Writing):
+    """A text that ends when `stop` says so."""
+
+    def __init__(self, prompt, draws, stop, **given):
+        super().__init__(list(prompt), draws, **given)
+        self.stop = stop
+
+    def ends(self):
+        return self.stop(self.tokens)
+
+
+def write(model, prompts, count, sampling=None, retrieve=retrieve, numbers=None, drafters=None, **options):
+    """Write `count` tokens after each prompt."""
     sampling = sampling or Recorded()
-    numbers = range(len(prompts)) if numbers is None else numbers
-    texts = [Writing(list(prompt), Draws(sampling, number)) for prompt, number in zip(prompts, numbers, strict=True)]
-    most = {id(text): len(text.tokens) + count for text in texts}
+    texts = [
+        Text(prompt, Draws(sampling, number), lambda tokens, prompt=prompt: len(tokens) == len(prompt) + count)
+        for number, prompt in zip(numbers or range(len(prompts)), prompts, strict=True)
+    ]
     for text, drafter in zip(texts, drafters or (), strict=False):
         text.drafter = drafter
-    decoder = Decoder(model, sampling, retrieve, **{"length": LENGTH} | options)
-    decoder.write(texts, ends or (lambda text: len(text.tokens) == most[id(text)]))
+    Decoder(model, sampling, retrieve, **{"length": LENGTH} | options).write(texts)
     return texts
 
 
@@ -121,14 +133,12 @@ def test_a_text_does_not_depend_on_its_batch(model, prompts, seed):
     prompts, sampling = [[0, *prompt] for prompt in prompts], Sampling(1.5, top_k=20, top_p=0.9, seed=seed)
     lengths = [len(prompt) + 5 + 3 * number for number, prompt in enumerate(prompts)]
 
-    def ends(text):
-        return len(text.tokens) == lengths[text.number]
-
     def run(numbers):
-        texts = [Writing(list(prompts[number]), sampling.draws(number)) for number in numbers]
-        for text, number in zip(texts, numbers, strict=True):
-            text.number = number
-        Decoder(model, sampling, retrieve, length=LENGTH).write(texts, ends)
+        texts = [
+            Text(prompts[number], sampling.draws(number), lambda tokens, most=lengths[number]: len(tokens) == most)
+            for number in numbers
+        ]
+        Decoder(model, sampling, retrieve, length=LENGTH).write(texts)
         return [text.tokens for text in texts]
 
     assert run(range(len(prompts))) == [run([number])[0] for number in range(len(prompts))]
@@ -209,11 +219,12 @@ def test_all_searches_of_a_step_are_one(model):
 
 
 def test_a_text_ends_when_it_is_told_to(model):
-    texts = write(model, PROMPTS, 0, ends=lambda text: len(text.tokens) % 5 == 0)
+    texts = [Text(prompt, None, lambda tokens: len(tokens) % 5 == 0) for prompt in PROMPTS]
+    Decoder(model, Sampling(), retrieve, length=LENGTH).write(texts)
     assert all(text.ended for text in texts)
-    assert [len(text.tokens) % 5 for text in texts] == [0] * len(texts)
-    ended = [Writing(list(prompt), None, ended=True) for prompt in PROMPTS]
-    Decoder(model, Sampling(), retrieve, length=LENGTH).write(ended, lambda text: True)
+    assert [len(text.tokens) for text in texts] == [5, 5, 5, 15, 25]
+    ended = [Text(prompt, None, None, ended=True) for prompt in PROMPTS]
+    Decoder(model, Sampling(), retrieve, length=LENGTH).write(ended)
     assert [text.tokens for text in ended] == PROMPTS
 
 
