@@ -14,6 +14,7 @@ RATIO: Rule = (lambda value: 0 <= value <= 1, "is a share, from 0 to 1")
 WEIGHT: Rule = (lambda value: 0 <= value < 1, "is a weight, at least 0 and below 1")
 DROPPED: Rule = (lambda value: 0 <= value < 1, "is a share, at least 0 and below 1")
 DECAY: Rule = (lambda value: 0 <= value < 1, "is a rate of decay, at least 0 and below 1")
+PORT: Rule = (lambda value: 0 <= value < 2**16, "must be from 0 to 65,535")
 SEED: Rule = (lambda value: 0 <= value < 2**32, "must be from 0 to 4,294,967,295")
 
 

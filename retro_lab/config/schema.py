@@ -22,6 +22,7 @@ from retro_lab.tasks.config import (
     InspectConfig,
     PlanConfig,
     RunConfig,
+    ServeConfig,
     ZeroShotConfig,
 )
 
@@ -45,6 +46,7 @@ KINDS: dict[str, dict[str, type]] = {
         "export": ExportConfig,
         "inspect": InspectConfig,
         "plan": PlanConfig,
+        "serve": ServeConfig,
         "zero_shot": ZeroShotConfig,
     },
 }

@@ -1,13 +1,14 @@
 """Chunks beside their neighbors, as text that can be shown: for the terminal, and kept beside a model for its page.
 
-Texts, names and ids come from anywhere: control characters and characters that turn the text around are written as
-escapes (`retro_lab.console.visible`).
+Texts, names and ids come from anywhere: in examples, control characters and characters that turn the text around are
+written as escapes (`retro_lab.console.visible`).
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -77,30 +78,50 @@ def examples(
         chunks: Which chunks.
         k: Neighbors of each, of which some may be missing.
     """
-    return tuple(
-        Example(
-            passage=_passage(store, chunk),
-            neighbors=tuple(
-                FoundPassage(**vars(_passage(source, int(neighbor))), distance=float(distance))
-                for neighbor, distance in zip(table.ids[chunk][:k], table.distances[chunk][:k], strict=True)
-                if neighbor != NO_NEIGHBOR
-            ),
+    found = []
+    for chunk in chunks:
+        nearest = [
+            (int(neighbor), float(distance))
+            for neighbor, distance in zip(table.ids[chunk][:k], table.distances[chunk][:k], strict=True)
+            if neighbor != NO_NEIGHBOR
+        ]
+        [passage] = passages(store, [chunk])
+        neighbors = passages(source, [neighbor for neighbor, _ in nearest])
+        found.append(
+            Example(
+                passage=Passage(**_visible(passage)),
+                neighbors=tuple(
+                    FoundPassage(**_visible(neighbor), distance=distance)
+                    for neighbor, (_, distance) in zip(neighbors, nearest, strict=True)
+                ),
+            )
         )
-        for chunk in chunks
-    )
+    return tuple(found)
 
 
-def _passage(store: TokenStore, chunk: int) -> Passage:
-    where = np.array([chunk])
-    [document] = store.document_ids(store.document_of(where))
-    tokens, length = store.read(where, 2)[0], int(store.real_tokens(where, 2)[0])
-    pieces, m = store.tokenizer.pieces(tokens[:length]), store.chunk_length
-    return Passage(
-        chunk=chunk,
-        document=visible(document),
-        text=visible("".join(pieces[:m])),
-        continuation=visible("".join(pieces[m:])),
-    )
+def passages(store: TokenStore, chunks: Sequence[int]) -> list[Passage]:
+    """Read chunks of a text, each with what follows it in its document, as they are."""
+    where = np.array(chunks, np.int64)
+    own, at = np.unique(store.document_of(where), return_inverse=True)
+    documents = store.document_ids(own)
+    m = store.chunk_length
+    found = []
+    rows = zip(chunks, at, store.read(where, 2), store.real_tokens(where, 2), strict=True)
+    for chunk, document, tokens, length in rows:
+        pieces = store.tokenizer.pieces(tokens[:length])
+        found.append(
+            Passage(
+                chunk=chunk,
+                document=documents[document],
+                text="".join(pieces[:m]),
+                continuation="".join(pieces[m:]),
+            )
+        )
+    return found
+
+
+def _visible(passage: Passage) -> dict[str, Any]:
+    return {name: visible(value) if isinstance(value, str) else value for name, value in vars(passage).items()}
 
 
 def write_examples(folder: Path, found: Examples) -> None:

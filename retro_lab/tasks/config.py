@@ -13,7 +13,7 @@ from retro_lab.corpus.config import CorpusConfig, DecontaminationConfig, Dedupli
 from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.config import EvaluationConfig, check_stride
 from retro_lab.model.config import ModelConfig, SizeConfig
-from retro_lab.ranges import DROPPED, NOT_NEGATIVE, POSITIVE, SEED, SHARE, check_ranges
+from retro_lab.ranges import DROPPED, NOT_NEGATIVE, PORT, POSITIVE, SEED, SHARE, check_ranges
 from retro_lab.retrieval.config import DatabaseConfig, EmbedderConfig, IndexConfig, RetrievalConfig, check_length
 from retro_lab.runs.folder import MODELS
 from retro_lab.training.config import ComputeConfig, DataConfig, InitConfig, OptimizerConfig, ScheduleConfig
@@ -31,6 +31,7 @@ class Task(StrEnum):
     inspect = "inspect"
     plan = "plan"
     report = "report"
+    serve = "serve"
     train = "train"
     verify = "verify"
     zero_shot = "zero_shot"
@@ -49,6 +50,10 @@ class Task(StrEnum):
     def once_per_sweep(self) -> bool:
         """Whether it runs once for a sweep, in its folder, rather than for every cell."""
         return self in (Task.dashboard, Task.report)
+
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Addresses that this machine alone can reach."""
 
 
 class InspectedSplit(StrEnum):
@@ -204,6 +209,56 @@ class PlanConfig(TaskConfig):
             tokens_per_document=POSITIVE,
             index_memory=POSITIVE,
         )
+
+
+@dataclass(kw_only=True)
+class ServeConfig(TaskConfig):
+    """Serve a model of a run folder and its database over HTTP: search, generation, and a page to try both."""
+
+    name: Task = Task.serve
+    model: str | None = None
+    """Model of the run: `retro`, `longer_baseline` or `baseline`; null takes the RETRO if there is one."""
+    host: str = "127.0.0.1"
+    """Address to listen at. The default is reached from this machine alone; there are no passwords."""
+    port: int = 8000
+    """Port to listen at; 0 takes a free one."""
+    allowed_hosts: list[str] = field(default_factory=list)
+    """Names by which clients call this server, besides those of loopback; `*` allows all. Needed for another `host`."""
+    max_texts: int = 64
+    """Most texts of a request."""
+    max_characters: int = 20_000
+    """Most characters of a text."""
+    max_tokens: int = 512
+    """Most tokens that a prompt is continued by."""
+    max_body_bytes: int = 1_000_000
+    """Most bytes of a request."""
+    max_waiting: int = 64
+    """Most requests that wait for their turn; others are told to try again."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ConfigurationError: A number is out of its range, there is no such model, or the server is to listen to a
+                network without a name that its clients call it by.
+        """
+        check_ranges(
+            "task",
+            self,
+            port=PORT,
+            max_texts=POSITIVE,
+            max_characters=POSITIVE,
+            max_tokens=POSITIVE,
+            max_body_bytes=POSITIVE,
+            max_waiting=POSITIVE,
+        )
+        if self.model not in (None, *MODELS):
+            raise ConfigurationError(f"task.model must be one of {', '.join(MODELS)}, not {self.model}.")
+        if self.host not in LOOPBACK and not self.allowed_hosts:
+            raise ConfigurationError(
+                f"task.host={self.host} lets others on the network use this run without a password; if you want that, "
+                "name the host names that they call this machine by in task.allowed_hosts."
+            )
 
 
 @dataclass(kw_only=True)

@@ -5,14 +5,23 @@ import html
 import json
 import math
 import re
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from local_experiment import furnish, run, run_apart
+import torch
+from in_process import REPOSITORY
+from local_experiment import command, furnish, run, run_apart
 
+from retro_lab import open_run
 from retro_lab.runs.chunk_scores import load_chunk_scores
 from retro_lab.runs.examples import load_examples
 
@@ -63,6 +72,87 @@ def test_one_command_from_text_to_the_table(workplace, compared):
         assert whole[f"{column}_bits_per_byte"] == level[model]["bits_per_byte"]
     gains = ("gain_bits_per_byte", "gain_low", "gain_high", "gain_percent")
     assert {key: whole[key] for key in gains} == {key: level["RETRO[On]"][key] for key in gains}
+
+
+def test_a_trained_run_is_served(workplace, compared):
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    arguments = command("name=whole", "task=serve", "task.port=0")
+    with (workplace / "serve.txt").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "retro_lab", *arguments],
+            cwd=workplace,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    try:
+        url = server.stdout.readline().strip()
+        assert url.startswith("http://127.0.0.1:"), (workplace / "serve.txt").read_text()
+
+        def ask(address, body):
+            request = urllib.request.Request(
+                f"{url}/{address}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.load(answer)
+
+        with urllib.request.urlopen(f"{url}/health", timeout=60) as answer:
+            health = json.load(answer)
+        assert (health["run"], health["model"], health["k"], health["chunk_length"]) == ("whole", "retro", 2, 8)
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            assert "<title>whole</title>" in answer.read().decode()
+
+        # A chunk that fits into one again finds what was found and stored for it.
+        compared_chunks = 0
+        for example in load_examples(workplace / "outputs" / "whole" / "retro").examples:
+            found = ask("search", {"query": example.passage.text, "n_docs": 2})
+            if len(found["chunks"][0]) == 1:
+                compared_chunks += 1
+                distances = [neighbor["distance"] for neighbor in found["neighbors"][0]]
+                assert distances == pytest.approx([near.distance for near in example.neighbors], rel=1e-3, abs=1e-3)
+        assert compared_chunks
+
+        # Without retrieval, each token is the likeliest of a forward pass; with it, whole chunks have neighbors.
+        trained = open_run(workplace / "outputs" / "whole", "retro")
+        ids = trained.tokenizer.encode(["import numpy"])[0].tolist()
+        begun = len(ids)
+        for _ in range(12):
+            with torch.no_grad():
+                ids.append(int(trained.model.logits(trained.model(torch.tensor([ids])))[0, -1].argmax()))
+        [expected] = trained.tokenizer.decode([np.array(ids[begun:])])
+        body = {"prompt": "import numpy", "max_tokens": 12}
+        off, on = ask("generate", body | {"k": 0})["texts"][0], ask("generate", body)["texts"][0]
+        assert (off["text"], off["tokens"], off["finish_reason"]) == (expected, 12, "length")
+        assert [off["text"]] == [part["text"] for part in off["stretches"]]
+        assert "".join(part["prompt"] for part in on["stretches"]) == "import numpy"
+        assert "".join(part["text"] for part in on["stretches"]) == on["text"]
+        counts = [len(part["neighbors"]) for part in on["stretches"]]
+        assert counts == [2] * ((begun + on["tokens"] - 1) // 8) + [0]  # the last token was not read
+        assert ask("generate", body | {"retrieve_every": 8})["texts"][0] == on  # the tokens of a chunk
+        finish = ask("generate", body | {"k": 0, "stop": expected[3:5]})["texts"][0]
+        assert (finish["text"], finish["finish_reason"]) == (expected[: expected.find(expected[3:5])], "stop")
+        sampled = body | {"temperature": 1.0, "seed": 3, "top_k": 40, "top_p": 0.9}
+        assert ask("generate", sampled) == ask("generate", sampled)
+
+        with ThreadPoolExecutor(8) as clients:
+            texts = list(clients.map(lambda number: ask("search", {"query": f"text {number}"})["query"], range(64)))
+        assert texts == [f"text {number}" for number in range(64)]
+
+        commands = re.findall(r"^curl .*$", (REPOSITORY / "docs" / "serve.md").read_text(), re.MULTILINE)
+        assert len(commands) == 2
+        for documented in commands if shutil.which("curl") else ():
+            here = shlex.split(documented.replace("http://127.0.0.1:8000", url))
+            answered = json.loads(subprocess.run(here, capture_output=True, check=True).stdout)
+            assert {"results", "texts"} & answered.keys(), answered
+
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+        server.stdout.close()
+    log = (workplace / "serve.txt").read_text()
+    assert "Traceback" not in log
+    assert log.rstrip().endswith("stopped")
 
 
 def test_no_library_chatter(compared):

@@ -41,6 +41,17 @@ NOT_RUN = {
     "fine-tunes small ones",
     "python -m retro_lab +experiment=natural_questions_mini task.start=outputs/my_run task.train=train.json "
     "task.validation=dev.json": "tests/tasks/test_answer.py runs it on a run and questions of its own",
+    "python -m retro_lab +experiment=quickstart task=serve": "it runs until Ctrl-C; test_command_line.py serves a run",
+    "python -m retro_lab +experiment=quickstart task=serve task.port=0": "test_command_line.py serves a run so",
+    **dict.fromkeys(
+        (
+            "curl -s http://127.0.0.1:8000/search -H 'Content-Type: application/json' -d "
+            """'{"query": ["import numpy as np"], "n_docs": 2}'""",
+            "curl -s http://127.0.0.1:8000/generate -H 'Content-Type: application/json' -d "
+            """'{"prompt": "import numpy", "max_tokens": 40}'""",
+        ),
+        "it needs a server; test_command_line.py runs it against one",
+    ),
     "source .venv/bin/activate": "it changes the shell; these tests already run in the environment",
     "make test": "it runs this test",
     "make quickstart": "it installs; the command that it ends with is run by the next test",
