@@ -72,20 +72,20 @@ class Parameters:
         """All parameters."""
         return self.parts["total"]
 
-    def trained(self, *, retrofit: bool) -> int:
+    def trained(self, *, frozen: bool) -> int:
         """Return how many are trained: only those for retrieval in RETROfit, else all."""
-        return self.retrieval if retrofit else self.total
+        return self.retrieval if frozen else self.total
 
-    def largest_share(self, devices: int, *, retrofit: bool = False) -> int:
+    def largest_share(self, devices: int, *, frozen: bool = False) -> int:
         """Return how many of the trained parameters FSDP leaves with the device that holds most of them.
 
         Each parameter is cut into as many equal blocks of rows as there are devices, rounded up.
         """
-        return sum(-(-weight.rows // devices) * weight.row for weight in self._trained(retrofit))
+        return sum(-(-weight.rows // devices) * weight.row for weight in self._trained(frozen))
 
-    def outside_blocks(self, *, retrofit: bool = False) -> int:
+    def outside_blocks(self, *, frozen: bool = False) -> int:
         """Return how many of the trained parameters belong to no block, such as the embeddings."""
-        return sum(weight.rows * weight.row for weight in self._trained(retrofit) if weight.block is None)
+        return sum(weight.rows * weight.row for weight in self._trained(frozen) if weight.block is None)
 
     @property
     def largest_block(self) -> int:
@@ -96,5 +96,5 @@ class Parameters:
                 blocks[weight.block] += weight.rows * weight.row
         return max(blocks.values())
 
-    def _trained(self, retrofit: bool) -> list[Weight]:
-        return [weight for weight in self.weights if weight.retrieval or not retrofit]
+    def _trained(self, frozen: bool) -> list[Weight]:
+        return [weight for weight in self.weights if weight.retrieval or not frozen]

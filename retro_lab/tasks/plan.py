@@ -21,7 +21,6 @@ from retro_lab.tasks.config import PlanConfig, RunConfig
 from retro_lab.tasks.plan_database import database_sections, datastore_section
 from retro_lab.tasks.plan_fit import Gpus, fitting
 from retro_lab.tasks.plan_tables import BYTES, SI_PREFIXES, scaled, section
-from retro_lab.training.config import Init
 from retro_lab.training.devices import device_count
 from retro_lab.training.precision import PRECISIONS, SHARDED_PRECISIONS, checked_precision
 
@@ -175,10 +174,9 @@ def _memory(plan: Plan, config: RunConfig, task: PlanConfig) -> Group:
     sequences = _sequences(config, gpus, guessed=bool(guess))
     name = checked_precision(config.trainer.get("precision"), accelerator="gpu")
     precision = PRECISIONS[name]
-    retrofit = config.init.name is Init.retrofit
+    frozen = config.init.freezes and plan.k > 0
     ddp, fsdp = (
-        state(plan.parameters, precision, retrofit=retrofit, devices=gpus)
-        for state in (replicated_state, sharded_state)
+        state(plan.parameters, precision, frozen=frozen, devices=gpus) for state in (replicated_state, sharded_state)
     )
     rows = {
         "weights": (ddp.weights, fsdp.weights),

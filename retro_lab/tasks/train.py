@@ -201,7 +201,8 @@ def _module(config: RunConfig, folder: RunFolder, settings: ModelSettings, steps
         start = start_weights(config, folder)
         assert start is not None
         first_weights = baseline_weights(model, start)
-        freeze_all_but_retrieval(model)
+        if config.init.frozen:
+            freeze_all_but_retrieval(model)
     return RetroModule(
         model,
         config.retrieval.k,

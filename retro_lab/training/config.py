@@ -139,7 +139,15 @@ class InitConfig:
     """Where the initial weights come from."""
 
     name: Init
-    """`scratch`, or `retrofit`: freeze a trained baseline and train only the retrieval weights (Sec. 4.2)."""
+    """`scratch`, or `retrofit`: a trained baseline, with new weights for retrieval (Sec. 4.2)."""
     checkpoint: str | None = None
     """Baseline that `retrofit` starts from: the folder of a trained model, or a checkpoint of its training; null takes
     the baseline of the same run."""
+    frozen: bool = True
+    """Whether `retrofit` trains only the new weights, as the paper does; false trains all weights, as InstructRetro
+    does."""
+
+    @property
+    def freezes(self) -> bool:
+        """Whether a RETRO's decoder keeps the weights that it starts from."""
+        return self.name is Init.retrofit and self.frozen
