@@ -8,13 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retro_lab.model.blocks import Branch
 from retro_lab.model.distances import DistanceEncoder
 from retro_lab.model.encoder import NeighborEncoder
-from retro_lab.model.kernels.cross_entropy import most_probable, summed_cross_entropy, token_cross_entropy
+from retro_lab.model.kernels.cross_entropy import Readout, most_probable, summed_cross_entropy, token_cross_entropy
 from retro_lab.model.neighbors import RetrievedNeighbors, cut_to_complete_chunks
 
 
@@ -72,6 +71,11 @@ class LanguageModel(nn.Module, ABC):
     def readout_weight(self) -> Tensor:
         """Weight [V, D] of READ: the embedding table if it is tied."""
 
+    @property
+    def head(self) -> Readout:
+        """READ, with everything that comes after the product with its weight."""
+        return Readout(self.readout_weight)
+
     @abstractmethod
     def reset_parameters(self) -> None:
         """Draw all weights anew; this also fills a model built on the meta device, after `to_empty`."""
@@ -84,7 +88,11 @@ class LanguageModel(nn.Module, ABC):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Read out final hidden states [B, N, D] as logits [B, N, V]."""
-        return F.linear(hidden, self.readout_weight)
+        return self.head.logits(hidden)
+
+    def target_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of targets, int64 [T], after final hidden states [T, D]: [T] nats, float32 or better."""
+        return token_cross_entropy(hidden, self.head, targets)
 
     def token_losses(
         self,
@@ -109,7 +117,7 @@ class LanguageModel(nn.Module, ABC):
             [B, N] nats, float32 (float64 for a float64 model).
         """
         hidden = self(tokens, neighbors, neighbor_lengths, documents, padding)
-        return token_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten()).view(targets.shape)
+        return self.target_losses(hidden.flatten(0, 1), targets.flatten()).view(targets.shape)
 
     def token_losses_and_hits(
         self,
@@ -136,9 +144,9 @@ class LanguageModel(nn.Module, ABC):
             [B, N] nats, as `token_losses` returns them, and bool [B, N], False where the mask is False.
         """
         hidden = self(tokens, neighbors, neighbor_lengths, documents, padding)
-        nats = token_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten()).view(targets.shape)
+        nats = self.target_losses(hidden.flatten(0, 1), targets.flatten()).view(targets.shape)
         hits = torch.zeros_like(mask)
-        hits[mask] = most_probable(hidden[mask], self.readout_weight) == targets[mask]
+        hits[mask] = most_probable(hidden[mask], self.head) == targets[mask]
         return nats, hits
 
     def loss(
@@ -166,7 +174,7 @@ class LanguageModel(nn.Module, ABC):
             Scalar, nats, float32 (float64 for a float64 model).
         """
         hidden = self(tokens, neighbors, neighbor_lengths, documents, padding)
-        return summed_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten(), mask.flatten().bool())
+        return summed_cross_entropy(hidden.flatten(0, 1), self.head, targets.flatten(), mask.flatten().bool())
 
     def retrieval_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters that a baseline lacks: CCA and encoder. RETROfit trains only these."""
