@@ -125,9 +125,9 @@ def sharded_state(
 
 
 def least_bytes(
+    parameters: Parameters,
     size: SizeConfig,
     model: ModelConfig,
-    vocabulary_size: int,
     precision: Precision,
     *,
     sequences: int,
@@ -143,9 +143,9 @@ def least_bytes(
     """Count a lower bound on a device's memory: with less it cannot train; with more it still may not fit.
 
     Args:
+        parameters: of the model.
         size: as in `activation_bytes`.
         model: as in `activation_bytes`.
-        vocabulary_size: V, at least.
         precision: as in `activation_bytes`.
         sequences: as in `activation_bytes`.
         sequence_length: as in `activation_bytes`.
@@ -161,7 +161,6 @@ def least_bytes(
         Bytes held throughout training (weights and moments), and the larger of the bytes added while the loss is
         computed (activations) and while weights are updated (gradients); copies are left out.
     """
-    parameters = Parameters.of(size, model, vocabulary_size)
     state = (sharded_state if sharded else replicated_state)(parameters, precision, frozen=frozen, devices=devices)
 
     def activations(k: int) -> int:

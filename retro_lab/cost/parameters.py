@@ -9,6 +9,7 @@ import torch
 
 from retro_lab.model.blocks import Branch
 from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.model.language_model import LanguageModel
 from retro_lab.model.retro import RetroModel
 
 
@@ -49,7 +50,11 @@ class Parameters:
             ConfigurationError: a value, or a combination of values, that cannot work.
         """
         with torch.device("meta"):
-            network = RetroModel(size, model, vocabulary_size)
+            return cls.of_model(RetroModel(size, model, vocabulary_size))
+
+    @classmethod
+    def of_model(cls, network: LanguageModel) -> "Parameters":
+        """Count the parameters of a model, which may be on the meta device."""
         retrieval = {parameter: parameter.numel() for _, parameter in network.retrieval_parameters()}
         blocks = [module for module in network.modules() if isinstance(module, Branch)]
         block_of = {parameter: number for number, block in enumerate(blocks) for parameter in block.parameters()}
@@ -94,7 +99,7 @@ class Parameters:
         for weight in self.weights:
             if weight.block is not None:
                 blocks[weight.block] += weight.rows * weight.row
-        return max(blocks.values())
+        return max(blocks.values(), default=0)
 
     def _trained(self, frozen: bool) -> list[Weight]:
         return [weight for weight in self.weights if weight.retrieval or not frozen]

@@ -190,13 +190,17 @@ class LanguageModel(nn.Module, ABC):
             read-out), which add up to `total`; and `non_embedding`, the count of Table 2.
         """
         counts = dict.fromkeys(("decoder", "chunked_cross_attention", "encoder", "embeddings"), 0)
+        tables = {self.embedding.weight, self.readout_weight}
+        if self.encoder is not None and self.encoder.embedding is not None:
+            tables.add(self.encoder.embedding.weight)
+        retrieval = dict(self.retrieval_parameters())
         for name, parameter in self.named_parameters():
-            if name.endswith("embedding.weight") or name == "readout.weight":
+            if parameter in tables:
                 part = "embeddings"
             elif name.startswith("encoder."):
                 part = "encoder"
             else:
-                part = "chunked_cross_attention" if ".cca." in name else "decoder"
+                part = "chunked_cross_attention" if name in retrieval else "decoder"
             counts[part] += parameter.numel()
         total = sum(counts.values())
         return counts | {"total": total, "non_embedding": total - counts["embeddings"]}

@@ -5,7 +5,7 @@ Everything else (embeddings, the norms between blocks, the read-out) is one more
 forward to the backward pass, because the loss reads the embeddings after the forward pass.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -59,16 +59,22 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             fill(value, weights[name])
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+def whole_weights(model: nn.Module, names: Container[str] | None = None) -> dict[str, Tensor]:
     """Return whole parameters and buffers in the memory of the processor.
 
     All processes of a sharded model must call this together; one tensor at a time is gathered.
+
+    Args:
+        model: The model.
+        names: Which to return; None for all.
 
     Returns:
         The weights by name; empty on all processes of a sharded model but the first, which alone needs the memory.
     """
     weights = {}
     for name, value in model.state_dict().items():
+        if names is not None and name not in names:
+            continue
         whole = value.full_tensor() if isinstance(value, DTensor) else value
         if not isinstance(value, DTensor) or torch.distributed.get_rank() == 0:
             weights[name] = whole.detach().cpu().contiguous()

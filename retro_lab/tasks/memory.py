@@ -12,6 +12,7 @@ import torch
 from retro_lab.cost.memory import least_bytes
 from retro_lab.errors import ConfigurationError
 from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.tasks.assemble import model_parameters
 from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.plan_tables import BYTES, scaled
 from retro_lab.training.precision import PRECISIONS, checked_precision, on_processor
@@ -39,9 +40,9 @@ def check_memory(config: RunConfig, size: SizeConfig, model: ModelConfig, sequen
     # Strategies other than these may shard the state between devices.
     copied = str(config.trainer.get("strategy", "auto")).startswith(("auto", "ddp"))
     state, activations = least_bytes(
+        model_parameters(config, size, getattr(config.tokenizer, "vocabulary_size", 1)),
         size,
         model,
-        getattr(config.tokenizer, "vocabulary_size", 1),
         PRECISIONS[checked_precision(config.trainer.get("precision"), accelerator)],
         sequences=sequences,
         sequence_length=config.data.sequence_length,

@@ -61,9 +61,10 @@ class RetroModule(ScoringModule):
         if not is_sharded(self.model):
             super().configure_model()
             if is_sharded(self.model):
-                self.model.to_empty(device=self.trainer.strategy.root_device)
-                torch.manual_seed(self.seed)
-                self.model.reset_parameters()
+                if any(parameter.is_meta for parameter in self.model.parameters()):
+                    self.model.to_empty(device=self.trainer.strategy.root_device)
+                    torch.manual_seed(self.seed)
+                    self.model.reset_parameters()
                 self.training_loss = self.model.loss
                 if self.compiles:
                     compile_blocks(self.model)

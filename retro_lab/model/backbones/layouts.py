@@ -133,7 +133,8 @@ def size_of(config: PretrainedConfig, encoder: SizeConfig, cca_layers: list[int]
     Args:
         config: Of the base, which gives the decoder's width, heads and layers.
         encoder: Its encoder is taken; its decoder is not.
-        cca_layers: P; None for every third layer from the sixth (Borgeaud et al. 2022, Table 12).
+        cca_layers: P, empty for the base alone; None for every third layer from the sixth (Borgeaud et al. 2022, Table
+            12).
 
     Raises:
         ConfigurationError: The architecture has no layout, or too few layers for the default.
@@ -141,7 +142,7 @@ def size_of(config: PretrainedConfig, encoder: SizeConfig, cca_layers: list[int]
     layout_of(config)
     layers = int(config.num_hidden_layers)
     chosen = list(range(6, layers + 1, 3)) if cca_layers is None else list(cca_layers)
-    if not chosen:
+    if cca_layers is None and not chosen:
         raise ConfigurationError(
             f"The base has {layers} layers, and chunked cross-attention needs at least one of them: set "
             f"backbone.cca_layers to numbers from 1 to {layers}."

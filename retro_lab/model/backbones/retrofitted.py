@@ -41,8 +41,6 @@ class RetrofittedModel(LanguageModel):
         frozen: whether the base is not trained; it then has no dropout in training either.
     """
 
-    encoder: NeighborEncoder
-
     def __init__(
         self,
         base: PreTrainedModel,
@@ -58,7 +56,8 @@ class RetrofittedModel(LanguageModel):
             base: a causal language model of an architecture in `LAYOUTS`.
             size: gives the encoder.
             model: the choices for the encoder and chunked cross-attention; their positions do not depend on the base's.
-            cca_layers: P, counted from 1; None for every third layer from the sixth.
+            cca_layers: P, counted from 1; None for every third layer from the sixth; empty for the base alone, which
+                takes no neighbors.
             frozen: whether to train the encoder and chunked cross-attention alone.
 
         Raises:
@@ -105,8 +104,8 @@ class RetrofittedModel(LanguageModel):
                     for number in sorted(size.cca_layers)
                 }
             )
-            self.encoder = NeighborEncoder(size, model, vocabulary_size)
-        for part in (self.cca, self.encoder):
+            self.encoder = NeighborEncoder(size, model, vocabulary_size) if size.cca_layers else None
+        for part in (self.cca, self.encoder) if self.encoder is not None else ():
             part.to(base.dtype).to_empty(device=tokens.weight.device)
         self.reset_parameters()
         base.requires_grad_(not frozen)
