@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-from retro_lab.model.blocks import Branch
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.retro import RetroModel
 
@@ -51,8 +50,9 @@ class Parameters:
         with torch.device("meta"):
             network = RetroModel(size, model, vocabulary_size)
         retrieval = {parameter: parameter.numel() for _, parameter in network.retrieval_parameters()}
-        blocks = [module for module in network.modules() if isinstance(module, Branch)]
-        block_of = {parameter: number for number, block in enumerate(blocks) for parameter in block.parameters()}
+        block_of = {
+            parameter: number for number, block in enumerate(network.blocks()) for parameter in block.parameters()
+        }
         return cls(
             parts=network.parameter_counts(),
             retrieval=sum(retrieval.values()),
