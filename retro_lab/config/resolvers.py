@@ -129,7 +129,7 @@ def of_base(part: str, *, _root_: DictConfig) -> Any:
     from retro_lab.runs.base_model import BaseModel  # which loads transformers
 
     backbone = _root_.backbone
-    if OmegaConf.is_missing(backbone, "model"):
+    if OmegaConf.is_missing(backbone, "model") or backbone.model is None:
         raise ConfigurationError("backbone.model has no value; give it one: backbone.model=...")
     return getattr(BaseModel.of(backbone.model, backbone.revision).size, part)
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 
-from retro_lab.model.blocks import Branch
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.language_model import LanguageModel
 from retro_lab.model.retro import RetroModel
@@ -56,8 +55,9 @@ class Parameters:
     def of_model(cls, network: LanguageModel) -> "Parameters":
         """Count the parameters of a model, which may be on the meta device."""
         retrieval = {parameter: parameter.numel() for _, parameter in network.retrieval_parameters()}
-        blocks = [module for module in network.modules() if isinstance(module, Branch)]
-        block_of = {parameter: number for number, block in enumerate(blocks) for parameter in block.parameters()}
+        block_of = {
+            parameter: number for number, block in enumerate(network.blocks()) for parameter in block.parameters()
+        }
         return cls(
             parts=network.parameter_counts(),
             retrieval=sum(retrieval.values()),

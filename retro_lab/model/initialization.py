@@ -40,13 +40,10 @@ def draw(parameters: Iterable[tuple[str, nn.Parameter]], init_std: float, layers
             fill(parameter, values)
 
 
-@torch.no_grad()
-def close(parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-    """Set the last product of chunked cross-attention to zero: neighbors change nothing until it is trained.
+def is_cca_output(name: str) -> bool:
+    """Return whether a parameter is the last product of chunked cross-attention.
 
-    RETROfit starts from the loss of its base in this way. The gradient of the last product is not zero, so that from
-    the second step on all parameters are trained.
+    RETROfit starts with it at zero: neighbors change nothing until it is trained, so training starts from the loss of
+    the base. Its own gradient is not zero, so that from the second step on all parameters are trained.
     """
-    for name, parameter in parameters:
-        if ".cca." in f".{name}" and name.endswith("output.weight"):
-            parameter.zero_()
+    return ".cca." in f".{name}" and name.endswith("output.weight")

@@ -86,6 +86,10 @@ class LanguageModel(nn.Module, ABC):
             if isinstance(module, Branch):
                 module.checkpointed = checkpointed
 
+    def blocks(self) -> Iterator[nn.Module]:
+        """Yield the blocks that need their weights one after the other; a sharded model gathers each by itself."""
+        yield from (module for module in self.modules() if isinstance(module, Branch))
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Read out final hidden states [B, N, D] as logits [B, N, V]."""
         return self.head.logits(hidden)
@@ -179,7 +183,7 @@ class LanguageModel(nn.Module, ABC):
     def retrieval_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters that a baseline lacks: CCA and encoder. RETROfit trains only these."""
         for name, parameter in self.named_parameters():
-            if name.startswith(("encoder.", "cca.")) or ".cca." in name:
+            if name.startswith("encoder.") or ".cca." in f".{name}":
                 yield name, parameter
 
     def parameter_counts(self) -> dict[str, int]:
@@ -190,20 +194,20 @@ class LanguageModel(nn.Module, ABC):
             read-out), which add up to `total`; and `non_embedding`, the count of Table 2.
         """
         counts = dict.fromkeys(("decoder", "chunked_cross_attention", "encoder", "embeddings"), 0)
-        tables = {self.embedding.weight, self.readout_weight}
-        if self.encoder is not None and self.encoder.embedding is not None:
-            tables.add(self.encoder.embedding.weight)
-        retrieval = dict(self.retrieval_parameters())
         for name, parameter in self.named_parameters():
-            if parameter in tables:
+            if self.is_table(name, parameter):
                 part = "embeddings"
             elif name.startswith("encoder."):
                 part = "encoder"
             else:
-                part = "chunked_cross_attention" if name in retrieval else "decoder"
+                part = "chunked_cross_attention" if ".cca." in f".{name}" else "decoder"
             counts[part] += parameter.numel()
         total = sum(counts.values())
         return counts | {"total": total, "non_embedding": total - counts["embeddings"]}
+
+    def is_table(self, name: str, parameter: nn.Parameter) -> bool:
+        """Return whether a parameter is an embedding table of V rows, or an untied read-out."""
+        return name.endswith("embedding.weight") or name == "readout.weight"
 
     def _check_documents(self, tokens: Tensor, documents: Tensor | None) -> None:
         if self.document_masks != (documents is not None):

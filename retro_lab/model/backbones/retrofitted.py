@@ -24,7 +24,7 @@ from retro_lab.model.chunked_cross_attention import ChunkedCrossAttention
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.distances import DistanceEncoder
 from retro_lab.model.encoder import NeighborEncoder
-from retro_lab.model.initialization import close, draw
+from retro_lab.model.initialization import draw, is_cca_output
 from retro_lab.model.kernels.cross_entropy import Readout
 from retro_lab.model.language_model import LanguageModel
 from retro_lab.model.neighbors import RetrievedNeighbors
@@ -133,7 +133,27 @@ class RetrofittedModel(LanguageModel):
             self.init_std,
             {"decoder": self.size.layers, "encoder": self.size.encoder_layers},
         )
-        close(self.retrieval_parameters())
+        for name, parameter in self.retrieval_parameters():
+            if is_cca_output(name):
+                nn.init.zeros_(parameter)
+
+    def to_empty(self, *, device: str | torch.device | int | None, recurse: bool = True) -> "RetrofittedModel":
+        """Move the parameters to a device without their values; buffers, which are not drawn anew, keep theirs."""
+        kept = {name: buffer for name, buffer in self.named_buffers() if not buffer.is_meta}
+        super().to_empty(device=device, recurse=recurse)
+        for name, buffer in kept.items():
+            self.get_buffer(name).copy_(buffer)
+        return self
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """Yield the base's layers, the blocks of the encoder, and those of chunked cross-attention."""
+        yield from layers_of(self.base)
+        yield from super().blocks()
+
+    def is_table(self, name: str, parameter: nn.Parameter) -> bool:
+        """Return whether a parameter is an embedding table of V rows or the base's read-out."""
+        tables = (self.embedding.weight, self.head.weight, self.head.bias)
+        return super().is_table(name, parameter) or any(parameter is table for table in tables)
 
     def train(self, mode: bool = True) -> "RetrofittedModel":
         """Set training or evaluation mode; a frozen base stays in evaluation mode."""
