@@ -74,9 +74,15 @@ def complete(arguments: Sequence[str]) -> list[str]:
 
 
 def with_experiment(overrides: Sequence[str]) -> list[str]:
-    """Add the quickstart to overrides that name no experiment, sweep or scale: it is what they then apply to."""
-    named = any(override_key(text) in ("experiment", "sweep", "scale") for text in overrides)
-    return [*overrides] if named else [DEFAULT_EXPERIMENT, *overrides]
+    """Fill in what overrides apply to: the quickstart if they name no experiment, sweep or scale.
+
+    An experiment's tokenizer, which Hydra prefers to that of an option, gives way to the one of the base of
+    `backbone=hf`.
+    """
+    keys = [override_key(text) for text in overrides]
+    named = any(key in ("experiment", "sweep", "scale") for key in keys)
+    tokenizer = ["tokenizer=backbone"] if "backbone=hf" in overrides and "tokenizer" not in keys else []
+    return [*([] if named else [DEFAULT_EXPERIMENT]), *overrides, *tokenizer]
 
 
 def in_order(overrides: Sequence[str]) -> list[str]:

@@ -120,6 +120,20 @@ def middle_layer(*, _root_: DictConfig) -> int:
     return max(1, int(_root_.size.layers) // 2)
 
 
+def of_base(part: str, *, _root_: DictConfig) -> Any:
+    """Resolve `${of_base:PART}`: a setting of `size` as the model that `backbone=hf` names has it.
+
+    Raises:
+        ConfigurationError: No model is named, there is none of that name, or its kind cannot be RETROfitted.
+    """
+    from retro_lab.runs.base_model import BaseModel  # which loads transformers
+
+    backbone = _root_.backbone
+    if OmegaConf.is_missing(backbone, "model") or backbone.model is None:
+        raise ConfigurationError("backbone.model has no value; give it one: backbone.model=...")
+    return getattr(BaseModel.of(backbone.model, backbone.revision).size, part)
+
+
 def equal_widths(*, _root_: DictConfig) -> bool:
     """Resolve `${equal_widths:}`: whether decoder and encoder are of one width, and can share their embeddings."""
     return bool(_root_.size.width == _root_.size.encoder_width)
@@ -127,7 +141,7 @@ def equal_widths(*, _root_: DictConfig) -> bool:
 
 RESOLVERS = (
     run_name, run_dir, cell_name, group_name, option_of, tokens_of_steps, layers_from, middle_layer, equal_widths,
-    sibling_cell, each, last,
+    of_base, sibling_cell, each, last,
 )  # fmt: skip
 
 

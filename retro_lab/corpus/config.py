@@ -193,7 +193,7 @@ class PretrainedTokenizerConfig(TokenizerConfig):
 
     _target_: str = "retro_lab.corpus.pretrained_tokenizer.PretrainedTokenizer"
     name: str
-    """Name on the hub, a folder, or a file in the format of `tokenizer.json`."""
+    """Name on the hub, a folder, a file in the format of `tokenizer.json`, or a .gguf file."""
     revision: str | None = None
     """Commit or tag on the hub."""
     marker: str | None = None

@@ -1,4 +1,4 @@
-"""Pretrained tokenizers, from the Hugging Face hub, a folder, or a `tokenizer.json`."""
+"""Pretrained tokenizers, from the Hugging Face hub, a folder, a `tokenizer.json`, or the .gguf file of a model."""
 
 from collections.abc import Iterable
 from functools import cached_property
@@ -12,6 +12,7 @@ from retro_lab.corpus.tokenizer import TOKENIZER_NAME, DocumentTokenizer, Tokeni
 from retro_lab.errors import ConfigurationError
 
 SENTENCEPIECE_SUFFIXES = (".model", ".spm")
+GGUF = ".gguf"
 
 
 class PretrainedTokenizer(TokenizerRecipe):
@@ -23,7 +24,7 @@ class PretrainedTokenizer(TokenizerRecipe):
         """Use the tokenizer `name`; nothing is read yet.
 
         Args:
-            name: Name on the hub, a folder, or a file in the form of `tokenizer.json`.
+            name: Name on the hub, a folder, a file in the form of `tokenizer.json`, or a .gguf file.
             revision: Commit, tag or branch on the hub.
             marker: Token that marks documents. None takes the tokenizer's own beginning- or end-of-text token, or a
                 new id if it has none; a token that text can encode to is replaced by a new id too.
@@ -79,6 +80,8 @@ class PretrainedTokenizer(TokenizerRecipe):
                 pretrained = AutoTokenizer.from_pretrained(str(path))
             elif path.name == TOKENIZER_NAME:  # other files in its folder configure it
                 pretrained = AutoTokenizer.from_pretrained(str(path.parent))
+            elif path.suffix == GGUF:
+                pretrained = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
             else:
                 pretrained = PreTrainedTokenizerFast(tokenizer_file=str(path))
         except ConfigurationError:

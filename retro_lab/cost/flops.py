@@ -17,13 +17,17 @@ required.
 Rotary positions have neither position logits nor R. Their causal attention is one fused kernel. It counts as a full
 matrix, as in torch's counter, although the kernel skips most of the future.
 
+A pretrained decoder (`backbone=hf`) has blocks of other shapes: fewer keys than queries, or gated feed-forward
+networks. It is counted by its own matrices, which each token is multiplied with once, and by its logits. All experts of
+a mixture count, also those that a token does not use.
+
 Shapes: B batch, N sequence length, M chunk length, K neighbors of a chunk, R neighbor tokens.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from retro_lab.errors import ConfigurationError
-from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.model.config import Matrices, ModelConfig, SizeConfig
 from retro_lab.model.distances import TRANSFORMER_XL
 from retro_lab.model.kernels.relative_attention import BLOCK
 from retro_lab.model.validation import check_model
@@ -73,6 +77,7 @@ def required_flops(
     sequence_length: int,
     k: int = 0,
     neighbor_length: int = 0,
+    base: Matrices | None = None,
 ) -> Flops:
     """Count the forward pass of one sequence as the architecture requires it.
 
@@ -87,6 +92,7 @@ def required_flops(
         sequence_length: N.
         k: K; 0 is the baseline, or RETRO[Off].
         neighbor_length: R, 2M for [N, F]. Every neighbor counts as full.
+        base: of a pretrained decoder; None for the paper's.
 
     Returns:
         Operations of one sequence.
@@ -96,7 +102,15 @@ def required_flops(
     """
     learned = model.positions == TRANSFORMER_XL
     batch = _Batch(1, sequence_length, model.chunk_length, k, neighbor_length, executed=False, learned=learned)
-    return _count(size, model, vocabulary_size, batch)
+    counted = _count(size, model, vocabulary_size, batch)
+    if base is None:
+        return counted
+    pairs = batch.causal_logits()[0]
+    return replace(
+        counted,
+        self_attention=2 * batch.n * base.attention + size.layers * 4 * size.heads * size.head_size * pairs,
+        feed_forward=2 * batch.n * base.feed_forward,
+    )
 
 
 def executed_flops(

@@ -73,20 +73,20 @@ class TrainingState:
 
 
 def replicated_state(
-    parameters: Parameters, precision: Precision, *, retrofit: bool = False, devices: int = 1
+    parameters: Parameters, precision: Precision, *, frozen: bool = False, devices: int = 1
 ) -> TrainingState:
     """Count the state of each device under DDP, which copies everything to each, or of a single device.
 
     Args:
         parameters: of the model.
         precision: of weights and products.
-        retrofit: whether only the retrieval weights are trained.
+        frozen: whether only the retrieval weights are trained.
         devices: of all nodes.
 
     Returns:
         Bytes of one device. Copies are autocast's casts of weights, and DDP's gradient buckets.
     """
-    trained = parameters.trained(retrofit=retrofit) * precision.stream
+    trained = parameters.trained(frozen=frozen) * precision.stream
     casts = parameters.parts["non_embedding"] * precision.product if precision.casts else 0
     return TrainingState(
         weights=parameters.total * precision.stream,
@@ -97,14 +97,14 @@ def replicated_state(
 
 
 def sharded_state(
-    parameters: Parameters, precision: Precision, *, retrofit: bool = False, devices: int = 1
+    parameters: Parameters, precision: Precision, *, frozen: bool = False, devices: int = 1
 ) -> TrainingState:
     """Count the state of each device under FSDP, which divides everything between devices.
 
     Args:
         parameters: as in `replicated_state`.
         precision: as in `replicated_state`.
-        retrofit: as in `replicated_state`.
+        frozen: as in `replicated_state`.
         devices: as in `replicated_state`.
 
     Returns:
@@ -112,8 +112,8 @@ def sharded_state(
         and of the largest block the weights, those of the next one, the gradient, and its sum over devices. If it is
         larger, the sum of the gradient outside of blocks takes the place of all that is of blocks, because it is last.
     """
-    trained = parameters.largest_share(devices, retrofit=retrofit) * precision.stream
-    outside, trained_outside = parameters.outside_blocks(), parameters.outside_blocks(retrofit=retrofit)
+    trained = parameters.largest_share(devices, frozen=frozen) * precision.stream
+    outside, trained_outside = parameters.outside_blocks(), parameters.outside_blocks(frozen=frozen)
     summed = max(precision.stream, FLOAT32)
     in_blocks = parameters.largest_block * (3 * precision.product + summed)
     return TrainingState(
@@ -125,9 +125,9 @@ def sharded_state(
 
 
 def least_bytes(
+    parameters: Parameters,
     size: SizeConfig,
     model: ModelConfig,
-    vocabulary_size: int,
     precision: Precision,
     *,
     sequences: int,
@@ -135,7 +135,7 @@ def least_bytes(
     k: int = 0,
     neighbor_length: int = 0,
     checkpointing: bool = False,
-    retrofit: bool = False,
+    frozen: bool = False,
     moments: bool = True,
     devices: int = 1,
     sharded: bool = False,
@@ -143,16 +143,16 @@ def least_bytes(
     """Count a lower bound on a device's memory: with less it cannot train; with more it still may not fit.
 
     Args:
+        parameters: of the model.
         size: as in `activation_bytes`.
         model: as in `activation_bytes`.
-        vocabulary_size: V, at least.
         precision: as in `activation_bytes`.
         sequences: as in `activation_bytes`.
         sequence_length: as in `activation_bytes`.
         k: as in `activation_bytes`.
         neighbor_length: as in `activation_bytes`.
         checkpointing: as in `activation_bytes`.
-        retrofit: whether only the retrieval weights are trained.
+        frozen: whether only the retrieval weights are trained.
         moments: whether AdamW is the optimizer.
         devices: of all nodes.
         sharded: whether they divide the state, as in `sharded_state`.
@@ -161,8 +161,7 @@ def least_bytes(
         Bytes held throughout training (weights and moments), and the larger of the bytes added while the loss is
         computed (activations) and while weights are updated (gradients); copies are left out.
     """
-    parameters = Parameters.of(size, model, vocabulary_size)
-    state = (sharded_state if sharded else replicated_state)(parameters, precision, retrofit=retrofit, devices=devices)
+    state = (sharded_state if sharded else replicated_state)(parameters, precision, frozen=frozen, devices=devices)
 
     def activations(k: int) -> int:
         return activation_bytes(
@@ -178,7 +177,7 @@ def least_bytes(
         )
 
     kept = activations(k)
-    if retrofit:  # frozen layers below the first chunked cross-attention keep nothing
+    if frozen:  # frozen layers below the first chunked cross-attention keep nothing
         kept = max(0, kept - activations(0))
     return int(state.weights + moments * state.moments), max(kept, int(state.gradients))
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from retro_lab.model.blocks import Branch
 from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.model.language_model import LanguageModel
 from retro_lab.model.retro import RetroModel
 
 
@@ -49,10 +49,15 @@ class Parameters:
             ConfigurationError: a value, or a combination of values, that cannot work.
         """
         with torch.device("meta"):
-            network = RetroModel(size, model, vocabulary_size)
+            return cls.of_model(RetroModel(size, model, vocabulary_size))
+
+    @classmethod
+    def of_model(cls, network: LanguageModel) -> "Parameters":
+        """Count the parameters of a model, which may be on the meta device."""
         retrieval = {parameter: parameter.numel() for _, parameter in network.retrieval_parameters()}
-        blocks = [module for module in network.modules() if isinstance(module, Branch)]
-        block_of = {parameter: number for number, block in enumerate(blocks) for parameter in block.parameters()}
+        block_of = {
+            parameter: number for number, block in enumerate(network.blocks()) for parameter in block.parameters()
+        }
         return cls(
             parts=network.parameter_counts(),
             retrieval=sum(retrieval.values()),
@@ -72,20 +77,20 @@ class Parameters:
         """All parameters."""
         return self.parts["total"]
 
-    def trained(self, *, retrofit: bool) -> int:
+    def trained(self, *, frozen: bool) -> int:
         """Return how many are trained: only those for retrieval in RETROfit, else all."""
-        return self.retrieval if retrofit else self.total
+        return self.retrieval if frozen else self.total
 
-    def largest_share(self, devices: int, *, retrofit: bool = False) -> int:
+    def largest_share(self, devices: int, *, frozen: bool = False) -> int:
         """Return how many of the trained parameters FSDP leaves with the device that holds most of them.
 
         Each parameter is cut into as many equal blocks of rows as there are devices, rounded up.
         """
-        return sum(-(-weight.rows // devices) * weight.row for weight in self._trained(retrofit))
+        return sum(-(-weight.rows // devices) * weight.row for weight in self._trained(frozen))
 
-    def outside_blocks(self, *, retrofit: bool = False) -> int:
+    def outside_blocks(self, *, frozen: bool = False) -> int:
         """Return how many of the trained parameters belong to no block, such as the embeddings."""
-        return sum(weight.rows * weight.row for weight in self._trained(retrofit) if weight.block is None)
+        return sum(weight.rows * weight.row for weight in self._trained(frozen) if weight.block is None)
 
     @property
     def largest_block(self) -> int:
@@ -94,7 +99,7 @@ class Parameters:
         for weight in self.weights:
             if weight.block is not None:
                 blocks[weight.block] += weight.rows * weight.row
-        return max(blocks.values())
+        return max(blocks.values(), default=0)
 
-    def _trained(self, retrofit: bool) -> list[Weight]:
-        return [weight for weight in self.weights if weight.retrieval or not retrofit]
+    def _trained(self, frozen: bool) -> list[Weight]:
+        return [weight for weight in self.weights if weight.retrieval or not frozen]

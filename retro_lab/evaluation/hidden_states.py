@@ -22,7 +22,6 @@ from retro_lab.artifacts.stage import Advance, Artifact, Stage
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.errors import DivergenceError
 from retro_lab.evaluation.windows import WindowBatch, Windows
-from retro_lab.model.kernels.cross_entropy import token_cross_entropy
 from retro_lab.retrieval.embeddings import EMBEDDINGS_NAME, Embeddings
 from retro_lab.retrieval.sequences import Sequences, documents_of, to_int64
 from retro_lab.runs.trained_model import SETTINGS_NAME, open_run
@@ -157,7 +156,7 @@ class HiddenStatesStage(Stage):
         mask, model = batch["mask"], self._model
         with torch.no_grad(), torch.autocast(self._device.type, products, enabled=products is not None):
             hidden: Tensor = model(batch["tokens"], documents=documents_of(batch))[mask]
-            nats = token_cross_entropy(hidden, model.readout_weight, batch["targets"][mask])
+            nats = model.target_losses(hidden, batch["targets"][mask])
         targets = windows["batch"]["targets"][windows["batch"]["mask"]]
         return hidden.to("cpu", torch.float16).numpy(), targets.numpy(), nats.to("cpu", torch.float32).numpy()
 

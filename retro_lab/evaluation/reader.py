@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from retro_lab import console
-from retro_lab.model.kernels.cross_entropy import token_cross_entropy, token_slices
+from retro_lab.model.kernels.cross_entropy import token_slices
 from retro_lab.model.language_model import LanguageModel
 from retro_lab.retrieval.config import Value
 from retro_lab.retrieval.live import LiveRetrieval
@@ -111,9 +111,7 @@ class TextReader:
                     states = hidden[row, window.first - window.start - 1 : window.stop - window.start]
                     wanted = texts[window.text].tokens[window.first : window.stop + 1]
                     targets = torch.from_numpy(wanted.astype(np.int64)).to(self._device)
-                    nats[window.text] += float(
-                        token_cross_entropy(states, self._model.readout_weight, targets).double().sum()
-                    )
+                    nats[window.text] += float(self._model.target_losses(states, targets).double().sum())
                     if greedy and hits[window.text]:
                         hits[window.text] = self._are_likeliest(states, targets)
                 advance(len(batch))

@@ -85,3 +85,13 @@ class ModelConfig:
     """Dropout on the output of every block in training. Not stated for MassiveText; 0.25 on WikiText-103."""
     init_std: float = 0.02
     """Standard deviation of the initial weights. Not stated in the paper."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrices:
+    """Entries of the matrices that each token is multiplied with in all layers of a pretrained decoder."""
+
+    attention: int
+    """Of queries, keys, values and outputs."""
+    feed_forward: int
+    """Of everything else."""

@@ -8,14 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retro_lab.model.blocks import Branch
 from retro_lab.model.cache import Cache
 from retro_lab.model.distances import DistanceEncoder
 from retro_lab.model.encoder import NeighborEncoder
-from retro_lab.model.kernels.cross_entropy import most_probable, summed_cross_entropy, token_cross_entropy
+from retro_lab.model.kernels.cross_entropy import Readout, most_probable, summed_cross_entropy, token_cross_entropy
 from retro_lab.model.neighbors import NextNeighbors, RetrievedNeighbors, cut_to_complete_chunks
 
 
@@ -93,6 +92,11 @@ class LanguageModel(nn.Module, ABC):
     def readout_weight(self) -> Tensor:
         """Weight [V, D] of READ: the embedding table if it is tied."""
 
+    @property
+    def head(self) -> Readout:
+        """READ, with everything that comes after the product with its weight."""
+        return Readout(self.readout_weight)
+
     @abstractmethod
     def reset_parameters(self) -> None:
         """Draw all weights anew; this also fills a model built on the meta device, after `to_empty`."""
@@ -103,9 +107,17 @@ class LanguageModel(nn.Module, ABC):
             if isinstance(module, Branch):
                 module.checkpointed = checkpointed
 
+    def blocks(self) -> Iterator[nn.Module]:
+        """Yield the blocks that need their weights one after the other; a sharded model gathers each by itself."""
+        yield from (module for module in self.modules() if isinstance(module, Branch))
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Read out final hidden states [B, N, D] as logits [B, N, V]."""
-        return F.linear(hidden, self.readout_weight)
+        return self.head.logits(hidden)
+
+    def target_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of targets, int64 [T], after final hidden states [T, D]: [T] nats, float32 or better."""
+        return token_cross_entropy(hidden, self.head, targets)
 
     def token_losses(
         self,
@@ -130,7 +142,7 @@ class LanguageModel(nn.Module, ABC):
             [B, N] nats, float32 (float64 for a float64 model).
         """
         hidden = self(tokens, neighbors, neighbor_lengths, documents, padding)
-        return token_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten()).view(targets.shape)
+        return self.target_losses(hidden.flatten(0, 1), targets.flatten()).view(targets.shape)
 
     def token_losses_and_hits(
         self,
@@ -157,9 +169,9 @@ class LanguageModel(nn.Module, ABC):
             [B, N] nats, as `token_losses` returns them, and bool [B, N], False where the mask is False.
         """
         hidden = self(tokens, neighbors, neighbor_lengths, documents, padding)
-        nats = token_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten()).view(targets.shape)
+        nats = self.target_losses(hidden.flatten(0, 1), targets.flatten()).view(targets.shape)
         hits = torch.zeros_like(mask)
-        hits[mask] = most_probable(hidden[mask], self.readout_weight) == targets[mask]
+        hits[mask] = most_probable(hidden[mask], self.head) == targets[mask]
         return nats, hits
 
     def loss(
@@ -187,12 +199,12 @@ class LanguageModel(nn.Module, ABC):
             Scalar, nats, float32 (float64 for a float64 model).
         """
         hidden = self(tokens, neighbors, neighbor_lengths, documents, padding)
-        return summed_cross_entropy(hidden.flatten(0, 1), self.readout_weight, targets.flatten(), mask.flatten().bool())
+        return summed_cross_entropy(hidden.flatten(0, 1), self.head, targets.flatten(), mask.flatten().bool())
 
     def retrieval_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters that a baseline lacks: CCA and encoder. RETROfit trains only these."""
         for name, parameter in self.named_parameters():
-            if name.startswith(("encoder.", "cca.")) or ".cca." in name:
+            if name.startswith("encoder.") or ".cca." in f".{name}":
                 yield name, parameter
 
     def parameter_counts(self) -> dict[str, int]:
@@ -204,15 +216,19 @@ class LanguageModel(nn.Module, ABC):
         """
         counts = dict.fromkeys(("decoder", "chunked_cross_attention", "encoder", "embeddings"), 0)
         for name, parameter in self.named_parameters():
-            if name.endswith("embedding.weight") or name == "readout.weight":
+            if self.is_table(name, parameter):
                 part = "embeddings"
             elif name.startswith("encoder."):
                 part = "encoder"
             else:
-                part = "chunked_cross_attention" if ".cca." in name else "decoder"
+                part = "chunked_cross_attention" if ".cca." in f".{name}" else "decoder"
             counts[part] += parameter.numel()
         total = sum(counts.values())
         return counts | {"total": total, "non_embedding": total - counts["embeddings"]}
+
+    def is_table(self, name: str, parameter: nn.Parameter) -> bool:
+        """Return whether a parameter is an embedding table of V rows, or an untied read-out."""
+        return name.endswith("embedding.weight") or name == "readout.weight"
 
     def _check_documents(self, tokens: Tensor, documents: Tensor | None) -> None:
         if self.document_masks != (documents is not None):

@@ -15,13 +15,11 @@ Shapes: B batch, N sequence length, L = floor(N / M) complete chunks, M chunk le
 D width of the decoder, E width of the encoder, V vocabulary.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from retro_lab.model.cache import Cache
 from retro_lab.model.config import ModelConfig, SizeConfig
@@ -29,10 +27,10 @@ from retro_lab.model.decoder import DecoderLayer
 from retro_lab.model.decoder_cache import DecoderCache
 from retro_lab.model.distances import DistanceEncoder
 from retro_lab.model.encoder import NeighborEncoder
+from retro_lab.model.initialization import draw
 from retro_lab.model.kernels.memory_efficient import RMSNorm
 from retro_lab.model.language_model import LanguageModel
 from retro_lab.model.neighbor_cache import NeighborCache
-from retro_lab.model.sharding import fill
 from retro_lab.model.validation import check_model
 
 
@@ -69,30 +67,15 @@ class RetroModel(LanguageModel):
         self.to_empty(device=device)
         self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw all weights anew; this also fills a model built on the meta device, after `to_empty`.
 
-        The paper does not state an initialization. Here weights are normal with standard deviation `init_std`, divided
-        by sqrt(2 x layers) at the end of a residual block (as in GPT-2). Retrieval parameters are drawn last, so with
-        the same seed a RETRO and a baseline of the same size start from the same decoder.
+        Retrieval parameters are drawn last, so with the same seed a RETRO and a baseline of the same size start from
+        the same decoder.
         """
         retrieval = dict(self.retrieval_parameters())
         others = {name: parameter for name, parameter in self.named_parameters() if name not in retrieval}
-        for name, parameter in (others | retrieval).items():
-            # Each device draws all numbers of a sharded one, one at a time, and keeps its part: the weights are those
-            # that a single process draws.
-            sharded = isinstance(parameter, DTensor)
-            values = torch.empty(parameter.shape, dtype=parameter.dtype) if sharded else parameter
-            if name.endswith("norm.weight"):
-                nn.init.ones_(values)
-            elif name.endswith("output.weight"):
-                layers = self.layer_counts["encoder" if name.startswith("encoder.") else "decoder"]
-                nn.init.normal_(values, std=self.init_std / math.sqrt(2 * layers))
-            else:
-                nn.init.normal_(values, std=self.init_std)
-            if sharded:
-                fill(parameter, values)
+        draw((others | retrieval).items(), self.init_std, self.layer_counts)
 
     def forward(
         self,

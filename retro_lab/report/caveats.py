@@ -6,7 +6,7 @@ from retro_lab.report import formats
 from retro_lab.report.comparison import ON, Gain, Scored, cell_baseline, cell_scores, comparable, flops_ratio, gain
 from retro_lab.report.leakage import Leakage, copy_sentences, leakage_sentences
 from retro_lab.report.parts import part_caveats
-from retro_lab.runs.records import ModelRecord, RunRecord
+from retro_lab.runs.records import Evaluation, ModelRecord, RunRecord
 from retro_lab.runs.sweeps import SweepRecord
 
 FEW_DOCUMENTS = 30
@@ -116,6 +116,12 @@ def _inequalities(baseline: ModelRecord, retro: ModelRecord, longer: ModelRecord
     scored = retro.evaluation(retro.k) or retro.evaluation(0)
     reference = baseline.evaluation(0)
     times = flops_ratio(scored, reference)
+    if not baseline.is_trained:
+        found.append(
+            "The baseline is the base model, which was not trained on this corpus; RETRO[Off] predicts the same, and "
+            "RETRO[On] has also learned from the corpus."
+        )
+        return [*found, *_scored_apart(scored, reference)]
     training = retro.flops / baseline.flops
     if times and max(abs(times - 1), abs(training - 1)) > EQUAL_COMPUTE:
         found.append(
@@ -126,6 +132,10 @@ def _inequalities(baseline: ModelRecord, retro: ModelRecord, longer: ModelRecord
     if baseline.tokens != retro.tokens:
         trained = f"{formats.count(baseline.tokens)} tokens and RETRO on {formats.count(retro.tokens)}"
         found.append(f"The baseline was trained on {trained}.")
+    return [*found, *_scored_apart(scored, reference)]
+
+
+def _scored_apart(scored: Evaluation | None, reference: Evaluation | None) -> list[str]:
     if scored and reference and not comparable(scored, reference):
-        found.append("The two models were not scored on the same held-out text, so no gain is stated.")
-    return found
+        return ["The two models were not scored on the same held-out text, so no gain is stated."]
+    return []

@@ -96,12 +96,15 @@ def _nearest(model: ModelRecord) -> Value:
 
 
 def _trained(model: ModelRecord) -> Value:
+    if not model.is_trained:
+        return "base model, not trained"
     stopped = f" ({model.stop})" if model.stop else ""
     return f"{formats.count(model.tokens)} tokens, including padding of last chunks, in {model.steps:,} steps{stopped}"
 
 
 def _passes(model: ModelRecord) -> Value:
-    return f"{model.tokens / model.corpus.train_tokens:.2g}" if model.corpus.train_tokens else None
+    passes = model.tokens / model.corpus.train_tokens if model.corpus.train_tokens else 0
+    return f"{passes:.2g}" if passes else None
 
 
 def _flops_per_byte(model: ModelRecord) -> Value:

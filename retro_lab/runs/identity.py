@@ -18,6 +18,7 @@ PRECISION = "trainer.precision"
 UNDECIDING = (
     "task", "evaluation", "paths", "logger", "callbacks", "compute", "trainer", "corpora", "corpus_name", "hydra",
     "build", "cluster", "name", "data.workers", "data.micro_batch_size", "schedule.max_skipped_steps",
+    "backbone.save_base",
 )  # fmt: skip
 """Settings that do not affect what is trained, except for `PRECISION`."""
 BUILT = ("corpus", "deduplication", "decontamination", "tokenizer", "database", "embedder", "index")
@@ -61,6 +62,9 @@ def identity(
     retrieval = decided.pop("retrieval")
     if retrieval["k"]:
         decided["retrieval"] = {name: retrieval[name] for name in USED}
+    backbone = decided.pop("backbone")
+    if backbone["model"] is not None:
+        decided["backbone"] = {"name": backbone["name"]}
     if start is not None:
         decided["init"] = decided["init"] | {"checkpoint": start}  # the same path may hold other weights later
     content = decided | {"trainer": {"precision": precision}, **inputs}

@@ -269,6 +269,11 @@ class ModelRecord:
     provenance: Provenance
 
     @property
+    def is_trained(self) -> bool:
+        """Whether it was trained here, rather than taken as a pretrained base is."""
+        return self.steps > 0
+
+    @property
     def stop(self) -> str | None:
         """Say what stopped the training early, and when; None if it was not stopped."""
         if self.planned_steps is None:

@@ -1,7 +1,8 @@
 """A trained model, which opens from its folder alone, without overrides or an artifact store.
 
 model.json           what the model is (`ModelSettings`), with checksums of weights and tokenizer; written last
-model.safetensors    weights
+model.safetensors    weights; of a RETROfit of a pretrained decoder that is frozen, only the new ones
+base.json            configuration of that decoder, where its weights are saved, too
 tokenizer.json       with document_marker.json, as `DocumentTokenizer` writes them
 identity.json        everything that decided it (`retro_lab.runs.identity`)
 result.json          how it was trained and scored (`retro_lab.runs.records`)
@@ -14,6 +15,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -25,13 +27,36 @@ from retro_lab.artifacts.fingerprint import file_checksum
 from retro_lab.artifacts.manifest import write_json
 from retro_lab.corpus.tokenizer import DocumentTokenizer
 from retro_lab.errors import ArtifactError
-from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.model.config import Matrices, ModelConfig, SizeConfig
+from retro_lab.model.language_model import LanguageModel
 from retro_lab.model.retro import RetroModel
 from retro_lab.retrieval.config import Value
 from retro_lab.runs.folder import MODELS
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
 SETTINGS_NAME = "model.json"
+BASE_NAME = "base.json"
 WEIGHTS_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSettings:
+    """The pretrained decoder that a model is a RETROfit of."""
+
+    model: str
+    """Its name on the hub, or the path of its folder or .gguf file."""
+    commit: str | None
+    """Of a model on the hub."""
+    sha256: str
+    """Of its weights (`retro_lab.runs.base_model`)."""
+    frozen: bool
+    """Whether its weights are as they were."""
+    saved: bool
+    """Whether they are saved with the new ones."""
+    matrices: Matrices
+    """What its FLOPs are counted from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +73,28 @@ class ModelSettings:
     """The parts of a neighbor that the model reads."""
     sequence_length: int
     """Tokens of a training sequence."""
+    backbone: BackboneSettings | None = None
+    """None for the paper's decoder."""
 
-    def build(self) -> RetroModel:
-        """Create the model with random weights."""
-        return RetroModel(self.size, self.model, self.vocabulary_size)
+    def build(self, base: "PreTrainedModel | None" = None) -> LanguageModel:
+        """Create the model with random weights.
+
+        Args:
+            base: The decoder of a model with a `backbone`; it keeps its weights.
+        """
+        if self.backbone is None:
+            return RetroModel(self.size, self.model, self.vocabulary_size)
+        from retro_lab.model.backbones.retrofitted import RetrofittedModel  # which loads much of transformers
+
+        assert base is not None
+        return RetrofittedModel(base, self.size, self.model, list(self.size.cca_layers), frozen=self.backbone.frozen)
+
+    def saved_names(self, model: LanguageModel) -> set[str]:
+        """Return the names of the weights of a model that are saved; of tied ones, which are one weight, the first."""
+        if self.backbone is not None and not self.backbone.saved:
+            return {name for name, _ in model.retrieval_parameters()}
+        every, once = ({name for name, _ in model.named_parameters(remove_duplicate=once)} for once in (False, True))
+        return model.state_dict().keys() - (every - once)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,26 +103,37 @@ class TrainedModel:
 
     folder: Path
     settings: ModelSettings
-    model: RetroModel
+    model: LanguageModel
     tokenizer: DocumentTokenizer
 
 
 def save_model(
-    folder: Path, weights: Mapping[str, Tensor], settings: ModelSettings, tokenizer: DocumentTokenizer
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    settings: ModelSettings,
+    tokenizer: DocumentTokenizer,
+    base: "PretrainedConfig | None" = None,
 ) -> None:
     """Write everything that `open_run` reads into a model's folder.
 
+    A RETROfit of a run's own baseline is saved whole, so that its folder opens by itself, wherever it is copied to: its
+    baseline is a file of the user's own that nobody else could find again, and no larger than the run.
+
     Args:
         folder: Of the model.
-        weights: Of the model, as `whole_weights` returns them.
+        weights: Those of `settings.saved_names`, as `whole_weights` returns them.
         settings: Of the model.
         tokenizer: That made its tokens.
+        base: Configuration of a pretrained decoder; it is written if the weights hold that decoder's.
 
     Raises:
         OSError: The disk is full or the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
+    if base is not None and settings.backbone is not None and settings.backbone.saved:
+        with replacing(folder / BASE_NAME) as file:
+            file.write(base.to_json_string(use_diff=False).encode())
     with replacing(folder / WEIGHTS_NAME) as file:
         save_file(dict(weights), file.name)
     checksums = {"weights": weights_checksum(folder), "tokenizer": tokenizer.checksum}
@@ -91,15 +145,17 @@ def weights_checksum(folder: Path) -> str:
     return file_checksum(folder / WEIGHTS_NAME)
 
 
-def open_run(folder: Path | str, model: str | None = None) -> TrainedModel:
+def open_run(folder: Path | str, model: str | None = None, base: str | None = None) -> TrainedModel:
     """Open a trained model.
 
     Args:
         folder: Of a run or of one of its models, wherever it was copied to.
         model: `retro` or `baseline`; None takes the RETRO of a run, or the baseline if there is no RETRO.
+        base: Of a RETROfit of a pretrained decoder: where that decoder is now, if not where it was in training.
 
     Raises:
-        ArtifactError: There is no such model, or one of its files is damaged.
+        ArtifactError: There is no such model, one of its files is damaged, or the decoder that it is a RETROfit of is
+            gone or another one.
     """
     folder = Path(folder)
     if model is None:
@@ -108,7 +164,7 @@ def open_run(folder: Path | str, model: str | None = None) -> TrainedModel:
         names = [model] if (folder / model / SETTINGS_NAME).is_file() else []
     if not names:
         raise ArtifactError(f"{folder} holds no trained {model or 'model'}: there is no {SETTINGS_NAME} in it.")
-    return _open(folder / names[0])
+    return _open(folder / names[0], base)
 
 
 def has_model(folder: Path) -> bool:
@@ -126,7 +182,7 @@ def read_weights(folder: Path) -> Mapping[str, Tensor]:
     return _read_weights(folder, checksums["weights"])
 
 
-def _open(folder: Path) -> TrainedModel:
+def _open(folder: Path, base: str | None) -> TrainedModel:
     settings, checksums = _read_settings(folder)
     try:
         tokenizer = DocumentTokenizer.load(folder)
@@ -134,10 +190,41 @@ def _open(folder: Path) -> TrainedModel:
         raise _damaged(folder / "tokenizer.json", str(error)) from error
     if tokenizer.checksum != checksums["tokenizer"]:
         raise _damaged(folder / "tokenizer.json", "it is not the one that was written")
-    with torch.device("meta"):
-        model = settings.build()
-    model.load_state_dict(_read_weights(folder, checksums["weights"]), assign=True)
+    weights = _read_weights(folder, checksums["weights"])
+    if settings.backbone is None:
+        with torch.device("meta"):
+            model = settings.build()
+        model.load_state_dict(weights, assign=True)
+    else:
+        model = settings.build(_base(folder, settings.backbone, base))
+        if weights.keys() != settings.saved_names(model):
+            raise _damaged(folder / WEIGHTS_NAME, "it does not hold the weights of this model")
+        model.load_state_dict(weights, strict=False)
     return TrainedModel(folder=folder, settings=settings, model=model.eval(), tokenizer=tokenizer)
+
+
+def _base(folder: Path, backbone: BackboneSettings, place: str | None) -> "PreTrainedModel":
+    """Return the pretrained decoder of a model; if its weights are saved in the folder, with any weights."""
+    from retro_lab.runs.base_model import BaseModel, from_configuration  # which loads much of transformers
+
+    if backbone.saved:
+        try:
+            return from_configuration(folder / BASE_NAME)
+        except (OSError, ValueError, KeyError) as error:
+            raise _damaged(folder / BASE_NAME, str(error)) from error
+    name = place or backbone.model
+    if backbone.commit is None and not Path(name).expanduser().exists():
+        raise ArtifactError(
+            f"{folder} is a RETROfit of {name}, which is not there; say where it is now, with backbone.model=PATH or "
+            "open_run(folder, base=PATH)."
+        )
+    base = BaseModel.of(name, backbone.commit)
+    if base.sha256 != backbone.sha256:
+        raise ArtifactError(
+            f"{folder} is a RETROfit of other weights than those of {name} (SHA-256 {backbone.sha256[:12]}, not "
+            f"{base.sha256[:12]}); name the model that it was trained on."
+        )
+    return base.load()
 
 
 def _read_settings(folder: Path) -> tuple[ModelSettings, dict[str, str]]:

@@ -19,11 +19,12 @@ from retro_lab.artifacts.disk import write_file
 from retro_lab.artifacts.fingerprint import file_checksum
 from retro_lab.corpus.questions import read_questions
 from retro_lab.cost.flops import TRAINING_TO_FORWARD
+from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.answers import AnsweringModule, QuestionBatches, answer_text, is_exact_match, line_ends
 from retro_lab.evaluation.intervals import share_interval
 from retro_lab.evaluation.scoring import ScoredData
 from retro_lab.model.blocks import Residual
-from retro_lab.model.retro import RetroModel
+from retro_lab.model.language_model import LanguageModel
 from retro_lab.model.sharding import whole_weights
 from retro_lab.retrieval.questions import Questions
 from retro_lab.runs.answers import (
@@ -64,7 +65,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 
     Raises:
         ArtifactError: There is no such trained model.
-        ConfigurationError: The folder holds models that were fine-tuned otherwise.
+        ConfigurationError: The folder holds models that were fine-tuned otherwise, or a model is a RETROfit of a
+            pretrained decoder.
         CorpusError: A file of questions is missing or is not one.
     """
     task = config.task
@@ -76,6 +78,11 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     with folder.held():
         starts = {name: open_run(task.start, name) for name in task.models}
         for name, start in starts.items():
+            if start.settings.backbone is not None:
+                raise ConfigurationError(
+                    f"{start.folder} is a RETROfit of a pretrained decoder, and task=answer fine-tunes models of the "
+                    "paper's decoder only."
+                )
             check_identity(_folder(folder, name), _identity(config, task, start))
         folder.note()
         records = [_answer(name, config, task, start, folder) for name, start in starts.items()]
@@ -197,7 +204,7 @@ def _module(config: RunConfig, task: AnswerConfig, start: TrainedModel, *, shard
     )
 
 
-def drop_in_decoder(model: RetroModel, rate: float) -> None:
+def drop_in_decoder(model: LanguageModel, rate: float) -> None:
     """Set the dropout of the decoder's blocks, chunked cross-attention included, and none in the encoder."""
     for name, module in model.named_modules():
         if isinstance(module, Residual):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
 from hydra.utils import instantiate
@@ -12,7 +12,10 @@ from pytorch_lightning.loggers import Logger
 
 from retro_lab import console
 from retro_lab.artifacts.fingerprint import file_checksum
+from retro_lab.corpus.tokenizer import DocumentTokenizer
 from retro_lab.corpus.tokens import TokenStore
+from retro_lab.cost.parameters import Parameters
+from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.windows import Windows
 from retro_lab.model.config import SizeConfig
 from retro_lab.model.validation import check_model
@@ -20,11 +23,11 @@ from retro_lab.retrieval.retriever import Retriever
 from retro_lab.retrieval.sequences import Sequences
 from retro_lab.runs.folder import BASELINE, RunFolder
 from retro_lab.runs.identity import identity
-from retro_lab.runs.trained_model import ModelSettings, has_model, weights_checksum
+from retro_lab.runs.trained_model import BackboneSettings, ModelSettings, has_model, weights_checksum
 from retro_lab.tasks.build import Inputs
 from retro_lab.tasks.config import RunConfig
 from retro_lab.training.checkpoints import CHECKPOINT, DurableCheckpoints, sealed_file
-from retro_lab.training.config import Init
+from retro_lab.training.config import Backbone, Init
 from retro_lab.training.divergence import DivergenceGuard
 from retro_lab.training.precision import checked_precision
 from retro_lab.training.progress import LongTrainingNotice, ProgressFile
@@ -32,6 +35,9 @@ from retro_lab.training.schedule import WarmupCosine
 from retro_lab.training.speed import TrainingSpeed
 from retro_lab.training.stopping import ResumeAtStep, StopWhenAsked, leave_signals_to_us
 from retro_lab.training.training import TrainingClock, ValidationCurve
+
+if TYPE_CHECKING:
+    from retro_lab.runs.base_model import BaseModel
 
 
 def without_retrieval(config: RunConfig) -> RunConfig:
@@ -56,8 +62,52 @@ def model_size(config: RunConfig) -> SizeConfig:
     return size
 
 
-def model_settings(config: RunConfig, vocabulary_size: int) -> ModelSettings:
-    """Return the settings that the model of a run is built from."""
+def base_model(config: RunConfig) -> "BaseModel | None":
+    """Return the pretrained decoder that a run's models have; None for the paper's.
+
+    Raises:
+        ConfigurationError: There is no such model.
+    """
+    if config.backbone.name is Backbone.own:
+        return None
+    from retro_lab.runs.base_model import BaseModel  # which loads much of transformers
+
+    assert config.backbone.model is not None
+    return BaseModel.of(config.backbone.model, config.backbone.revision)
+
+
+def is_untrained(config: RunConfig) -> bool:
+    """Return whether a run's baseline is a pretrained decoder as it is."""
+    return config.backbone.name is Backbone.hf and config.init.frozen and not config.retrieval.k
+
+
+def model_settings(config: RunConfig, tokenizer: DocumentTokenizer) -> ModelSettings:
+    """Return the settings that the model of a run is built from.
+
+    Raises:
+        ConfigurationError: The tokenizer has ids that a pretrained decoder does not know.
+    """
+    base, backbone, vocabulary_size = base_model(config), None, tokenizer.vocabulary_size
+    if base is not None:
+        if tokenizer.document_marker >= base.vocabulary_size:
+            raise ConfigurationError(
+                f"The document marker has the id {tokenizer.document_marker}, outside of the {base.vocabulary_size:,} "
+                f"ids of {base.name}; set tokenizer.marker to a token that the base knows, such as its end of text."
+            )
+        if vocabulary_size > base.vocabulary_size:
+            raise ConfigurationError(
+                f"The tokenizer has {vocabulary_size:,} ids, and {base.name} knows {base.vocabulary_size:,}; "
+                "set tokenizer=backbone, or the tokenizer.name of the one that the base was trained with."
+            )
+        vocabulary_size = base.vocabulary_size
+        backbone = BackboneSettings(
+            model=base.name,
+            commit=base.commit,
+            sha256=base.sha256,
+            frozen=config.init.frozen,
+            saved=config.backbone.save_base or not config.init.frozen,
+            matrices=base.matrices,
+        )
     return ModelSettings(
         size=model_size(config),
         model=config.model,
@@ -65,7 +115,25 @@ def model_settings(config: RunConfig, vocabulary_size: int) -> ModelSettings:
         k=config.retrieval.k,
         value=config.retrieval.value,
         sequence_length=config.data.sequence_length,
+        backbone=backbone,
     )
+
+
+def model_parameters(config: RunConfig, size: SizeConfig, vocabulary_size: int) -> Parameters:
+    """Count the parameters of a run's model, without its weights.
+
+    Args:
+        config: Of the run.
+        size: Of the model; without layers for neighbors for a baseline.
+        vocabulary_size: Of a decoder that is not pretrained.
+
+    Raises:
+        ConfigurationError: No model can have this size and these settings.
+    """
+    base = base_model(config)
+    if base is None:
+        return Parameters.of(size, config.model, vocabulary_size)
+    return Parameters.of_model(base.retrofitted_without_weights(size, config.model))
 
 
 def model_identity(config: RunConfig, folder: RunFolder, inputs: Inputs) -> dict[str, Any]:
@@ -73,7 +141,8 @@ def model_identity(config: RunConfig, folder: RunFolder, inputs: Inputs) -> dict
     config = config if config.retrieval.k else without_retrieval(config)
     train = inputs.corpus.stores["train"]
     roles = {"corpus": train.artifact.fingerprint}
-    start = None
+    base = base_model(config)
+    start = base.sha256 if base is not None else None
     if config.retrieval.k:
         roles["database"] = inputs.database.neighbors_of(train).artifact.fingerprint
         weights = start_weights(config, folder)
@@ -86,8 +155,10 @@ def model_identity(config: RunConfig, folder: RunFolder, inputs: Inputs) -> dict
 
 
 def start_weights(config: RunConfig, folder: RunFolder) -> Path | None:
-    """Return the baseline that a run's RETRO starts from, a model's folder or a checkpoint; None if from scratch."""
-    if config.init.name is not Init.retrofit:
+    """Return the baseline that a run's RETRO starts from, a model's folder or a checkpoint; None if from scratch,
+    or from a pretrained decoder.
+    """
+    if config.init.name is not Init.retrofit or config.backbone.name is Backbone.hf:
         return None
     return Path(config.init.checkpoint) if config.init.checkpoint else folder.model(BASELINE)
 

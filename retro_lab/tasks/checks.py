@@ -11,7 +11,7 @@ from retro_lab import ranks
 from retro_lab.errors import ConfigurationError
 from retro_lab.runs.folder import BASELINE, RunFolder
 from retro_lab.runs.trained_model import has_model
-from retro_lab.tasks.assemble import model_size, start_weights
+from retro_lab.tasks.assemble import base_model, model_size, start_weights
 from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.memory import check_memory
 from retro_lab.training.batches import accumulated_batches
@@ -35,11 +35,26 @@ def check_training(config: RunConfig) -> None:
             f"retrieval.k={k} neighbors are not used by any layer, because size.cca_layers is empty; name layers, or "
             "set retrieval.k=0 for the baseline."
         )
+    check_base(config)
     check_trainer(config.trainer)
     devices = devices_used(config.trainer)
     check_memory(config, size, config.model, check_batch(config, devices), devices)
     if config.compute.compile:
         check_compiler()
+
+
+def check_base(config: RunConfig) -> None:
+    """Check that the pretrained decoder of a run reads sequences as long as the data's.
+
+    Raises:
+        ConfigurationError: It has no such model, or the model has fewer positions.
+    """
+    base, length = base_model(config), config.data.sequence_length
+    if base is not None and base.longest is not None and length > base.longest:
+        raise ConfigurationError(
+            f"data.sequence_length={length} is more than the {base.longest:,} positions of {base.name}; set it to at "
+            "most as many."
+        )
 
 
 def check_evaluation(config: RunConfig) -> None:

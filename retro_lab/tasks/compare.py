@@ -49,9 +49,9 @@ def compared(config: RunConfig, inputs: Inputs) -> dict[str, RunConfig]:
 
 def training_flops_ratio(config: RunConfig, inputs: Inputs) -> float:
     """Return how many times the FLOPs of its baseline a RETRO takes for a token in training."""
-    vocabulary_size = inputs.corpus.stores["train"].tokenizer.vocabulary_size
+    tokenizer = inputs.corpus.stores["train"].tokenizer
     retro, baseline = (
-        mean_token_flops(model_settings(model, vocabulary_size), model.retrieval.k, config.data.sequence_length)
+        mean_token_flops(model_settings(model, tokenizer), model.retrieval.k, config.data.sequence_length)
         for model in (config, without_retrieval(config))
     )
     return retro / baseline

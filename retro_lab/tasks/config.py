@@ -9,14 +9,29 @@ from enum import StrEnum
 from typing import Any
 
 from retro_lab.artifacts.config import BuildConfig
-from retro_lab.corpus.config import CorpusConfig, DecontaminationConfig, DeduplicationConfig, TokenizerConfig
+from retro_lab.corpus.config import (
+    CorpusConfig,
+    DecontaminationConfig,
+    DeduplicationConfig,
+    PretrainedTokenizerConfig,
+    TokenizerConfig,
+)
 from retro_lab.errors import ConfigurationError
 from retro_lab.evaluation.config import EvaluationConfig, check_stride
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.ranges import DROPPED, NOT_NEGATIVE, PORT, POSITIVE, SEED, SHARE, check_ranges
 from retro_lab.retrieval.config import DatabaseConfig, EmbedderConfig, IndexConfig, RetrievalConfig, check_length
 from retro_lab.runs.folder import MODELS
-from retro_lab.training.config import ComputeConfig, DataConfig, InitConfig, OptimizerConfig, ScheduleConfig
+from retro_lab.training.config import (
+    Backbone,
+    BackboneConfig,
+    ComputeConfig,
+    DataConfig,
+    Init,
+    InitConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
 
 
 class Task(StrEnum):
@@ -386,6 +401,7 @@ class RunConfig:
     size: SizeConfig
     model: ModelConfig = field(default_factory=ModelConfig)
     init: InitConfig
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     corpus: CorpusConfig
@@ -435,3 +451,33 @@ class RunConfig:
         check_length(length, chunk_length)
         if self.task.name in (Task.compare, Task.evaluate, Task.train):
             check_stride(self.evaluation.stride, chunk_length, length)
+        if self.backbone.name is Backbone.hf:
+            self._check_backbone()
+
+    def _check_backbone(self) -> None:
+        """Check that nothing contradicts the base's own decoder.
+
+        Raises:
+            ConfigurationError: A setting does.
+        """
+        if not isinstance(self.tokenizer, PretrainedTokenizerConfig):
+            raise ConfigurationError(
+                "backbone=hf needs its base's own tokenizer, whose ids the base has learned; set tokenizer=backbone."
+            )
+        if self.init.name is not Init.retrofit:
+            raise ConfigurationError(
+                f"init={self.init.name} contradicts backbone=hf, which starts from a trained model; leave it out."
+            )
+        if self.init.checkpoint is not None:
+            raise ConfigurationError(
+                "init.checkpoint names a baseline of the paper's decoder; with backbone=hf, name the base in "
+                "backbone.model instead."
+            )
+        if self.model.document_masks:
+            raise ConfigurationError(
+                "model.document_masks=true is impossible with backbone=hf, whose base masks its attention itself."
+            )
+        if not self.model.tied_readout:
+            raise ConfigurationError(
+                "model.tied_readout=false is impossible with backbone=hf, whose base has a read-out of its own."
+            )

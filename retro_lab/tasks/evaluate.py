@@ -132,7 +132,7 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
     known = {entry.measured: entry for entry in record.evaluations if _is_complete(folder / entry.scores)}
     missing = {text: [each for each in found if each.measured not in known] for text, found in wanted.items()}
     if any(missing.values()):
-        trained = open_run(folder)
+        trained = open_run(folder, base=config.backbone.model)
         trainer = build_trainer(config, folder, steps=1, callbacks=())
         for text, pending in missing.items():
             words = text.words() if pending else None
@@ -228,6 +228,7 @@ def mean_token_flops(settings: ModelSettings, k: int, sequence_length: int) -> f
         sequence_length=sequence_length,
         k=k,
         neighbor_length=settings.value.length(settings.model.chunk_length),
+        base=settings.backbone.matrices if settings.backbone else None,
     )
     return sequence.total / sequence_length
 

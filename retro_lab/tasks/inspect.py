@@ -103,7 +103,7 @@ def _write_pages(
     database, k = inputs.database, record.k
     cut = windows(config, store, database, [0, k], float("inf"))
     retrieved, distances = database.retrieved_by(store, config.retrieval.value), database.neighbors_of(store).distances
-    model = open_run(path).model
+    model = open_run(path, base=config.backbone.model).model
     documents: list[InspectedDocument] = []
     for document in np.unique(store.document_of(np.array(chunks))).tolist():
         trainer = build_trainer(config, path, steps=1, callbacks=())

@@ -12,9 +12,9 @@ import torch
 from retro_lab.cost.memory import least_bytes
 from retro_lab.errors import ConfigurationError
 from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.tasks.assemble import model_parameters
 from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.plan_tables import BYTES, scaled
-from retro_lab.training.config import Init
 from retro_lab.training.precision import PRECISIONS, checked_precision, on_processor
 
 CONTROL_GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -40,9 +40,9 @@ def check_memory(config: RunConfig, size: SizeConfig, model: ModelConfig, sequen
     # Strategies other than these may shard the state between devices.
     copied = str(config.trainer.get("strategy", "auto")).startswith(("auto", "ddp"))
     state, activations = least_bytes(
+        model_parameters(config, size, getattr(config.tokenizer, "vocabulary_size", 1)),
         size,
         model,
-        getattr(config.tokenizer, "vocabulary_size", 1),
         PRECISIONS[checked_precision(config.trainer.get("precision"), accelerator)],
         sequences=sequences,
         sequence_length=config.data.sequence_length,
@@ -50,7 +50,7 @@ def check_memory(config: RunConfig, size: SizeConfig, model: ModelConfig, sequen
         neighbor_length=config.retrieval.value.length(model.chunk_length),
         # A compiler may recompute anything, so the lower bound is the one with checkpointing.
         checkpointing=config.compute.checkpoint_activations or config.compute.compile,
-        retrofit=config.init.name is Init.retrofit and bool(size.cca_layers),
+        frozen=config.init.freezes and bool(size.cca_layers),
         moments=config.optimizer._target_ == "torch.optim.AdamW",
         devices=devices,
         sharded=not copied,

@@ -1,6 +1,7 @@
 """`task=plan`: the cost of a model, a training run and a database, before anything is spent.
 
-Nothing is read, downloaded or built: the model is built on the meta device, and everything else is arithmetic.
+Nothing is built, and nothing is read but the configuration of a pretrained decoder: the model is built on the meta
+device, and everything else is arithmetic.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,10 @@ from retro_lab import console
 from retro_lab.cost.flops import TRAINING_TO_FORWARD, Flops, device_hours, required_flops
 from retro_lab.cost.memory import ADAMW_MOMENTS, activation_bytes, replicated_state, sharded_state
 from retro_lab.cost.parameters import Parameters
-from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.model.config import Matrices, ModelConfig, SizeConfig
 from retro_lab.runs.folder import RunFolder
-from retro_lab.tasks.checks import check_batch, check_trainer
+from retro_lab.tasks.assemble import base_model, model_parameters
+from retro_lab.tasks.checks import check_base, check_batch, check_trainer
 from retro_lab.tasks.config import PlanConfig, RunConfig
 from retro_lab.tasks.plan_database import database_sections, datastore_section
 from retro_lab.tasks.plan_fit import Gpus, fitting
@@ -73,6 +75,10 @@ class Plan:
     tokens: float
     """Of the training run."""
     parameters: Parameters
+    base: Matrices | None
+    """Of a pretrained decoder."""
+    retrofit: bool
+    """Whether the parameters for retrieval are new to a trained model."""
 
     @classmethod
     def of(cls, config: RunConfig) -> "Plan":
@@ -86,6 +92,10 @@ class Plan:
         vocabulary, source = getattr(config.tokenizer, "vocabulary_size", None), "tokenizer.vocabulary_size"
         if vocabulary is None:
             vocabulary, source = PAPER_VOCABULARY, "the paper's; the tokenizer's is known once it is built"
+        base = base_model(config)
+        if base is not None:
+            check_base(config)
+            vocabulary, source = base.vocabulary_size, f"of {base.name}"
         check_trainer(config.trainer, accelerator="gpu")  # planned here, trained elsewhere
         if not k:
             size = replace(size, cca_layers=[])
@@ -98,7 +108,9 @@ class Plan:
             neighbor_length=config.retrieval.value.length(model.chunk_length),
             sequence_length=n,
             tokens=config.schedule.tokens,
-            parameters=Parameters.of(size, model, vocabulary),
+            parameters=model_parameters(config, size, vocabulary),
+            base=base.matrices if base is not None else None,
+            retrofit=config.init.name is Init.retrofit and k > 0,
         )
 
     def flops_per_token(self, k: int) -> Flops:
@@ -110,6 +122,7 @@ class Plan:
             sequence_length=self.sequence_length,
             k=k,
             neighbor_length=self.neighbor_length,
+            base=self.base,
         )
         return sequence.times(1 / self.sequence_length)
 
@@ -120,12 +133,19 @@ class Plan:
 
 
 def _parameters(plan: Plan) -> Group:
-    return section(
+    table = section(
         f"Parameters of {plan.size.name}",
         f"vocabulary {plan.vocabulary:,} ({plan.vocabulary_source})",
         {LABELS.get(part, part): [f"{count:,}"] for part, count in plan.parameters.parts.items() if count},
         ["parameters"],
     )
+    if not plan.retrofit:
+        return table
+    new = plan.parameters.retrieval
+    base = plan.parameters.total - new
+    new_scaled, base_scaled = (scaled(count, ("", "k", "M", "B", "T")).replace(" ", "") for count in (new, base))
+    said = f"new parameters: {new_scaled}, {new / base:.1%} of {base_scaled}"
+    return Group(*table.renderables[:-1], Text(f"  {said}"), Text())
 
 
 def _flops(plan: Plan) -> Group:
@@ -175,10 +195,9 @@ def _memory(plan: Plan, config: RunConfig, task: PlanConfig) -> Group:
     sequences = _sequences(config, gpus, guessed=bool(guess))
     name = checked_precision(config.trainer.get("precision"), accelerator="gpu")
     precision = PRECISIONS[name]
-    retrofit = config.init.name is Init.retrofit
+    frozen = config.init.freezes and plan.k > 0
     ddp, fsdp = (
-        state(plan.parameters, precision, retrofit=retrofit, devices=gpus)
-        for state in (replicated_state, sharded_state)
+        state(plan.parameters, precision, frozen=frozen, devices=gpus) for state in (replicated_state, sharded_state)
     )
     rows = {
         "weights": (ddp.weights, fsdp.weights),

@@ -32,8 +32,10 @@ from retro_lab.runs.records import (
 from retro_lab.runs.trained_model import ModelSettings, save_model
 from retro_lab.tasks import report
 from retro_lab.tasks.assemble import (
+    base_model,
     build_trainer,
     in_folder,
+    is_untrained,
     learning_rates,
     model_identity,
     model_settings,
@@ -48,7 +50,6 @@ from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.evaluate import evaluate, mean_token_flops
 from retro_lab.training.batches import accumulated_batches
 from retro_lab.training.checkpoints import resumable
-from retro_lab.training.config import Init
 from retro_lab.training.data import RetroDataModule
 from retro_lab.training.devices import devices_used
 from retro_lab.training.loggers import build_loggers, describe_run, finish_loggers, log_scores, reopen_loggers
@@ -97,7 +98,10 @@ def train_model(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs)
     if result.is_file():
         record = load_result(result)
         end = f"; it was {record.stop}: delete {result} to train on from there" if record.stop else ""
-        console.status(name, f"reusing {path}, trained on {record.tokens:,} tokens{end}")
+        done = f"trained on {record.tokens:,} tokens" if record.is_trained else "the base model, not trained"
+        console.status(name, f"reusing {path}, {done}{end}")
+    elif is_untrained(config):
+        record = _take_base(name, config, folder, inputs, loggers)
     else:
         record = _train(name, config, folder, inputs, loggers)
     scored = evaluate(config, path, record, inputs)
@@ -111,7 +115,7 @@ def train_model(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs)
 def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, loggers: list[Logger]) -> ModelRecord:
     k, path = config.retrieval.k, folder.model(name)
     tokenizer = inputs.corpus.stores["train"].tokenizer
-    settings = model_settings(config, tokenizer.vocabulary_size)
+    settings = model_settings(config, tokenizer)
     tokens_per_step = config.data.tokens_per_step
     steps = max(1, round(config.schedule.tokens / tokens_per_step))
     training_flops = TRAINING_TO_FORWARD * mean_token_flops(settings, k, settings.sequence_length)
@@ -164,11 +168,46 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, logg
         curve=watching.curve.curve,
         provenance=provenance(),
     )
-    weights = whole_weights(module.model)
+    weights = whole_weights(module.model, settings.saved_names(module.model))
     if trainer.is_global_zero:
-        save_model(path, weights, settings, tokenizer)
+        base = base_model(config)
+        save_model(path, weights, settings, tokenizer, base.config if base else None)
         write_result(path / RESULT_NAME, record)
     trainer.strategy.barrier()  # before other ranks read what rank 0 wrote
+    return record
+
+
+def _take_base(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, loggers: list[Logger]) -> ModelRecord:
+    """Save and record the pretrained decoder that is a run's baseline, and is not trained."""
+    path, base = folder.model(name), base_model(config)
+    assert base is not None
+    tokenizer = inputs.corpus.stores["train"].tokenizer
+    settings = model_settings(config, tokenizer)
+    model = settings.build(base.load())
+    parameters = Parameters(**model.parameter_counts())
+    console.status(name, f"{base.name}: {parameters.total:,} parameters, not trained")
+    identity = model_identity(config, folder, inputs)
+    facts = {"model": name, "parameters": asdict(parameters), "steps": 0, "provenance": asdict(provenance())}
+    describe_run(loggers, asdict(config), facts)
+    record = ModelRecord(
+        model=name,
+        size=config.size.name,
+        k=0,
+        parameters=parameters,
+        tokens=0,
+        steps=0,
+        flops=0.0,
+        seconds=0.0,
+        seed=config.seed,
+        corpus=_summarize_corpus(inputs.corpus),
+        evaluations=(),
+        curve=(),
+        provenance=provenance(),
+    )
+    if console.is_main_process():
+        write_identity(path, identity)
+        save_model(path, whole_weights(model, settings.saved_names(model)), settings, tokenizer, base.config)
+        write_result(path / RESULT_NAME, record)
     return record
 
 
@@ -193,14 +232,14 @@ def _data(config: RunConfig, inputs: Inputs) -> RetroDataModule:
 
 def _module(config: RunConfig, folder: RunFolder, settings: ModelSettings, steps: int, *, sharded: bool) -> RetroModule:
     """Build the model and what trains it; a sharded model, which may not fit into one process, without weights."""
-    with torch.device("meta") if sharded else nullcontext():
-        model = settings.build()
+    base = base_model(config)
+    # A pretrained decoder makes tensors of its own that are not among its weights, so it is never on the meta device.
+    with torch.device("meta") if sharded and base is None else nullcontext():
+        model = settings.build(base.load() if base else None)
     model.checkpoint_activations(config.compute.checkpoint_activations)
-    first_weights = None
-    if config.retrieval.k and config.init.name is Init.retrofit:
-        start = start_weights(config, folder)
-        assert start is not None
-        first_weights = baseline_weights(model, start)
+    start = start_weights(config, folder) if config.retrieval.k else None
+    first_weights = None if start is None else baseline_weights(model, start)
+    if config.retrieval.k and config.init.freezes:
         freeze_all_but_retrieval(model)
     return RetroModule(
         model,

@@ -79,7 +79,7 @@ def _score(
 
     task = config.task
     assert isinstance(task, ZeroShotConfig)
-    trained = open_run(folder.path / name)
+    trained = open_run(folder.path / name, base=config.backbone.model)
     own = trained.settings.k
     with_k = replace(config, retrieval=replace(config.retrieval, k=own))
     check_scored(folder.path / name, model_identity(with_k, folder, inputs))

@@ -7,6 +7,13 @@ from typing import Any
 from retro_lab.ranges import DECAY, DROPPED, NOT_NEGATIVE, POSITIVE, RATIO, check_ranges
 
 
+class Backbone(StrEnum):
+    """Whose decoder a model has."""
+
+    own = "own"
+    hf = "hf"
+
+
 class Init(StrEnum):
     """Where the initial weights come from."""
 
@@ -139,7 +146,30 @@ class InitConfig:
     """Where the initial weights come from."""
 
     name: Init
-    """`scratch`, or `retrofit`: freeze a trained baseline and train only the retrieval weights (Sec. 4.2)."""
+    """`scratch`, or `retrofit`: a trained baseline, with new weights for retrieval (Sec. 4.2)."""
     checkpoint: str | None = None
     """Baseline that `retrofit` starts from: the folder of a trained model, or a checkpoint of its training; null takes
     the baseline of the same run."""
+    frozen: bool = True
+    """Whether `retrofit` trains only the new weights, as the paper does; false trains all weights, as InstructRetro
+    does."""
+
+    @property
+    def freezes(self) -> bool:
+        """Whether a RETRO's decoder keeps the weights that it starts from."""
+        return self.name is Init.retrofit and self.frozen
+
+
+@dataclass(kw_only=True)
+class BackboneConfig:
+    """Whose decoder a model has."""
+
+    name: Backbone = Backbone.own
+    """`own`, the paper's decoder, or `hf`, a pretrained one that `transformers` reads (RETROfit)."""
+    model: str | None = None
+    """For `hf`: name on the Hugging Face hub, a folder, or a .gguf file."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub; null is the main branch."""
+    save_base: bool = False
+    """Save the base's weights with the new ones, so that the run's folder opens by itself; false saves its checksum
+    alone. A base that is trained (`init.frozen=false`) is saved in any case."""

@@ -61,15 +61,29 @@ class RetroModule(ScoringModule):
         if not is_sharded(self.model):
             super().configure_model()
             if is_sharded(self.model):
-                self.model.to_empty(device=self.trainer.strategy.root_device)
-                torch.manual_seed(self.seed)
-                self.model.reset_parameters()
+                if any(parameter.is_meta for parameter in self.model.parameters()):
+                    self.model.to_empty(device=self.trainer.strategy.root_device)
+                    torch.manual_seed(self.seed)
+                    self.model.reset_parameters()
                 self.training_loss = self.model.loss
                 if self.compiles:
                     compile_blocks(self.model)
         if self.start is not None:
             load_weights(self.model, self.start)
             self.start = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave frozen weights out of a checkpoint: they are where they came from, and stay what they were."""
+        frozen = self._frozen()
+        checkpoint["state_dict"] = {name: v for name, v in checkpoint["state_dict"].items() if name not in frozen}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the frozen weights from the model itself, so that none but those may be missing."""
+        checkpoint["state_dict"] = self._frozen() | checkpoint["state_dict"]
+
+    def _frozen(self) -> dict[str, Tensor]:
+        frozen = {parameter for parameter in self.model.parameters() if not parameter.requires_grad}
+        return {name: value for name, value in self.state_dict(keep_vars=True).items() if value in frozen}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Apply weight decay to matrices only, and update the learning rate after each step."""

@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from retro_lab import preemption
 from retro_lab.errors import ConfigurationError, RetroLabError
 from retro_lab.evaluation.scoring import ScoringModule, check_finite
+from retro_lab.model.initialization import is_cca_output
 from retro_lab.model.language_model import LanguageModel
 from retro_lab.runs.records import CurvePoint
 from retro_lab.runs.trained_model import read_weights
@@ -95,7 +96,9 @@ class TrainingClock(pl.Callback):
 
 
 def baseline_weights(model: LanguageModel, start: Path) -> Mapping[str, torch.Tensor]:
-    """Read a trained baseline's weights, to start a RETRO from; encoder and chunked cross-attention are not among them.
+    """Read a trained baseline's weights, to start a RETRO from, which has the baseline's loss at first.
+
+    Of encoder and chunked cross-attention, only the last products of the latter are among them: they are zero.
 
     Args:
         model: The RETRO, which may be on the meta device.
@@ -119,7 +122,7 @@ def baseline_weights(model: LanguageModel, start: Path) -> Mapping[str, torch.Te
             f"init.checkpoint={start} is not a baseline of this size and model: RETROfit needs exactly the decoder's "
             "weights."
         )
-    return weights
+    return {**weights, **{name: torch.zeros_like(own[name], device="cpu") for name in fresh if is_cca_output(name)}}
 
 
 def _checkpoint_weights(checkpoint: Path) -> Mapping[str, torch.Tensor]:

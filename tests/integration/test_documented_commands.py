@@ -52,6 +52,12 @@ NOT_RUN = {
         ),
         "it needs a server; test_command_line.py runs it against one",
     ),
+    "python -m retro_lab backbone=hf backbone.model=HuggingFaceTB/SmolLM2-135M": "it needs the hub; test_retrofit.py "
+    "runs it on a folder",
+    "python -m retro_lab +experiment=retrofit_smollm2 backbone.model=SmolLM2-135M.gguf": "it needs the model's file; "
+    "test_retrofit.py RETROfits a folder",
+    "python -m retro_lab task=plan size=7_5b backbone=hf backbone.model=meta-llama/Llama-2-7b-hf": "it needs the hub; "
+    "tests/tasks/test_plan.py plans with this model's configuration",
     "source .venv/bin/activate": "it changes the shell; these tests already run in the environment",
     "make test": "it runs this test",
     "make quickstart": "it installs; the command that it ends with is run by the next test",

@@ -1,5 +1,6 @@
 """`task=plan` as a user gets it: composed, run, printed, and held against arithmetic of its own."""
 
+import json
 import re
 from pathlib import Path
 
@@ -322,3 +323,41 @@ def test_the_papers_knn_lm_datastore(planned) -> None:
     assert number(rows["index, in memory to search"][0]) > 4e9 * 1024
     assert rows["index family"][0].startswith("IVF")
     assert "4 tokens for each of its own" in rows[""][0]
+
+
+WIDE = {"vocab_size": 32_000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
+BASES = {
+    "llama": WIDE | {"intermediate_size": 11_008, "max_position_embeddings": 4096},
+    "mistral": WIDE | {"intermediate_size": 14_336, "num_key_value_heads": 8, "max_position_embeddings": 32_768},
+}
+"""Configurations of Llama-2-7B and Mistral-7B-v0.1."""
+
+
+@pytest.mark.parametrize(("family", "parameters"), [("llama", 6_738_415_616), ("mistral", 7_241_732_096)])
+def test_retrofit_of_a_pretrained_model_is_planned_from_its_configuration_alone(
+    planned, tmp_path_factory: pytest.TempPathFactory, family: str, parameters: int
+) -> None:
+    folder = tmp_path_factory.mktemp(family)
+    (folder / "config.json").write_text(json.dumps({"model_type": family} | BASES[family]))
+    sections = planned("size=7_5b", "backbone=hf", f"backbone.model={folder}")
+    rows = sections["Parameters"]
+    new, share, base = re.search(r"new parameters: ([0-9.]+)M, ([0-9.]+)% of ([0-9.]+)B", rows[""][0]).groups()
+    parts = {name: number(rows[name][0]) for name in ("decoder", "embeddings", "chunked cross-attention", "total")}
+    assert parts["total"] - parameters == pytest.approx(1e6 * float(new), rel=0.005)
+    assert float(base) == pytest.approx(parameters / 1e9, rel=0.005)
+    assert float(share) == pytest.approx(100 * (parts["total"] - parameters) / parameters, abs=0.05)
+    assert float(share) < 10
+    # Nine layers of q, k, v, output and positions, as in every RETRO of this width; 6, 9, ..., 30 are the layers.
+    assert parts["chunked cross-attention"] == pytest.approx(9 * (3 * 4096**2 + 2 * 896 * 4096), rel=0.001)
+    # A token is multiplied with every matrix once; of the attention's logits, it sees half the sequence.
+    per_layer = {"llama": (4 * 4096**2, 3 * 4096 * 11_008), "mistral": (2.5 * 4096**2, 3 * 4096 * 14_336)}[family]
+    flops = sections["FLOPs"]
+    logits = 32 * 4 * 4096 * 2049 / 2
+    assert number(flops["self-attention"][2]) == pytest.approx(32 * 2 * per_layer[0] + logits, rel=0.01)
+    assert number(flops["feed-forward"][2]) == pytest.approx(32 * 2 * per_layer[1], rel=0.01)
+
+
+def test_retrofit_of_the_papers_largest_model_adds_less_than_a_tenth(planned) -> None:
+    rows = planned("size=7_5b", *PAPER, "init=retrofit")["Parameters"]
+    assert float(re.search(r"new parameters: .* ([0-9.]+)% of 7\.", rows[""][0]).group(1)) < 10
+    assert "new parameters" not in planned("size=7_5b", *PAPER)["Parameters"][""][0]

@@ -170,7 +170,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def train(
     folder: Path, strategy: str, steps: int, *, precision: str = "32-true", accumulated: int = 1, clip: float = 0.05,
     start: Path | None = None, compile: bool = False, checkpointed: bool = False, tied: bool = True,
-    shared: bool = False, k: int = 2, save_every: int = 100, poisoned: bool = False,
+    shared: bool = False, k: int = 2, save_every: int = 100, poisoned: bool = False, frozen: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a very small model in a folder, from the checkpoint in it if there is one."""
     losses, guard = Losses(), DivergenceGuard(2 if poisoned else 1, lambda _: [], "")
@@ -196,7 +196,8 @@ def train(
     weights = None
     if start is not None:
         weights = baseline_weights(model, start)
-        freeze_all_but_retrieval(model)
+        if frozen:
+            freeze_all_but_retrieval(model)
     optimizer = partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.1, fused=True)
     module = (PoisonedModule if poisoned else RetroModule)(
         model, k, sorted({0, k}), optimizer, WarmupCosine(12, 2, 0.1, 0.1), SEED, start=weights, compile=compile
@@ -233,6 +234,9 @@ def on_two(root: Path) -> dict[str, Any]:
     done["accumulated fsdp"] = train(root / "accumulated", "fsdp", 6, accumulated=2, checkpointed=True)
     done["untied fsdp"] = train(root / "untied fsdp", "fsdp", 2, tied=False, shared=True)
     done["retrofit fsdp"] = train(root / "retrofit fsdp", "fsdp", 3, start=root / "baseline" / CHECKPOINT)
+    for steps in (2, 3):
+        resumed = train(root / "retrofit resumed", "fsdp", steps, start=root / "baseline" / CHECKPOINT)
+    done["retrofit resumed"] = resumed
     train(root / "sharded baseline", "fsdp", 3, k=0)
     done["retrofit from shards"] = train(
         root / "retrofit shards", "ddp", 3, start=root / "sharded baseline" / CHECKPOINT

@@ -79,6 +79,15 @@ def test_fsdp_trains_every_kind_of_model(trained: dict[str, Any], name: str) -> 
             )
 
 
+def test_a_sharded_retrofit_resumes_exactly_from_parts_of_new_weights_alone(
+    folder: Path, trained: dict[str, Any]
+) -> None:
+    saved = read_checkpoint(folder / "retrofit resumed" / CHECKPOINT)["state_dict"]
+    weights = trained["retrofit fsdp"]["weights"]
+    assert {name.removeprefix("model.") for name in saved} == weights.keys() - trained["baseline"]["weights"].keys()
+    assert all(torch.equal(trained["retrofit resumed"]["weights"][name], value) for name, value in weights.items())
+
+
 def test_fsdp_in_bfloat16_is_ddp_up_to_the_gains_of_norms(trained: dict[str, Any]) -> None:
     found, expected = trained["bf16 fsdp"], trained["bf16 one"]
     assert found["losses"] == pytest.approx(expected["losses"], abs=2e-3)
@@ -116,8 +125,7 @@ def test_each_device_holds_what_was_estimated(folder: Path, trained: dict[str, A
     found = [torch.load(folder / f"{world}.{rank}.pt")[name] for rank in range(ranks)]
     parameters = Parameters.of(SIZE, choices(tied="untied" not in name, shared="untied" in name), VOCABULARY)
     precision = PRECISIONS["bf16-mixed" if "bf16" in name else "32-true"]
-    retrofit = "retrofit" in name
-    expected = sharded_state(parameters, precision, retrofit=retrofit, devices=ranks)
+    expected = sharded_state(parameters, precision, frozen="retrofit" in name, devices=ranks)
     held = {kind: max(one["held"][kind] for one in found) for kind in found[0]["held"]}
     assert held == {"weights": expected.weights, "gradients": expected.gradients, "moments": expected.moments}
     for one in found:

@@ -7,7 +7,7 @@ Shapes: T tokens, D width, V vocabulary.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,33 @@ from torch.autograd.function import once_differentiable
 
 BLOCK = 4096
 """Rows of the read-out's gradient that a half-precision product is added to at a time."""
+
+
+class Readout(NamedTuple):
+    """How logits come from hidden states: our models only have a weight; those of others may do more."""
+
+    weight: Tensor
+    """[V, D]."""
+    bias: Tensor | None = None
+    """[V], added to the product."""
+    divisor: float = 1.0
+    """What the sum is divided by."""
+    cap: float | None = None
+    """c of c tanh(x / c), which keeps the logits between -c and c."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Read out hidden states [..., D] as logits [..., V]."""
+        return self.bounded(F.linear(hidden, self.weight, self.bias))
+
+    def bounded(self, logits: Tensor) -> Tensor:
+        """Divide and cap what the product with the weight, and the bias, have given."""
+        if self.divisor != 1:
+            logits = logits / self.divisor
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def to(self, dtype: torch.dtype) -> "Readout":
+        """Return it with a weight and bias of another type."""
+        return self._replace(weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
 
 
 def slice_limit(device: torch.device) -> int:
@@ -28,49 +55,51 @@ def softmax_limit(device: torch.device) -> int:
     return 2**20 if device.type == "cpu" else slice_limit(device)
 
 
-def token_slices(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
+def token_slices(hidden: Tensor, readout: Tensor | Readout) -> Iterator[slice]:
     """Cut the tokens of `hidden` [T, D] so that one slice has no more logits than `slice_limit`."""
-    step = max(1, slice_limit(hidden.device) // weight.shape[0])
+    step = max(1, slice_limit(hidden.device) // _whole(readout).weight.shape[0])
     return (slice(start, start + step) for start in range(0, hidden.shape[0], step))
 
 
-def token_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def token_cross_entropy(hidden: Tensor, readout: Tensor | Readout, targets: Tensor) -> Tensor:
     """Cross-entropy of each token.
 
     It is differentiable, but then keeps all logits; to train, use `summed_cross_entropy`.
 
     Args:
         hidden: [T, D].
-        weight: read-out [V, D].
+        readout: read-out, or only its weight [V, D].
         targets: int64 [T].
 
     Returns:
         [T] nats, float32 or better.
     """
+    readout = _whole(readout)
     losses = [
-        F.cross_entropy(_at_least_float32(F.linear(hidden[tokens], weight)), targets[tokens], reduction="none")
-        for tokens in token_slices(hidden, weight)
+        F.cross_entropy(_at_least_float32(readout.logits(hidden[tokens])), targets[tokens], reduction="none")
+        for tokens in token_slices(hidden, readout)
     ]
     return torch.cat(losses)
 
 
-def most_probable(hidden: Tensor, weight: Tensor) -> Tensor:
+def most_probable(hidden: Tensor, readout: Tensor | Readout) -> Tensor:
     """Return the token with the largest logit after each token, int64 [T]; of equal ones the first.
 
     Args:
         hidden: [T, D].
-        weight: read-out [V, D].
+        readout: read-out, or only its weight [V, D].
     """
-    found = [F.linear(hidden[tokens], weight).argmax(-1) for tokens in token_slices(hidden, weight)]
+    readout = _whole(readout)
+    found = [readout.logits(hidden[tokens]).argmax(-1) for tokens in token_slices(hidden, readout)]
     return torch.cat(found) if found else torch.zeros(0, dtype=torch.int64, device=hidden.device)
 
 
-def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+def summed_cross_entropy(hidden: Tensor, readout: Tensor | Readout, targets: Tensor, mask: Tensor) -> Tensor:
     """Cross-entropy summed over the tokens that count.
 
     Args:
         hidden: [T, D].
-        weight: read-out [V, D].
+        readout: read-out, or only its weight [V, D].
         targets: int64 [T]; anything where the mask is False.
         mask: bool [T], True where a token counts.
 
@@ -79,55 +108,91 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, mask: 
     """
     targets = targets.masked_fill(~mask, 0)
     if torch.is_grad_enabled():
-        loss: Tensor = _SummedCrossEntropy.apply(hidden, weight, targets, mask)
+        loss: Tensor = _SummedCrossEntropy.apply(hidden, targets, mask, *_whole(readout))
         return loss
-    return (token_cross_entropy(hidden, weight, targets) * mask).sum()
+    return (token_cross_entropy(hidden, readout, targets) * mask).sum()
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
     """The sum and its gradients in one pass; backward only multiplies them by the incoming gradient."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        divisor: float,
+        cap: float | None,
+    ) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         run = _loss_and_gradients_in_graph if torch.compiler.is_compiling() else _loss_and_gradients
-        total, *gradients = run(hidden, weight, targets, mask, dtype, ctx.needs_input_grad[1])
+        trained = ctx.trained = ctx.needs_input_grad[3:5]
+        total, *gradients = run(hidden, targets, mask, weight, bias, divisor, cap, dtype, *trained)
         ctx.save_for_backward(*gradients)
-        ctx.weight_is_trained = ctx.needs_input_grad[1]
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, Tensor | None, Tensor | None, None, None]:
         # In place where possible, because the gradient of a large read-out is the largest tensor of a step. Autograd
         # then refuses a second backward pass through the same graph.
         scale = torch.Tensor.mul if torch.compiler.is_compiling() else torch.Tensor.mul_
-        hidden_gradient, weight_gradient = ctx.saved_tensors
-        weight_gradient = scale(weight_gradient, grad_output) if ctx.weight_is_trained else None
-        return hidden_gradient * grad_output, weight_gradient, None, None
+        hidden, *others = ctx.saved_tensors
+        weight, bias = (
+            scale(gradient, grad_output) if trained else None
+            for gradient, trained in zip(others, ctx.trained, strict=True)
+        )
+        return hidden * grad_output, None, None, weight, bias, None, None
 
 
 def _loss_and_gradients(
-    hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, dtype: torch.dtype, weight_is_trained: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sum and the gradients of `hidden` and `weight` (empty if not trained); products are in `dtype`."""
+    hidden: Tensor,
+    targets: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    divisor: float,
+    cap: float | None,
+    dtype: torch.dtype,
+    weight_is_trained: bool,
+    bias_is_trained: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the sum and the gradients of `hidden`, `weight` and `bias` (empty if not trained).
+
+    Products are in `dtype`.
+    """
     exact = torch.promote_types(dtype, torch.float32)
-    total, cast_weight = torch.zeros((), dtype=exact, device=hidden.device), weight.to(dtype)
+    readout = Readout(weight, bias, divisor, cap)
+    total, cast_readout = torch.zeros((), dtype=exact, device=hidden.device), readout.to(dtype)
     hidden_gradient = torch.empty_like(hidden)
     weight_gradient = torch.zeros_like(weight) if weight_is_trained else weight.new_empty(0)
-    slices = list(token_slices(hidden, weight))
+    bias_gradient = torch.zeros_like(bias) if bias_is_trained and bias is not None else weight.new_empty(0)
+    slices = list(token_slices(hidden, readout))
     # All slices share one buffer: the system would map and clear memory of this size anew at each request.
     all_logits = torch.empty(slices[0].stop, weight.shape[0], dtype=dtype, device=hidden.device)
     for tokens in slices:
         states, counts = hidden[tokens].to(dtype), mask[tokens, None]
-        logits = torch.mm(states, cast_weight.t(), out=all_logits[: len(states)])
+        logits = torch.mm(states, cast_readout.weight.t(), out=all_logits[: len(states)])
+        if cast_readout.bias is not None:
+            logits += cast_readout.bias
+        logits = cast_readout.bounded(logits)
+        slope = None if cap is None else 1 - (logits / cap).square_()  # of the cap
         log_probabilities = _to_gradient(logits, targets[tokens, None], exact)
         total -= (log_probabilities * counts).sum()
-        hidden_gradient[tokens] = (logits @ cast_weight) * counts
+        if slope is not None:
+            logits *= slope
+        if divisor != 1:
+            logits /= divisor
+        hidden_gradient[tokens] = (logits @ cast_readout.weight) * counts
         if weight_is_trained:
             _add_product(weight_gradient, logits.t(), states * counts)
-    return total, hidden_gradient, weight_gradient
+        if bias_is_trained:
+            bias_gradient += (logits * counts).sum(0, dtype=exact)
+    return total, hidden_gradient, weight_gradient, bias_gradient
 
 
 def _to_gradient(logits: Tensor, targets: Tensor, exact: torch.dtype) -> Tensor:
@@ -162,17 +227,35 @@ _loss_and_gradients_in_graph = torch.library.custom_op(
     "retro_lab::summed_cross_entropy",
     _loss_and_gradients,
     mutates_args=(),
-    schema="(Tensor hidden, Tensor weight, Tensor targets, Tensor mask, ScalarType dtype, bool weight_is_trained) "
-    "-> (Tensor, Tensor, Tensor)",
+    schema="(Tensor hidden, Tensor targets, Tensor mask, Tensor weight, Tensor? bias, float divisor, float? cap, "
+    "ScalarType dtype, bool weight_is_trained, bool bias_is_trained) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 @_loss_and_gradients_in_graph.register_fake
 def _fake_loss_and_gradients(
-    hidden: Tensor, weight: Tensor, targets: Tensor, mask: Tensor, dtype: torch.dtype, weight_is_trained: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    hidden: Tensor,
+    targets: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    divisor: float,
+    cap: float | None,
+    dtype: torch.dtype,
+    weight_is_trained: bool,
+    bias_is_trained: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     total = hidden.new_empty((), dtype=torch.promote_types(dtype, torch.float32))
-    return total, torch.empty_like(hidden), torch.empty_like(weight) if weight_is_trained else weight.new_empty(0)
+    return (
+        total,
+        torch.empty_like(hidden),
+        torch.empty_like(weight) if weight_is_trained else weight.new_empty(0),
+        torch.empty_like(bias) if bias_is_trained and bias is not None else weight.new_empty(0),
+    )
+
+
+def _whole(readout: Tensor | Readout) -> Readout:
+    return Readout(readout) if isinstance(readout, Tensor) else readout
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
