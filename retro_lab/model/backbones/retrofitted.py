@@ -199,19 +199,21 @@ class RetrofittedModel(LanguageModel):
         Each layer's `forward` is replaced for this time, so that everything of the pass is an argument of the function
         that a layer runs. The backward pass of a checkpointed layer calls the same function once more.
         """
-        checkpointed = torch.is_grad_enabled() and (self._checkpointed or self.base.is_activation_checkpointing)
+        layers = layers_of(self.base)
+        asked = self._checkpointed or any(getattr(layer, "gradient_checkpointing", False) for layer in layers)
+        checkpointed = asked and torch.is_grad_enabled()
         if retrieved is None and not checkpointed:
             yield
             return
         current = _Pass(retrieved)
         with ExitStack() as restoring:
-            for number, layer in enumerate(layers_of(self.base), start=1):
+            for number, layer in enumerate(layers, start=1):
                 run: Callable[..., Any] = layer.forward
                 if retrieved is not None and str(number) in self.cca:
                     run = self._with_retrieval(layer, number, current)
                 if checkpointed:
+                    run = _checkpointing(layer, run)
                     restoring.enter_context(_replaced(layer, "gradient_checkpointing", False))
-                    run = _checkpointing(run)
                 restoring.enter_context(_replaced(layer, "forward", run))
             yield
         if retrieved is not None and current.attended != {int(number) for number in self.cca}:
@@ -255,9 +257,13 @@ class _Pass:
         self.attended: set[int] = set()
 
 
-def _checkpointing(run: Callable[..., Any]) -> Callable[..., Any]:
+def _checkpointing(layer: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+    def run_without_its_own(*inputs: Any, **named: Any) -> Any:
+        with _replaced(layer, "gradient_checkpointing", False):  # it would not know of the neighbors
+            return run(*inputs, **named)
+
     def checkpointed(*inputs: Any, **named: Any) -> Any:
-        return checkpoint(run, *inputs, use_reentrant=False, **named)
+        return checkpoint(run_without_its_own, *inputs, use_reentrant=False, **named)
 
     return checkpointed
 
