@@ -7,8 +7,11 @@ of J tokens each, T distances, D width of the queries' stream, C width of the ke
 size.
 """
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
+from retro_lab.model.decoder_cache import LayerCache
 from retro_lab.model.distances import TRANSFORMER_XL, Distances
 from retro_lab.model.kernels.relative_attention import relative_attention
 from retro_lab.model.positions import RelativePositions
@@ -93,25 +96,37 @@ class SelfAttention(nn.Module):
         distances: Distances,
         present: Tensor | None = None,
         documents: Tensor | None = None,
+        past: LayerCache | None = None,
     ) -> Tensor:
         """Attend within each sequence.
 
         Args:
             hidden: [G, N, D].
-            distances: i - j, encoded.
+            distances: i - j, encoded; with a past as that says.
             present: bool [G, N], False where a token is padding; None if there is no padding.
-            documents: integers [G, N], the document of each token, to keep causal attention within documents.
+            documents: integers [G, N], the document of each token, to keep causal attention within documents. With a
+                past they are those of its tokens and these.
+            past: keys and values of the tokens before these; these are added.
 
         Returns:
             [G, N, D].
         """
         projected = self.query_key_value(hidden).unsqueeze(1)  # one block of queries and one of keys, [G, 1, N, 3HA]
         query, key, value = split_heads(projected, self.heads, parts=3)
+        if past is not None:
+            key, value, distances = past.extend(key, value, distances, self.positions)
         present = None if present is None else present.unsqueeze(1)
         attended = attend(
             self.positions, query, key, value, distances, present=present, causal=self.causal, documents=documents
         )
         return self.output(merge_heads(attended).squeeze(1))
+
+
+class KeysValues(NamedTuple):
+    """What a cross-attention attends to."""
+
+    key: Tensor  # [H, G, S, J, A]
+    value: Tensor  # [H, G, S, J, A]
 
 
 class CrossAttention(nn.Module):
@@ -138,14 +153,18 @@ class CrossAttention(nn.Module):
         learned = use_positions and positions == TRANSFORMER_XL
         self.positions = RelativePositions(width, heads, head_size) if learned else None
 
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """Project `context` [G, S, J, C]."""
+        return KeysValues(*split_heads(self.key_value(context), self.heads, parts=2))
+
     def forward(
-        self, hidden: Tensor, *, context: Tensor, distances: Distances, present: Tensor | None = None
+        self, hidden: Tensor, *, context: Tensor | KeysValues, distances: Distances, present: Tensor | None = None
     ) -> Tensor:
         """Attend from each group of `hidden` to the same group of `context`.
 
         Args:
             hidden: [G, P, Q, D].
-            context: [G, S, J, C].
+            context: [G, S, J, C], or its keys and values.
             distances: from a token of `hidden` to one of `context`, encoded.
             present: bool [G, S, J], False where a token of `context` is padding; None if there is no padding.
 
@@ -153,6 +172,6 @@ class CrossAttention(nn.Module):
             [G, P, Q, D].
         """
         (query,) = split_heads(self.query(hidden), self.heads)
-        key, value = split_heads(self.key_value(context), self.heads, parts=2)
+        key, value = self.keys_values(context) if isinstance(context, Tensor) else context
         attended = attend(self.positions, query, key, value, distances if self.use_positions else None, present=present)
         return self.output(merge_heads(attended))

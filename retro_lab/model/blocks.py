@@ -7,14 +7,13 @@ Shapes: D width, F inner width of the feed-forward network.
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from retro_lab.model.distances import Distances
 from retro_lab.model.kernels.memory_efficient import RMSNorm, project_activated
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
@@ -42,13 +41,13 @@ class Branch(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.checkpointed = False
 
-    def forward(self, hidden: Tensor, **inputs: Tensor | Distances | int | None) -> Tensor:
+    def forward(self, hidden: Tensor, **inputs: Any) -> Tensor:
         """Map [..., D] to [..., D]; `inputs` go to the block."""
         if self.checkpointed and torch.is_grad_enabled():
             return cast("Tensor", checkpoint(partial(self.compute, **inputs), hidden, use_reentrant=False))
         return self.compute(hidden, **inputs)
 
-    def compute(self, hidden: Tensor, /, **inputs: Tensor | Distances | int | None) -> Tensor:
+    def compute(self, hidden: Tensor, /, **inputs: Any) -> Tensor:
         """Do the work of `forward`, which a compiled function may take the place of."""
         return cast("Tensor", self.dropout(self.block(self.norm(hidden), **inputs)))
 
@@ -56,7 +55,7 @@ class Branch(nn.Module):
 class Residual(Branch):
     """x + dropout(block(norm(x)))."""
 
-    def compute(self, hidden: Tensor, /, **inputs: Tensor | Distances | int | None) -> Tensor:
+    def compute(self, hidden: Tensor, /, **inputs: Any) -> Tensor:
         """Add the branch to the residual stream."""
         return hidden + super().compute(hidden, **inputs)
 

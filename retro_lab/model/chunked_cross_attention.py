@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from retro_lab.model.attention import CrossAttention
 from retro_lab.model.distances import Distances
+from retro_lab.model.neighbor_cache import Step
 
 
 class ChunkedCrossAttention(nn.Module):
@@ -57,11 +58,12 @@ class ChunkedCrossAttention(nn.Module):
         self,
         hidden: Tensor,
         *,
-        encoded: Tensor,
+        encoded: Tensor | None,
         distances: Distances,
         present: Tensor | None = None,
         documents: Tensor | None = None,
         offset: int = 0,
+        step: Step | None = None,
     ) -> Tensor:
         """Let each attending chunk attend to all tokens of all its neighbors jointly.
 
@@ -72,11 +74,16 @@ class ChunkedCrossAttention(nn.Module):
             present: bool [B, L, K, R], False where a neighbor's token is padding; None if there is no padding.
             documents: integers [B, N], the document of each token, to keep neighbors within the retrieving document.
             offset: tokens of the sequence that come before `hidden`.
+            step: of a cache, which has the neighbors of earlier calls. `encoded` and `distances` are then as
+                `Step.attend` takes them, and nothing else is given.
 
         Returns:
             [B, Q, D]. The result is zero for the first M - 1 tokens of the sequence and for tokens whose neighbors are
             all missing. With `documents`, it is also zero unless the whole retrieving chunk is in the token's document.
         """
+        if step is not None:
+            return step.attend(self.attention, hidden, encoded, distances)
+        assert encoded is not None
         batch, length, width = hidden.shape
         m, first = self.chunk_length, self.chunk_length - 1
         unchanged = max(0, first - offset)  # tokens of `hidden` before the first that attends

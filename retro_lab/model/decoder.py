@@ -20,7 +20,7 @@ class DecoderLayer(nn.Module):
     these three calls, so another decoder can be RETROfitted with a layer class that has the same three attributes.
 
     Attributes:
-        attention: ATTN, `attention(hidden, distances=..., documents=...)`.
+        attention: ATTN, `attention(hidden, distances=..., documents=..., past=...)`.
         cca: CCA, `cca(hidden, encoded=..., distances=..., present=..., documents=...)`; None outside P.
         feed_forward: FFW, `feed_forward(hidden)`.
     """

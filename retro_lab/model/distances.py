@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from retro_lab.model.config import ModelConfig
-from retro_lab.model.positions import descending_distances, sinusoids
+from retro_lab.model.positions import Projected, descending_distances, sinusoids
 from retro_lab.model.rotary import Rotations, rotations
 
 TRANSFORMER_XL, ROTARY = "transformer_xl", "rotary"
 POSITIONS = (TRANSFORMER_XL, ROTARY)
 
-Distances = Tensor | Rotations
-"""Sinusoids [T, D] of all distances, in the order of `descending_distances`, or rotations of queries and keys."""
+Distances = Tensor | Projected | Rotations
+"""Sinusoids [T, D] of all distances, in the order of `descending_distances`, which may be projected already; or
+rotations of queries and keys."""
 
 
 class DistanceEncoder:
@@ -45,4 +46,8 @@ class DistanceEncoder:
         if not self.rotary:
             return sinusoids(descending_distances(queries, keys, offset, device), self.width, dtype)
         positions = torch.arange(queries, device=device) + offset, torch.arange(keys, device=device)
-        return Rotations(*(rotations(at, self.head_size, self.rotary_base, dtype) for at in positions))
+        return Rotations(*(self.rotations(at, dtype) for at in positions))
+
+    def rotations(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rotations [2, T, A/2] of integer positions [T]."""
+        return rotations(positions, self.head_size, self.rotary_base, dtype)

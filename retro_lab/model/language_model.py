@@ -5,16 +5,17 @@ D width of the decoder, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from retro_lab.model.blocks import Branch
+from retro_lab.model.cache import Cache
 from retro_lab.model.distances import DistanceEncoder
 from retro_lab.model.encoder import NeighborEncoder
 from retro_lab.model.kernels.cross_entropy import Readout, most_probable, summed_cross_entropy, token_cross_entropy
-from retro_lab.model.neighbors import RetrievedNeighbors, cut_to_complete_chunks
+from retro_lab.model.neighbors import NextNeighbors, RetrievedNeighbors, cut_to_complete_chunks
 
 
 class LanguageModel(nn.Module, ABC):
@@ -44,8 +45,12 @@ class LanguageModel(nn.Module, ABC):
         neighbor_lengths: Tensor | None = None,
         documents: Tensor | None = None,
         padding: Tensor | None = None,
+        cache: Cache | None = None,
+        windows: Sequence[bool] | None = None,
     ) -> Tensor:
         """Compute the final hidden states.
+
+        With a cache, `tokens` are the next ones of the cache's sequences, and B and N count those alone.
 
         Args:
             tokens: int64 [B, N], any N >= 1.
@@ -56,7 +61,15 @@ class LanguageModel(nn.Module, ABC):
             documents: integers [B, N], the document of each token, each document contiguous; required by a model with
                 `document_masks`, and refused by any other.
             padding: integers [B], the tokens at the beginning of each sequence that are padding, which no token of the
-                text attends to; they may be any number. None if there are none.
+                text attends to; they may be any number. None if there are none. With a cache, only in the first call.
+            cache: what is known of the tokens before these; it is updated. Gradients do not flow through it. Neighbors
+                are then those of the chunks that these tokens complete (`Cache.completed`), L the most of any sequence;
+                those of a sequence with fewer come first, and the rest is not read. A chunk attends to no neighbors if
+                none are given. `documents` must be None: a sequence is one document.
+            windows: only with a cache, to retrieve at any token: whether each sequence retrieves with the window of its
+                last M tokens (fewer if it has fewer) that ends with the first token of this call. Its neighbors
+                [B, 1, K, R] are attended to by that token and the M - 1 after it, unless others take their place.
+                The other sequences keep theirs, and complete chunks change nothing. None to retrieve by chunks.
 
         Returns:
             [B, N, D], normalized; arbitrary where a token is padding.
@@ -64,6 +77,14 @@ class LanguageModel(nn.Module, ABC):
         Raises:
             ValueError: a baseline is given neighbors, documents are missing or given to a model without masks, or
                 shapes do not fit together.
+        """
+
+    @abstractmethod
+    def empty_cache(self, *, padding_in_grid: bool = False) -> Cache:
+        """Return a cache of no tokens, of any number of sequences.
+
+        Args:
+            padding_in_grid: whether the first chunk begins with the padding of a sequence rather than behind it.
         """
 
     @property
@@ -225,15 +246,26 @@ class LanguageModel(nn.Module, ABC):
         neighbor_lengths: Tensor | None,
         documents: Tensor | None,
         is_text: Tensor | None,
+        cache: Cache | None = None,
+        windows: Sequence[bool] | None = None,
     ) -> RetrievedNeighbors | None:
         """Return the neighbors of a batch, as `forward` is given them; None if there is nothing to attend to."""
-        if neighbors is None:
+        if windows is not None and (cache is None or (neighbors is None and any(windows))):
+            raise ValueError("Windows are for a model with a cache, and need neighbors.")
+        if neighbors is None and (cache is None or self.encoder is None):
             return None
         if self.encoder is None:
             raise ValueError(
                 "This model has no chunked cross-attention (size.cca_layers is empty), so it takes no neighbors."
             )
-        neighbors, present = cut_to_complete_chunks(tokens, neighbors, neighbor_lengths, self.chunk_length)
+        chunks = tokens.shape[1] // self.chunk_length
+        if cache is not None:
+            chunks = max(cache.completed(tokens.shape[1])) if windows is None else 1
+        neighbors, present = cut_to_complete_chunks(tokens, neighbors, neighbor_lengths, self.chunk_length, chunks)
+        if cache is not None:
+            return NextNeighbors(
+                self.encoder, self.embedding, self.distances, cache, tokens, neighbors, present, windows
+            )
         if neighbors is None:
             return None
         return RetrievedNeighbors(

@@ -9,14 +9,17 @@ Shapes: B batch, N sequence length, L = floor(N / M) complete chunks, M chunk le
 D width of the decoder, E width of the encoder.
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from retro_lab.model.blocks import Branch
+from retro_lab.model.cache import Cache
 from retro_lab.model.distances import DistanceEncoder, Distances
 from retro_lab.model.encoder import NeighborEncoder
+from retro_lab.model.neighbor_cache import Arrival
 
 
 class RetrievedNeighbors:
@@ -53,7 +56,7 @@ class RetrievedNeighbors:
         self._encoded: Tensor | None = None
         self._to_neighbor: Distances | None = None
 
-    def attend(self, cca: Branch, hidden: Tensor) -> Tensor:
+    def attend(self, cca: Branch, hidden: Tensor) -> Tensor | None:
         """Call a layer's CCA.
 
         Args:
@@ -62,6 +65,7 @@ class RetrievedNeighbors:
 
         Returns:
             What `cca` returns, [B, N, D]: the new H for a residual block, or what is to be added to H for a branch.
+            None if no token attends to any neighbor: H stays what it is.
         """
         if self._encoded is None:
             self._encoded = self._encode(hidden)
@@ -85,6 +89,10 @@ class RetrievedNeighbors:
         length = chunks * self._chunk_length
         chunk_states = hidden[:, :length].view(*shape, hidden.shape[2])
         chunk_present = None if self._is_text is None else self._is_text[:, :length].view(shape)
+        return self._encode_for(chunk_states, chunk_present)
+
+    def _encode_for(self, chunk_states: Tensor, chunk_present: Tensor | None) -> Tensor:
+        """Encode the neighbors, given the states H_u [B, L, M, D] of the chunks."""
         neighbors = self._neighbors.long()
         if self._present is not None:
             neighbors = neighbors.masked_fill(~self._present, 0)  # padding may be any number, including -1
@@ -92,8 +100,69 @@ class RetrievedNeighbors:
         return cast("Tensor", self._encoder(embedding(neighbors), chunk_states, self._present, chunk_present))
 
 
+class NextNeighbors(RetrievedNeighbors):
+    """The neighbors of the next tokens of a cache: new ones, and those that the cache has of earlier calls."""
+
+    def __init__(
+        self,
+        encoder: NeighborEncoder,
+        embedding: nn.Embedding,
+        distances: DistanceEncoder,
+        cache: Cache,
+        tokens: Tensor,
+        neighbors: Tensor | None,
+        present: Tensor | None,
+        windows: Sequence[bool] | None,
+    ) -> None:
+        """Tell the cache which neighbors are new.
+
+        Args:
+            encoder: of the model.
+            embedding: of the decoder, for an encoder that has none of its own.
+            distances: of the decoder's stream.
+            cache: of the tokens before these, with the padding of these.
+            tokens: [B, Q].
+            neighbors: integers [B, C, K, R]; None if there are none.
+            present: bool [B, C, K, R], False where a token is padding; None if there is no padding.
+            windows: as `LanguageModel.forward` takes them.
+        """
+        assert cache.neighbors is not None
+        self._cache, self._kept, self._is_begun = cache, cache.neighbors, False
+        self._arrivals: list[Arrival] = []
+        if neighbors is not None:
+            places: Sequence[Sequence[int]] = cache.chunk_ends(tokens.shape[1])
+            if windows is not None:
+                if len(windows) != len(tokens):
+                    raise ValueError(f"{len(tokens)} sequences need as many windows, not {len(windows)}.")
+                places = [[cache.length] if retrieves else [] for retrieves in windows]
+            self._arrivals = [Arrival(row, at, i) for row, of_row in enumerate(places) for i, at in enumerate(of_row)]
+        found = None
+        if neighbors is not None and self._arrivals:
+            index = [arrival.row for arrival in self._arrivals], [arrival.number for arrival in self._arrivals]
+            found, present = neighbors[index], None if present is None else present[index]
+        else:
+            present = None
+        self._step = self._kept.step(self._arrivals, found, present, tokens, cache.length)
+        of_arrivals = tokens[:0, None, None] if found is None else found  # [n, K, R]
+        present = None if present is None else present[None]
+        super().__init__(encoder, embedding, distances, cache.chunk_length, of_arrivals[None], present)
+
+    def attend(self, cca: Branch, hidden: Tensor) -> Tensor | None:
+        """Call a layer's CCA, as `RetrievedNeighbors.attend` says."""
+        if not self._is_begun:
+            self._is_begun = True
+            conditions = self._kept.read(hidden, self._arrivals, self._cache.padding, self._cache.length)
+            if conditions is not None:
+                self._encoded = self._encode_for(*conditions)[0]
+            if self._step.attends_to_any:
+                self._to_neighbor = self._kept.distances(self._distances, hidden)
+        if not self._step.attends_to_any:
+            return None
+        return cast("Tensor", cca(hidden, encoded=self._encoded, distances=self._to_neighbor, step=self._step))
+
+
 def cut_to_complete_chunks(
-    tokens: Tensor, neighbors: Tensor | None, neighbor_lengths: Tensor | None, chunk_length: int
+    tokens: Tensor, neighbors: Tensor | None, neighbor_lengths: Tensor | None, chunk_length: int, chunks: int
 ) -> tuple[Tensor | None, Tensor | None]:
     """Check the neighbors and cut them to the complete chunks.
 
@@ -102,6 +171,7 @@ def cut_to_complete_chunks(
         neighbors: as `LanguageModel.forward` takes them.
         neighbor_lengths: as `LanguageModel.forward` takes them.
         chunk_length: M.
+        chunks: L.
 
     Returns:
         Neighbors [B, L, K, R], or None if there is nothing to attend to; and bool [B, L, K, R], True where their
@@ -112,7 +182,7 @@ def cut_to_complete_chunks(
     """
     if neighbors is None:
         return None, None
-    (batch, length), chunks = tokens.shape, tokens.shape[1] // chunk_length
+    batch, length = tokens.shape
     if neighbors.dim() != 4 or neighbors.shape[0] != batch or neighbors.shape[1] < chunks:
         raise ValueError(
             f"Tokens [{batch}, {length}] need neighbors [{batch}, {chunks} or more, k, r] at chunk length "

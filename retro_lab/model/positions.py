@@ -17,6 +17,8 @@ gives the eight parameter counts of Table 2.
 Shapes: Q query tokens, J key tokens, T distances, D width, H heads, A head size.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -71,6 +73,12 @@ def align_distances(logits: Tensor, keys: int) -> Tensor:
     return flat.view(*logits.shape[:-2], queries, distances - 1)[..., :keys]
 
 
+class Projected(NamedTuple):
+    """Sinusoids of distances that R has already projected."""
+
+    position: Tensor  # [H, A, T], or [H, G, A, T] if the distances of G groups differ
+
+
 class RelativePositions(nn.Module):
     """The parameters R, u and v of one attention."""
 
@@ -87,11 +95,16 @@ class RelativePositions(nn.Module):
         self.content_bias = nn.Parameter(torch.empty(heads, head_size))  # u
         self.position_bias = nn.Parameter(torch.empty(heads, head_size))  # v
 
-    def forward(self, encodings: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    def projected(self, encodings: Tensor) -> Tensor:
+        """Return R s(d), one vector for each head and distance of the sinusoids [T, D], as a right factor [H, A, T]."""
+        vectors: Tensor = self.projection(encodings)
+        return vectors.unflatten(-1, self.content_bias.shape).permute(1, 2, 0)
+
+    def forward(self, encodings: Tensor | Projected, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Return u and v as `dtype`, and the projected sinusoids [T, D], laid out as a right factor.
 
         Returns:
-            u [H, A], v [H, A], and R s(d), one vector for each head and distance, [H, A, T].
+            u [H, A], v [H, A], and R s(d), one vector for each head and distance, [H, A, T] (or as `Projected`).
         """
-        position = self.projection(encodings).unflatten(-1, self.content_bias.shape).permute(1, 2, 0)
+        position = encodings.position if isinstance(encodings, Projected) else self.projected(encodings)
         return self.content_bias.to(dtype), self.position_bias.to(dtype), position

@@ -15,19 +15,22 @@ Shapes: B batch, N sequence length, L = floor(N / M) complete chunks, M chunk le
 D width of the decoder, E width of the encoder, V vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from retro_lab.model.cache import Cache
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.decoder import DecoderLayer
+from retro_lab.model.decoder_cache import DecoderCache
 from retro_lab.model.distances import DistanceEncoder
 from retro_lab.model.encoder import NeighborEncoder
 from retro_lab.model.initialization import draw
 from retro_lab.model.kernels.memory_efficient import RMSNorm
 from retro_lab.model.language_model import LanguageModel
+from retro_lab.model.neighbor_cache import NeighborCache
 from retro_lab.model.validation import check_model
 
 
@@ -81,22 +84,41 @@ class RetroModel(LanguageModel):
         neighbor_lengths: Tensor | None = None,
         documents: Tensor | None = None,
         padding: Tensor | None = None,
+        cache: Cache | None = None,
+        windows: Sequence[bool] | None = None,
     ) -> Tensor:
         """Compute the final hidden states, as `LanguageModel.forward` says."""
-        self._check_documents(tokens, documents)
+        if cache is None:
+            self._check_documents(tokens, documents)
+        else:
+            padding = cache.begin(tokens, padding, documents)
+        past = [None] * len(self.layers) if cache is None else cast("DecoderCache", cache.decoder).layers
+        start = 0 if cache is None else cache.length
         is_text, visible = None, documents
         if padding is not None:
-            is_text = torch.arange(tokens.shape[1], device=tokens.device) >= padding[:, None]
-            tokens, visible = tokens.masked_fill(~is_text, 0), _apart(is_text, documents)
-        retrieved = self._retrieved(tokens, neighbors, neighbor_lengths, documents, is_text)
+            is_text = torch.arange(start + tokens.shape[1], device=tokens.device) >= padding[:, None]
+            tokens, visible = tokens.masked_fill(~is_text[:, start:], 0), _apart(is_text, documents)
+        retrieved = self._retrieved(tokens, neighbors, neighbor_lengths, documents, is_text, cache, windows)
         hidden = self.embedding(tokens)
-        to_past = self.distances.to_past(tokens.shape[1], tokens.shape[1], hidden)
-        for layer in cast("Iterable[DecoderLayer]", self.layers):
-            hidden = layer.attention(hidden, distances=to_past, documents=visible)
+        if cache is None:
+            to_past = self.distances.to_past(tokens.shape[1], tokens.shape[1], hidden)
+        else:
+            to_past = cast("DecoderCache", cache.decoder).distances(tokens.shape[1], hidden)
+        for layer, of_layer in zip(cast("Iterable[DecoderLayer]", self.layers), past, strict=True):
+            hidden = layer.attention(hidden, distances=to_past, documents=visible, past=of_layer)
             if layer.cca is not None and retrieved is not None:
-                hidden = retrieved.attend(layer.cca, hidden)
+                attended = retrieved.attend(layer.cca, hidden)
+                hidden = hidden if attended is None else attended
             hidden = layer.feed_forward(hidden)
+        if cache is not None:
+            cache.length += tokens.shape[1]
         return cast("Tensor", self.norm(hidden))
+
+    def empty_cache(self, *, padding_in_grid: bool = False) -> Cache:
+        """Return a cache of no tokens."""
+        decoder = DecoderCache(self.distances, len(self.layers))
+        neighbors = None if self.encoder is None else NeighborCache(self.chunk_length)
+        return Cache(self.chunk_length, decoder, neighbors, padding_in_grid=padding_in_grid)
 
     @property
     def readout_weight(self) -> Tensor:

@@ -22,8 +22,8 @@ from torch import Tensor
 class Rotations(NamedTuple):
     """How the queries and the keys of an attention are rotated."""
 
-    query: Tensor  # [2, Q, A/2], cosines and sines
-    key: Tensor  # [2, J, A/2]
+    query: Tensor  # [2, Q, A/2], cosines and sines; or [2, G, 1, Q, A/2] if those of G groups differ
+    key: Tensor | None  # [2, J, A/2]; None for keys that are rotated already
 
 
 def rotations(positions: Tensor, head_size: int, base: float, dtype: torch.dtype) -> Tensor:
@@ -83,13 +83,13 @@ def rotary_attention(
         mask = keys[None, :, None]  # [1, G, 1, SJ]
     if documents is not None:
         mask = (documents[:, past:, None] == documents[:, None]).tril(past)[None]  # [1, G, Q, J]
-    elif causal and past:  # torch's is_causal aligns the first query with the first key
+    elif causal and past and query.shape[3] > 1:  # torch's is_causal aligns the first query with the first key
         mask = torch.ones(query.shape[3], key.shape[3], dtype=torch.bool, device=query.device).tril_(past)
     attended = F.scaled_dot_product_attention(
         rotate(query, rotation.query).flatten(2, 3),
-        rotate(key, rotation.key).flatten(2, 3),
+        (key if rotation.key is None else rotate(key, rotation.key)).flatten(2, 3),
         value.flatten(2, 3),
         attn_mask=mask,
-        is_causal=causal and mask is None,  # causal without a mask, so that the fastest kernel applies
+        is_causal=causal and mask is None and not past,  # causal without a mask, so that the fastest kernel applies
     )
     return attended.unflatten(2, query.shape[2:4])

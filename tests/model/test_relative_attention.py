@@ -61,7 +61,9 @@ def test_position_logits_depend_on_the_distance_alone(m: int, r: int, k: int) ->
 
 
 @pytest.mark.parametrize("tile_limit", [1, 2**20])
-@pytest.mark.parametrize("kind", ["causal", "neighbors are queries", "neighbors are keys", "no positions"])
+@pytest.mark.parametrize(
+    "kind", ["causal", "neighbors are queries", "neighbors are keys", "positions of groups", "no positions"]
+)
 def test_gradients_are_those_of_finite_differences(kind: str, tile_limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK", 2)
     monkeypatch.setattr(module, "tile_limit", lambda device: tile_limit)
@@ -69,6 +71,8 @@ def test_gradients_are_those_of_finite_differences(kind: str, tile_limit: int, m
         inputs, causal = random_inputs(1, 5, 1, 5, 6), True
     else:
         inputs, causal = random_inputs(*((2, 3, 1, 2) if kind == "neighbors are queries" else (1, 2, 2, 3)), 5), False
+    if kind == "positions of groups":
+        inputs[5] = torch.randn(HEADS, GROUPS, HEAD_SIZE, 5, dtype=torch.float64, requires_grad=True)
     if kind == "no positions":
         assert torch.autograd.gradcheck(lambda *tensors: relative_attention(*tensors, None), inputs[:3])
     else:

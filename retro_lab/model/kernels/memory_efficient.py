@@ -27,17 +27,25 @@ class RMSNorm(nn.RMSNorm):
         """Map [..., D] to [..., D]."""
         if hidden.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(hidden)
+        if not torch.is_grad_enabled():
+            return _normalized(hidden, self.weight, cast("float", self.eps))[0]
         return cast("Tensor", _RMSNorm.apply(hidden, self.weight, self.eps))
+
+
+def _normalized(hidden: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the normalized rows, and 1 / sqrt(mean(x^2) + eps)."""
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=exact)
+    scale = length.square_().div_(hidden.shape[-1]).add_(eps).rsqrt_()
+    return (hidden * scale).mul_(weight).to(hidden.dtype), scale
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-        exact = torch.promote_types(hidden.dtype, torch.float32)
-        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=exact)
-        scale = length.square_().div_(hidden.shape[-1]).add_(eps).rsqrt_()
+        normalized, scale = _normalized(hidden, weight, eps)
         ctx.save_for_backward(hidden, weight, scale)
-        return (hidden * scale).mul_(weight).to(hidden.dtype)
+        return normalized
 
     @staticmethod
     @once_differentiable

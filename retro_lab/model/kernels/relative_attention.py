@@ -50,8 +50,8 @@ def relative_attention(
         query: q, [H, G, P, Q, A].
         key: [H, G, S, J, A].
         value: [H, G, S, J, A].
-        positions: u, v [H, A] and R s(d) [H, A, T], for the distances of `descending_distances`, which may end at the
-            filler -1 if causal; None for attention without positions.
+        positions: u, v [H, A] and R s(d) [H, A, T], or [H, G, A, T] if groups differ, for the distances of
+            `descending_distances`, which may end at the filler -1 if causal; None for attention without positions.
         present: bool [G, S, J], False where a key is padding; None if there is no padding.
         causal: whether a query sees only its own key and earlier ones (P = S = 1). The queries belong to the last Q of
             the J tokens, Q <= J; positions are then for the distances from J - 1 to 0, and the filler.
@@ -68,9 +68,10 @@ def relative_attention(
         absent = torch.finfo(key.dtype).min / 2
         padding = key.new_zeros(present.shape).masked_fill_(~present, absent)[:, None, None]  # [G, 1, 1, S, J]
     content_bias, position_bias, position = (None, None, None) if positions is None else positions
-    attended: Tensor = _RelativeAttention.apply(
-        *_Inputs(query, content_bias, position_bias, key, value, position, padding, documents, causal)
-    )
+    inputs = _Inputs(query, content_bias, position_bias, key, value, position, padding, documents, causal)
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _attend(inputs)  # for a single token, the way through autograd takes as long as the attention
+    attended: Tensor = _RelativeAttention.apply(*inputs)
     return attended
 
 
@@ -82,7 +83,7 @@ class _Inputs(NamedTuple):
     position_bias: Tensor | None  # v, [H, A]
     key: Tensor  # [H, G, S, J, A]
     value: Tensor  # [H, G, S, J, A]
-    position: Tensor | None  # R s(d), [H, A, T]
+    position: Tensor | None  # R s(d), [H, A, T] or [H, G, A, T]
     padding: Tensor | None  # [G, 1, 1, S, J], 0 or very negative: added to the logits
     documents: Tensor | None  # [G, J]
     causal: bool
@@ -93,7 +94,7 @@ class _Tile(NamedTuple):
 
     rows: tuple[slice, ...]  # of [H, G, P, Q, A]: some heads and queries
     columns: tuple[slice, ...]  # of [H, G, S, J, A]: the same heads, and the keys their queries may see
-    distances: tuple[slice, ...]  # of [H, A, T]: the same heads, from the largest distance of a query to a key
+    distances: tuple[Any, ...]  # of [H, ..., T]: the same heads, from the largest distance of a query to a key
 
 
 class _RelativeAttention(torch.autograd.Function):
@@ -164,10 +165,10 @@ def _gradients(inputs: _Inputs, grad_output: Tensor) -> tuple[Tensor, Tensor, Te
         distances = position[tile.distances]
         by_distance = gradient.new_zeros(*by_query[:4], distances.shape[-1])  # [H, G, P, Q, T]
         align_distances(by_distance, by_key[3]).copy_(gradient)
-        by_distance = by_distance.flatten(1, 3)
-        position_query_gradient = (by_distance @ distances.transpose(1, 2)).view(by_query)
+        by_distance, position_rows = _by_positions(by_distance, distances), _by_positions(position_query, distances)
+        position_query_gradient = (by_distance @ distances.flatten(0, -3).transpose(1, 2)).view(by_query)
         query_gradient[tile.rows] += position_query_gradient
-        position_gradient[tile.distances] += position_query.flatten(1, 3).transpose(1, 2) @ by_distance
+        position_gradient[tile.distances] += (position_rows.transpose(1, 2) @ by_distance).view(distances.shape)
         heads = tile.rows[0]
         content_bias_gradient[heads] += content_query_gradient.sum(dim=(1, 2, 3), dtype=exact)
         position_bias_gradient[heads] += position_query_gradient.sum(dim=(1, 2, 3), dtype=exact)
@@ -252,7 +253,7 @@ def _tiles(inputs: _Inputs) -> Iterator[_Tile]:
             yield _Tile(
                 rows=(some, every, every, slice(start, end)),
                 columns=(some, every, every, slice(visible)),
-                distances=(some, every, slice(queries - end, None)),
+                distances=(some, ..., slice(queries - end, None)),
             )
 
 
@@ -276,20 +277,22 @@ def _weights(tile: _Tile, inputs: _Inputs, key: Tensor, content_query: Tensor, p
     key = key[tile.columns]
     (heads, groups, query_blocks, queries, head_size), (key_blocks, keys) = content_query.shape, key.shape[2:4]
     shape = (heads, groups, query_blocks, queries, key_blocks, keys)
+    mask = padding
     if inputs.causal:  # the last query is aligned with the last key; every query sees itself, so no row lacks keys
-        mask = key.new_full((queries, keys), -math.inf).triu_(keys - queries + 1).unsqueeze(1)  # [Q, 1, J]
+        if queries > 1:
+            mask = key.new_full((queries, keys), -math.inf).triu_(keys - queries + 1).unsqueeze(1)  # [Q, 1, J]
         if documents is not None:
             other = documents[:, keys - queries : keys, None] != documents[:, None, :keys]  # [G, Q, J]
-            mask = mask.masked_fill(other[:, None, :, None], -math.inf)
-    else:
-        mask = key.new_zeros(()) if padding is None else padding
+            mask = (key.new_zeros(()) if mask is None else mask).masked_fill(other[:, None, :, None], -math.inf)
     logits = key.new_empty(shape)
     if position is None or position_query is None:
-        logits.copy_(mask)
+        logits.copy_(key.new_zeros(()) if mask is None else mask)
     else:
-        by_distance = position_query.flatten(1, 3) @ position[tile.distances]  # [H, GPQ, T]
+        distances = position[tile.distances]
+        by_distance = _by_positions(position_query, distances) @ distances.flatten(0, -3)  # [H, GPQ, T] or [HG, PQ, T]
         by_key = align_distances(by_distance.view(*shape[:4], -1), keys)
-        torch.add(by_key.unsqueeze(-2).expand(shape), mask, out=logits)
+        by_key = by_key.unsqueeze(-2).expand(shape)
+        logits.copy_(by_key) if mask is None else torch.add(by_key, mask, out=logits)
     scale = 1 / math.sqrt(head_size)
     logits = logits.view(heads * groups, query_blocks * queries, key_blocks * keys).baddbmm_(
         _as_matrices(content_query), _as_matrices(key).transpose(1, 2), beta=scale, alpha=scale
@@ -300,6 +303,11 @@ def _weights(tile: _Tile, inputs: _Inputs, key: Tensor, content_query: Tensor, p
 def _as_matrices(tensor: Tensor) -> Tensor:
     """[H, G, P, Q, A] as a batch of matrices, [HG, PQ, A]."""
     return tensor.flatten(2, 3).flatten(0, 1)
+
+
+def _by_positions(tensor: Tensor, position: Tensor) -> Tensor:
+    """[H, G, P, Q, A] as a batch of matrices, one for each of the [H] or [H, G] matrices of positions."""
+    return tensor.reshape(position.shape[:-2].numel(), -1, tensor.shape[4])
 
 
 def _at_least_float32(tensor: Tensor) -> torch.dtype:
