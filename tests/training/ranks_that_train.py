@@ -18,10 +18,12 @@ import pytorch_lightning as pl
 import torch
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, IterableDataset
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from retro_lab.errors import ArtifactError
-from retro_lab.model.blocks import Branch
+from retro_lab.model.backbones.retrofitted import RetrofittedModel
 from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.model.language_model import LanguageModel
 from retro_lab.model.retro import RetroModel
 from retro_lab.model.sharding import is_sharded, whole_weights
 from retro_lab.training.batches import piece_size
@@ -128,11 +130,11 @@ class Losses(pl.Callback):
         self.step = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        for module in pl_module.modules():
-            if isinstance(module, Branch):
-                module.register_forward_pre_hook(self.look_at_block)
+        assert isinstance(pl_module, RetroModule)
+        for block in pl_module.model.blocks():
+            block.register_forward_pre_hook(self.look_at_block)
 
-    def look_at_block(self, block: Branch, _: Any) -> None:
+    def look_at_block(self, block: torch.nn.Module, _: Any) -> None:
         self.gathered["block"] = max(self.gathered.get("block", 0), gathered_bytes(block))
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
@@ -171,6 +173,7 @@ def train(
     folder: Path, strategy: str, steps: int, *, precision: str = "32-true", accumulated: int = 1, clip: float = 0.05,
     start: Path | None = None, compile: bool = False, checkpointed: bool = False, tied: bool = True,
     shared: bool = False, k: int = 2, save_every: int = 100, poisoned: bool = False, frozen: bool = True,
+    backbone: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a very small model in a folder, from the checkpoint in it if there is one."""
     losses, guard = Losses(), DivergenceGuard(2 if poisoned else 1, lambda _: [], "")
@@ -188,12 +191,18 @@ def train(
     )  # fmt: skip
     if strategy != "fsdp":
         trainer.strategy.checkpoint_io = DurableCheckpoints()
+    base = None if backbone is None else tiny_llama()
     pl.seed_everything(SEED, verbose=False)
-    with torch.device("meta") if strategy == "fsdp" else nullcontext():
-        size = SIZE if k else SizeConfig(**{**vars(SIZE), "cca_layers": []})
-        model = RetroModel(size, choices(tied, shared), VOCABULARY)
-    model.checkpoint_activations(checkpointed)
+    model: LanguageModel
     weights = None
+    if base is not None:
+        weights = {f"base.{name}": value.clone() for name, value in base.state_dict().items()}
+        model = RetrofittedModel(base, SIZE, choices(), SIZE.cca_layers, frozen=backbone == "frozen")
+    else:
+        with torch.device("meta") if strategy == "fsdp" else nullcontext():
+            size = SIZE if k else SizeConfig(**{**vars(SIZE), "cca_layers": []})
+            model = RetroModel(size, choices(tied, shared), VOCABULARY)
+    model.checkpoint_activations(checkpointed)
     if start is not None:
         weights = baseline_weights(model, start)
         if frozen:
@@ -219,11 +228,23 @@ def train(
     return found | {"weights": whole_weights(model)}
 
 
+def tiny_llama() -> LlamaForCausalLM:
+    """A base with tied embeddings, always the same."""
+    torch.manual_seed(SEED + 1)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
+        tie_word_embeddings=True, initializer_range=0.3,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
 def on_one(root: Path) -> dict[str, Any]:
     done: dict[str, Any] = {"one": train(root / "one", "auto", 6, accumulated=2)}
     done["baseline"] = train(root / "baseline", "auto", 3, k=0)
     done["untied one"] = train(root / "untied", "auto", 2, tied=False, shared=True)
     done["retrofit one"] = train(root / "retrofit one", "auto", 3, start=root / "baseline" / CHECKPOINT)
+    for kind in ("frozen", "free"):
+        done[f"{kind} base one"] = train(root / f"{kind} base", "auto", 3, backbone=kind)
     done["bf16 one"] = train(root / "bf16", "auto", 4, precision="bf16-mixed")
     done["fsdp on one"] = train(root / "fsdp on one", "fsdp", 6)
     return done
@@ -237,6 +258,8 @@ def on_two(root: Path) -> dict[str, Any]:
     for steps in (2, 3):
         resumed = train(root / "retrofit resumed", "fsdp", steps, start=root / "baseline" / CHECKPOINT)
     done["retrofit resumed"] = resumed
+    done["frozen base fsdp"] = train(root / "frozen base fsdp", "fsdp", 3, backbone="frozen", checkpointed=True)
+    done["free base fsdp"] = train(root / "free base fsdp", "fsdp", 3, backbone="free")
     train(root / "sharded baseline", "fsdp", 3, k=0)
     done["retrofit from shards"] = train(
         root / "retrofit shards", "ddp", 3, start=root / "sharded baseline" / CHECKPOINT

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks_that_train import SIZE, VOCABULARY, choices
+from ranks_that_train import SIZE, VOCABULARY, choices, tiny_llama
 
 from retro_lab.cost.memory import sharded_state
 from retro_lab.cost.parameters import Parameters
@@ -86,6 +86,23 @@ def test_a_sharded_retrofit_resumes_exactly_from_parts_of_new_weights_alone(
     weights = trained["retrofit fsdp"]["weights"]
     assert {name.removeprefix("model.") for name in saved} == weights.keys() - trained["baseline"]["weights"].keys()
     assert all(torch.equal(trained["retrofit resumed"]["weights"][name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("kind", ["frozen", "free"])
+def test_fsdp_trains_the_retrofit_of_a_base(folder: Path, trained: dict[str, Any], kind: str) -> None:
+    """A frozen base with checkpointing and a trained one, each layer of which is gathered by itself."""
+    found, expected = trained[f"{kind} base fsdp"], trained[f"{kind} base one"]
+    assert_same(found, expected)
+    moved = {name for name, value in expected["weights"].items() if not torch.equal(value, start_of_base(name, value))}
+    assert any(name.startswith("base.") for name in moved) == (kind == "free")
+    held = [torch.load(folder / f"on_two.{rank}.pt")[f"{kind} base fsdp"]["held"]["weights"] for rank in range(2)]
+    assert sum(held) == expected["held"]["weights"]
+    assert max(held) < 0.6 * sum(held)
+
+
+def start_of_base(name: str, otherwise: torch.Tensor) -> torch.Tensor:
+    """Return a weight of the base as it was before training."""
+    return tiny_llama().state_dict().get(name.removeprefix("base."), otherwise)
 
 
 def test_fsdp_in_bfloat16_is_ddp_up_to_the_gains_of_norms(trained: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ Shapes: B batch, N sequence length, D width of the base, V vocabulary.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
@@ -18,8 +18,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from retro_lab.errors import ConfigurationError
+from retro_lab.model.backbones.base_cache import BaseCache
 from retro_lab.model.backbones.layouts import attention_factor, attention_of, layers_of, readout_of, size_of
 from retro_lab.model.blocks import Branch
+from retro_lab.model.cache import Cache
 from retro_lab.model.chunked_cross_attention import ChunkedCrossAttention
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.distances import DistanceEncoder
@@ -27,6 +29,7 @@ from retro_lab.model.encoder import NeighborEncoder
 from retro_lab.model.initialization import draw, is_cca_output
 from retro_lab.model.kernels.cross_entropy import Readout
 from retro_lab.model.language_model import LanguageModel
+from retro_lab.model.neighbor_cache import NeighborCache
 from retro_lab.model.neighbors import RetrievedNeighbors
 from retro_lab.model.validation import check_model
 
@@ -174,22 +177,37 @@ class RetrofittedModel(LanguageModel):
         neighbor_lengths: Tensor | None = None,
         documents: Tensor | None = None,
         padding: Tensor | None = None,
+        cache: Cache | None = None,
+        windows: Sequence[bool] | None = None,
     ) -> Tensor:
         """Compute the final hidden states, which the base's head reads, as `LanguageModel.forward` says."""
-        self._check_documents(tokens, documents)
-        is_text, positions = None, None
+        if cache is None:
+            self._check_documents(tokens, documents)
+        else:
+            padding = cache.begin(tokens, padding, documents)
+        start = 0 if cache is None else cache.length
+        at = torch.arange(start + tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+        is_text, positions = None, None if cache is None else at[:, start:]
         if padding is not None:
-            is_text = torch.arange(tokens.shape[1], device=tokens.device) >= padding[:, None]
-            tokens, positions = tokens.masked_fill(~is_text, 0), (is_text.cumsum(1) - 1).clamp(min=0)
-        retrieved = self._retrieved(tokens, neighbors, neighbor_lengths, documents, is_text)
+            is_text = at >= padding[:, None]
+            tokens = tokens.masked_fill(~is_text[:, start:], 0)
+            positions = (at - padding[:, None]).clamp(min=0)[:, start:]
+        retrieved = self._retrieved(tokens, neighbors, neighbor_lengths, documents, is_text, cache, windows)
         with self._layers_retrieve(retrieved):
             output = self.base.base_model(
                 input_ids=tokens,
                 attention_mask=None if is_text is None else is_text.long(),
                 position_ids=positions,
-                use_cache=False,
+                past_key_values=None if cache is None else cast("BaseCache", cache.decoder).past,
+                use_cache=cache is not None,
             )
+        if cache is not None:
+            cache.length += tokens.shape[1]
         return cast("Tensor", output.last_hidden_state)
+
+    def empty_cache(self, *, padding_in_grid: bool = False) -> Cache:
+        """Return a cache of no tokens."""
+        return Cache(self.chunk_length, BaseCache(), NeighborCache(self.chunk_length), padding_in_grid=padding_in_grid)
 
     @contextmanager
     def _layers_retrieve(self, retrieved: RetrievedNeighbors | None) -> Iterator[None]:
@@ -198,19 +216,21 @@ class RetrofittedModel(LanguageModel):
         Each layer's `forward` is replaced for this time, so that everything of the pass is an argument of the function
         that a layer runs. The backward pass of a checkpointed layer calls the same function once more.
         """
-        checkpointed = torch.is_grad_enabled() and (self._checkpointed or self.base.is_activation_checkpointing)
+        layers = layers_of(self.base)
+        asked = self._checkpointed or any(getattr(layer, "gradient_checkpointing", False) for layer in layers)
+        checkpointed = asked and torch.is_grad_enabled()
         if retrieved is None and not checkpointed:
             yield
             return
         current = _Pass(retrieved)
         with ExitStack() as restoring:
-            for number, layer in enumerate(layers_of(self.base), start=1):
+            for number, layer in enumerate(layers, start=1):
                 run: Callable[..., Any] = layer.forward
                 if retrieved is not None and str(number) in self.cca:
                     run = self._with_retrieval(layer, number, current)
                 if checkpointed:
+                    run = _checkpointing(layer, run)
                     restoring.enter_context(_replaced(layer, "gradient_checkpointing", False))
-                    run = _checkpointing(run)
                 restoring.enter_context(_replaced(layer, "forward", run))
             yield
         if retrieved is not None and current.attended != {int(number) for number in self.cca}:
@@ -233,7 +253,10 @@ class RetrofittedModel(LanguageModel):
                 assert current.retrieved is not None
                 current.attended.add(number)
                 # In the type of the residual stream: under autocast the attention's own would round the small to zero.
-                added = current.retrieved.attend(cca, hidden).to(stream.dtype)
+                added = current.retrieved.attend(cca, hidden)
+                if added is None:
+                    return None
+                added = added.to(stream.dtype)
                 attended = attended + (added if factor == 1 else added / factor)
                 return (attended, *output[1:]) if isinstance(output, tuple) else attended
 
@@ -254,9 +277,13 @@ class _Pass:
         self.attended: set[int] = set()
 
 
-def _checkpointing(run: Callable[..., Any]) -> Callable[..., Any]:
+def _checkpointing(layer: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+    def run_without_its_own(*inputs: Any, **named: Any) -> Any:
+        with _replaced(layer, "gradient_checkpointing", False):  # it would not know of the neighbors
+            return run(*inputs, **named)
+
     def checkpointed(*inputs: Any, **named: Any) -> Any:
-        return checkpoint(run, *inputs, use_reentrant=False, **named)
+        return checkpoint(run_without_its_own, *inputs, use_reentrant=False, **named)
 
     return checkpointed
 
