@@ -4,8 +4,9 @@ import threading
 from collections.abc import Sequence
 
 from retro_lab.runs.examples import FoundPassage
+from retro_lab.runs.search import Neighbor, Searched
 from retro_lab.serving.bodies import Limits
-from retro_lab.serving.engine import Facts, Neighbor, Searched, Stretch, Wanted, Written
+from retro_lab.serving.engine import Facts, Stretch, Wanted, Written
 
 FACTS = Facts(
     run="my run",
