@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
+from retro_lab import console
 from retro_lab.corpus.tokenizer import DocumentTokenizer
 from retro_lab.errors import ConfigurationError
 from retro_lab.model.language_model import LanguageModel
@@ -229,7 +230,8 @@ class Run:
             "artifacts=PATH), or generate with k=0 or neighbors of your own"
         )
         root = self._artifacts or Path(config.paths.artifacts)
-        return Inputs(config, FinishedArtifacts(root, advice)).database
+        with console.silence():  # which documents were dropped was said when they were
+            return Inputs(config, FinishedArtifacts(root, advice)).database
 
 
 def _texts(name: str, given: str | Sequence[str]) -> list[str]:

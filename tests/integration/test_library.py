@@ -78,9 +78,10 @@ def test_a_run_writes_what_the_task_writes(lab: SimpleNamespace) -> None:
     assert same(single, alone), "drafts change no text"
 
 
-def test_the_neighbors_of_a_text_are_read_as_text(lab: SimpleNamespace) -> None:
+def test_the_neighbors_of_a_text_are_read_as_text(lab: SimpleNamespace, capfd: pytest.CaptureFixture[str]) -> None:
     opened = open_run(lab.folder)
     written = opened.generate(PROMPTS[1], max_tokens=4)
+    assert "documents" not in "".join(capfd.readouterr()), "what a build says was said at the build"
     store = lab.task.database.store
     for chunk, passages in zip(written.chunks, opened.passages(written), strict=True):
         assert [passage.text for passage in passages] == store.texts(chunk.found.ids)
