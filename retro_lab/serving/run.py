@@ -6,13 +6,13 @@ from itertools import pairwise
 import numpy as np
 
 from retro_lab.corpus.tokenizer import DocumentTokenizer
-from retro_lab.generation.generator import Generated, Generator
-from retro_lab.generation.retrieved import Found
+from retro_lab.generation.generator import Generator
 from retro_lab.generation.sampling import Sampling
+from retro_lab.generation.stretches import stretches
 from retro_lab.retrieval.live import LiveRetrieval
 from retro_lab.retrieval.neighbors import NO_NEIGHBOR
-from retro_lab.runs.examples import FoundPassage, passages
-from retro_lab.serving.engine import Facts, Neighbor, Searched, Stretch, Wanted, Written
+from retro_lab.runs.examples import passages
+from retro_lab.serving.engine import Facts, Neighbor, Searched, Wanted, Written
 
 
 class ServedRun:
@@ -75,33 +75,9 @@ class ServedRun:
                 text=each.text,
                 tokens=len(each.tokens),
                 finish_reason=each.finish.value,
-                stretches=self._stretches(each),
+                stretches=stretches(each, self._tokenizer, self._live.store if self._live is not None else None),
             )
             for each in written
-        ]
-
-    def _stretches(self, written: Generated) -> list[Stretch]:
-        """Cut a prompt and its continuation where something was retrieved."""
-        begun, tokens = len(written.prompt), np.concatenate([written.prompt, written.tokens])
-        pieces = self._tokenizer.pieces(tokens)
-        near = {chunk.stop: self._read(chunk.found) for chunk in written.chunks}
-        ends = sorted({0, *near, len(tokens)})
-        return [
-            Stretch(
-                prompt="".join(pieces[first : min(end, begun)]),
-                text="".join(pieces[max(first, begun) : end]),
-                neighbors=near.get(end, []),
-            )
-            for first, end in pairwise(ends)
-        ]
-
-    def _read(self, found: Found) -> list[FoundPassage]:
-        assert self._live is not None
-        real = found.ids != NO_NEIGHBOR
-        near = passages(self._live.store, found.ids[real].tolist())
-        return [
-            FoundPassage(**vars(passage), distance=distance)
-            for passage, distance in zip(near, found.distances[real].tolist(), strict=True)
         ]
 
 
