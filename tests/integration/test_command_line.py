@@ -135,6 +135,7 @@ def test_a_trained_run_is_served(workplace, compared):
         assert ask("generate", body | {"retrieve_every": 8})["texts"][0] == on  # the tokens of a chunk
         finish = ask("generate", body | {"k": 0, "stop": expected[3:5]})["texts"][0]
         assert (finish["text"], finish["finish_reason"]) == (expected[: expected.find(expected[3:5])], "stop")
+        assert "".join(part["text"] for part in finish["stretches"]) == finish["text"]
         sampled = body | {"temperature": 1.0, "seed": 3, "top_k": 40, "top_p": 0.9}
         assert ask("generate", sampled) == ask("generate", sampled)
 
@@ -192,7 +193,10 @@ def test_what_is_generated_is_what_the_generator_writes(workplace, compared, mon
     settings = ["temperature=1.0", "top_k=50", "top_p=0.9", "seed=3", "retrieve_every=4", "k=1", "stop=[qz]"]
     whole = generate(workplace, "prompt=def ", *(f"task.{setting}" for setting in settings))
     off = generate(workplace, "prompt=def ", "task.k=0", "task.model=retro")
-    by_hand = generate(workplace, "prompt=def ", "task.neighbors=['a, b','def']", "task.show_neighbors=true")
+    copied = "x = 1  # import numpy as np"
+    by_hand = generate(
+        workplace, f"prompt={copied}", "task.neighbors=['a, b','import numpy']", "task.show_neighbors=true"
+    )
     monkeypatch.chdir(workplace)
     config = compose([*command("name=whole"), "task=serve"])
     with Inputs(config) as inputs:
@@ -203,11 +207,19 @@ def test_what_is_generated_is_what_the_generator_writes(workplace, compared, mon
             prompts, max_tokens=20, sampling=sampling, stop=["qz"], retrieve_every=4
         )
         [greedy] = opened.generator(0).generate(prompts, max_tokens=20)
-        [given] = opened.generator(0).generate(prompts, max_tokens=20, neighbors=["a, b", "def"])
+        [given] = opened.generator(0).generate(
+            opened.trained.tokenizer.encode([copied]), max_tokens=20, neighbors=["a, b", "import numpy"]
+        )
     assert whole.stdout == f"def {sampled.text}\n"
     assert off.stdout == f"def {greedy.text}\n"
-    assert by_hand.stdout == f"def {given.text}\n"
-    assert "1. given by hand:" in by_hand.stderr
+    assert by_hand.stdout == f"{copied}{given.text}\n"
+    columns = zip(*(row.split("│")[1:3] for row in by_hand.stderr.splitlines() if row.count("│") == 3), strict=True)
+    text, neighbors = (re.sub(r"\s{2,}", " ", "".join(column)) for column in columns)
+    assert "1. given by hand: a, b 2. given by hand: " in neighbors
+    for column, whole in ((text, copied), (neighbors, "import numpy")):  # what they have in common is marked
+        common = re.findall("«(.*?)»", column)
+        assert common
+        assert all(part in whole for part in common)
     assert "neighbors given by hand" in by_hand.stderr
 
 
