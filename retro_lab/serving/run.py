@@ -1,18 +1,14 @@
 """A trained run as the server wants it: a live search of its database, and its model."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-
-import numpy as np
 
 from retro_lab.corpus.tokenizer import DocumentTokenizer
-from retro_lab.generation.generator import Generated, Generator
-from retro_lab.generation.retrieved import Found
+from retro_lab.generation.generator import Generator
 from retro_lab.generation.sampling import Sampling
+from retro_lab.generation.stretches import stretches
 from retro_lab.retrieval.live import LiveRetrieval
-from retro_lab.runs.examples import FoundPassage
-from retro_lab.runs.search import Searched, found_passages, search
-from retro_lab.serving.engine import Facts, Stretch, Wanted, Written
+from retro_lab.runs.search import Searched, search
+from retro_lab.serving.engine import Facts, Wanted, Written
 
 
 class ServedRun:
@@ -55,26 +51,7 @@ class ServedRun:
                 text=each.text,
                 tokens=len(each.tokens),
                 finish_reason=each.finish.value,
-                stretches=self._stretches(each),
+                stretches=stretches(each, self._tokenizer, self._live.store if self._live is not None else None),
             )
             for each in written
         ]
-
-    def _stretches(self, written: Generated) -> list[Stretch]:
-        """Cut a prompt and its continuation where something was retrieved."""
-        begun, tokens = len(written.prompt), np.concatenate([written.prompt, written.tokens])
-        pieces = self._tokenizer.pieces(tokens)
-        near = {chunk.stop: self._read(chunk.found) for chunk in written.chunks}
-        ends = sorted({0, *near, len(tokens)})
-        return [
-            Stretch(
-                prompt="".join(pieces[first : min(end, begun)]),
-                text="".join(pieces[max(first, begun) : end]),
-                neighbors=near.get(end, []),
-            )
-            for first, end in pairwise(ends)
-        ]
-
-    def _read(self, found: Found) -> list[FoundPassage]:
-        assert self._live is not None
-        return found_passages(self._live.store, found.ids, found.distances)
