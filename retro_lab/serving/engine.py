@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from retro_lab.generation.stretches import Stretch
-from retro_lab.runs.examples import FoundPassage
+from retro_lab.runs.search import Searched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,24 +33,6 @@ class Facts:
     """Name of the corpus that the database is made of."""
     max_neighbors: int
     """Most neighbors that a text or a chunk can have."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Neighbor(FoundPassage):
-    """A neighbor of a text that was searched in pieces."""
-
-    query_chunk: int
-    """Which of the text's chunks it is nearest to, from 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Searched:
-    """A text as it was searched."""
-
-    chunks: list[str]
-    """The text, cut into chunks."""
-    neighbors: list[Neighbor]
-    """Of all of its chunks, nearest first; no chunk of the database twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
