@@ -8,9 +8,8 @@ import numpy as np
 from retro_lab.corpus.tokenizer import DocumentTokenizer
 from retro_lab.corpus.tokens import TokenStore
 from retro_lab.generation.generator import Generated
-from retro_lab.generation.retrieved import Found
-from retro_lab.retrieval.neighbors import NO_NEIGHBOR
-from retro_lab.runs.examples import FoundPassage, passages
+from retro_lab.runs.examples import FoundPassage
+from retro_lab.runs.search import found_passages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,9 @@ def stretches(written: Generated, tokenizer: DocumentTokenizer, store: TokenStor
         store: Of the database; None if nothing was searched for. Neighbors that were given by hand are left out.
     """
     begun, pieces = len(written.prompt), pieces_of(written, tokenizer)
-    near = {chunk.stop: _read(chunk.found, store) for chunk in written.chunks} if store is not None else {}
+    near: dict[int, list[FoundPassage]] = {}
+    if store is not None:
+        near = {chunk.stop: found_passages(store, chunk.found.ids, chunk.found.distances) for chunk in written.chunks}
     return [
         Stretch(
             prompt="".join(pieces[first : min(end, begun)]),
@@ -58,12 +59,3 @@ def pieces_of(written: Generated, tokenizer: DocumentTokenizer) -> list[str]:
 def ends_of(written: Generated) -> list[int]:
     """Return the places at which stretches of a text begin and end, from 0 to its tokens."""
     return sorted({0, *(chunk.stop for chunk in written.chunks), len(written.prompt) + len(written.tokens)})
-
-
-def _read(found: Found, store: TokenStore) -> list[FoundPassage]:
-    real = found.ids != NO_NEIGHBOR
-    near = passages(store, found.ids[real].tolist())
-    return [
-        FoundPassage(**vars(passage), distance=distance)
-        for passage, distance in zip(near, found.distances[real].tolist(), strict=True)
-    ]

@@ -231,7 +231,7 @@ class GenerateConfig(TaskConfig):
             raise ConfigurationError(
                 "prompt, task.stop and task.neighbors must be UTF-8; the terminal sent other bytes."
             )
-        if self.neighbors and self.k is not None:
+        if self.neighbors and self.k:
             raise ConfigurationError(
                 "task.neighbors takes the place of a search for task.k neighbors; give one of them."
             )

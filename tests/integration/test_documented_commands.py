@@ -52,6 +52,17 @@ NOT_RUN = {
         ),
         "it needs a server; test_command_line.py runs it against one",
     ),
+    **{
+        f"python -m retro_lab +experiment=quickstart task=generate {options}": "test_command_line.py generates "
+        "with these options"
+        for options in (
+            "'prompt=def main(' task.temperature=0.8 task.top_p=0.95 task.seed=1",
+            "task.prompts=prompts.jsonl task.output=texts.jsonl",
+            "'prompt=import numpy' task.retrieve_every=8",
+            """'prompt=import numpy' 'task.neighbors=["import numpy as np"]'""",
+            "'prompt=import numpy' task.drafts=true",
+        )
+    },
     "python -m retro_lab backbone=hf backbone.model=HuggingFaceTB/SmolLM2-135M": "it needs the hub; test_retrofit.py "
     "runs it on a folder",
     "python -m retro_lab +experiment=retrofit_smollm2 backbone.model=SmolLM2-135M.gguf": "it needs the model's file; "
