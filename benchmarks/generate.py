@@ -37,7 +37,7 @@ from retro_lab.model.language_model import LanguageModel
 from retro_lab.model.retro import RetroModel
 from retro_lab.retrieval.config import Value
 from retro_lab.retrieval.database import Database
-from retro_lab.runs.trained_model import open_run
+from retro_lab.runs.trained_model import open_model
 from retro_lab.tasks.build import Inputs
 
 PROMPT, LENGTH = 128, 512
@@ -260,7 +260,7 @@ def drafts(clock: Clock, *, rounds: int, folder: Path, artifacts: Path) -> tuple
 
 def cases(folder: Path, artifacts: Path) -> list[Case]:
     """Texts of a trained model with most and least overlap, and random ones of an untrained model of its size."""
-    trained = open_run(folder)
+    trained = open_model(folder)
     model, m, k, length = (
         trained.model,
         trained.model.chunk_length,

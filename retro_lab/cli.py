@@ -77,9 +77,9 @@ def main() -> None:
         with preemption.handled(*_stopping_signals()):
             _hydra_main()
         sys.stdout.flush()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if console.is_main_process():
-            console.messages.print("Interrupted; run the same command again to resume.")
+            console.messages.print(str(interrupt) or "Interrupted; run the same command again to resume.")
         sys.exit(INTERRUPTED)
     except PreemptedError as stop:
         if console.is_main_process():

@@ -205,6 +205,31 @@ class ArtifactStore:
         return path.is_relative_to(root) or root.is_relative_to(path)
 
 
+class FinishedArtifacts(ArtifactStore):
+    """Artifacts that are only read: what is missing is refused, rather than built."""
+
+    def __init__(self, root: Path, advice: str) -> None:
+        """Read from `root`.
+
+        Args:
+            root: Folder of all artifacts.
+            advice: What to do if one is missing: the second half of a sentence, without its period.
+        """
+        super().__init__(root)
+        self._advice = advice
+
+    def build(self, stage: Stage) -> Artifact:
+        """Return the artifact of `stage`.
+
+        Raises:
+            ArtifactError: It is missing or damaged.
+        """
+        artifact = self.find(stage)
+        if artifact is None:
+            raise ArtifactError(f"{self.root} lacks the {stage.name} that this needs; {self._advice}.")
+        return artifact
+
+
 def _read_record(shard: Path, thoroughly: bool) -> Manifest | None:
     """Read the record of a finished shard; None if a file's size or, if `thoroughly`, any byte differs from it."""
     try:

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig
 
 from retro_lab.config.check import check
 from retro_lab.config.corpora import missing_corpora
 from retro_lab.config.explain import explain_errors
 from retro_lab.config.resolvers import named_after
 from retro_lab.config.session import session
-from retro_lab.config.strings import as_typed
+from retro_lab.config.strings import as_typed, literal
 from retro_lab.config.sweeps import axes, fixed, representative_cells
 from retro_lab.errors import ConfigurationError
 from retro_lab.runs.naming import override_key, slug
@@ -26,6 +26,7 @@ APPENDED_GROUPS = ("experiment", "sweep", "debug")
 """Groups that have no default: Hydra merges these last, in the order in which they are given."""
 UNNAMED = "default"
 """Last part of `hydra.sweep.dir` unless a sweep file gives another."""
+PROMPT, PROMPT_TASK = "prompt=", "task=generate"
 MULTIRUN_FLAGS = ("-m", "--multirun")
 
 
@@ -43,7 +44,7 @@ def complete(arguments: Sequence[str]) -> list[str]:
         return arguments
     flags = [argument for argument in arguments if argument not in parsed.overrides]
     _refuse_other_roots(parsed.config_name or parsed.config_path)
-    overrides = in_order(with_experiment(parsed.overrides))
+    overrides = in_order(with_experiment(with_prompt(parsed.overrides)))
     mode = next((text.partition("=")[2] for text in overrides if text.startswith("hydra.mode=")), None)
     sweep = any(text.startswith("+sweep=") for text in overrides)
     multirun = parsed.multirun or mode == "MULTIRUN" or (sweep and mode is None and not parsed.run)
@@ -83,6 +84,25 @@ def with_experiment(overrides: Sequence[str]) -> list[str]:
     named = any(key in ("experiment", "sweep", "scale") for key in keys)
     tokenizer = ["tokenizer=backbone"] if "backbone=hf" in overrides and "tokenizer" not in keys else []
     return [*([] if named else [DEFAULT_EXPERIMENT]), *overrides, *tokenizer]
+
+
+def with_prompt(overrides: Sequence[str]) -> list[str]:
+    """Write `prompt=TEXT` as the setting of `task=generate` that it is; the text is taken as it stands.
+
+    Raises:
+        ConfigurationError: The task is another one, or the text is `???`, which means that a value is missing.
+    """
+    prompts = [text.removeprefix(PROMPT) for text in overrides if text.startswith(PROMPT)]
+    if prompts and PROMPT_TASK not in overrides:
+        raise ConfigurationError(f"{PROMPT}TEXT is a text to continue, for {PROMPT_TASK}; add that, or leave it out.")
+    if MISSING in prompts:
+        raise ConfigurationError(
+            f"{PROMPT}{MISSING} would say to the configuration that a value is missing; give a prompt that is just "
+            "that in a file, with task.prompts=FILE."
+        )
+    return [
+        f"task.prompt={literal(text.removeprefix(PROMPT))}" if text.startswith(PROMPT) else text for text in overrides
+    ]
 
 
 def in_order(overrides: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from retro_lab.config.arguments import in_order, with_experiment
+from retro_lab.config.arguments import in_order, with_experiment, with_prompt
 from retro_lab.config.check import check, typed
 from retro_lab.config.corpora import missing_corpora
 from retro_lab.config.explain import explain_errors
@@ -18,7 +18,7 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
         ConfigurationError: An override or a configuration file is wrong, or a value that must be given is not.
     """
     with explain_errors(overrides), session() as assemble:
-        overrides = as_typed(in_order(with_experiment(overrides)))
+        overrides = as_typed(in_order(with_experiment(with_prompt(overrides))))
         config = assemble([*overrides, *missing_corpora([assemble(overrides)])])
         check(config)
         return typed(config)

@@ -20,6 +20,8 @@ from retro_lab.runs.naming import override_key
 TEXT_TYPES = ("str", "str | None")
 YAML_NUMBER = re.compile(r"(?<![^\[,\s])[+-]?\.(nan|inf)\b", re.IGNORECASE)
 """YAML's `.nan` and `.inf`, which Hydra's grammar takes for text and knows as `nan` and `inf`."""
+REFERENCE = re.compile(r"(\\*)\$\{")
+"""How a reference to another setting begins, with the backslashes before it."""
 WITH_COMMAS = ("index.factory", "index.search")
 """Settings whose single values have commas; at others a comma separates several values, which want -m."""
 
@@ -47,6 +49,12 @@ def takes_numbers(key: str) -> bool:
 def _group_key(key: str) -> str:
     """Return the key that a setting of one of `corpora` has in its group."""
     return re.sub(r"^corpora\.[^.]+\.", "corpus.", key)
+
+
+def literal(text: str) -> str:
+    """Write the value of an override that is exactly `text`, which is neither quoted nor escaped nor a reference."""
+    # To OmegaConf a backslash is an escape only before a reference.
+    return _quoted(REFERENCE.sub(lambda found: found[1] * 2 + r"\${", text))
 
 
 def shell_override(key: str, value: str) -> str:

@@ -24,7 +24,7 @@ from retro_lab.errors import DivergenceError
 from retro_lab.evaluation.windows import WindowBatch, Windows
 from retro_lab.retrieval.embeddings import EMBEDDINGS_NAME, Embeddings
 from retro_lab.retrieval.sequences import Sequences, documents_of, to_int64
-from retro_lab.runs.trained_model import SETTINGS_NAME, open_run
+from retro_lab.runs.trained_model import SETTINGS_NAME, open_model
 
 TARGETS_NAME, NATS_NAME = "targets.npy", "nats.npy"
 SHARD_TOKENS = 2**17
@@ -111,7 +111,7 @@ class HiddenStatesStage(Stage):
         self._device = torch.device("cpu")
         if torch.cuda.is_available():
             self._device = torch.device("cuda", ranks.current().local_rank % torch.cuda.device_count())
-        self._model = open_run(self.reader.folder).model.to(self._device, WEIGHTS.get(self.reader.precision))
+        self._model = open_model(self.reader.folder).model.to(self._device, WEIGHTS.get(self.reader.precision))
         return nullcontext()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -57,9 +57,11 @@ class RunFolder:
 
     @property
     def command(self) -> str:
-        """The command of this run without its task, so that the experiment's own task runs."""
+        """The command of this run without its task and that task's settings, so that the experiment's own task runs."""
+        named = any(text.startswith("task=") for text in self.overrides)
+        left_out = ("task=", "task.") if named else ()
         return shlex.join(
-            ["python", "-m", "retro_lab", *(text for text in self.overrides if not text.startswith("task="))]
+            ["python", "-m", "retro_lab", *(text for text in self.overrides if not text.startswith(left_out))]
         )
 
     def note(self) -> None:

@@ -114,7 +114,7 @@ def save_model(
     tokenizer: DocumentTokenizer,
     base: "PretrainedConfig | None" = None,
 ) -> None:
-    """Write everything that `open_run` reads into a model's folder.
+    """Write everything that `open_model` reads into a model's folder.
 
     A RETROfit of a run's own baseline is saved whole, so that its folder opens by itself, wherever it is copied to: its
     baseline is a file of the user's own that nobody else could find again, and no larger than the run.
@@ -145,7 +145,7 @@ def weights_checksum(folder: Path) -> str:
     return file_checksum(folder / WEIGHTS_NAME)
 
 
-def open_run(folder: Path | str, model: str | None = None, base: str | None = None) -> TrainedModel:
+def open_model(folder: Path | str, model: str | None = None, base: str | None = None) -> TrainedModel:
     """Open a trained model.
 
     Args:

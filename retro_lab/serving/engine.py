@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from retro_lab.runs.examples import FoundPassage
+from retro_lab.generation.stretches import Stretch
+from retro_lab.runs.search import Searched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,24 +36,6 @@ class Facts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Neighbor(FoundPassage):
-    """A neighbor of a text that was searched in pieces."""
-
-    query_chunk: int
-    """Which of the text's chunks it is nearest to, from 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Searched:
-    """A text as it was searched."""
-
-    chunks: list[str]
-    """The text, cut into chunks."""
-    neighbors: list[Neighbor]
-    """Of all of its chunks, nearest first; no chunk of the database twice."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Wanted:
     """How prompts are to be continued."""
 
@@ -71,18 +54,6 @@ class Wanted:
     """Neighbors of each chunk; 0 turns retrieval off."""
     retrieve_every: int | None
     """Tokens from one search to the next; None searches at the end of each chunk."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stretch:
-    """Part of a prompt and its continuation, up to a place where something was retrieved, beside that."""
-
-    prompt: str
-    """Its part of the prompt."""
-    text: str
-    """Its part of the continuation."""
-    neighbors: list[FoundPassage]
-    """Nearest first; empty after the last place."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from retro_lab.serving.engine import Engine, Searched, Wanted, Written
+from retro_lab.runs.search import Searched
+from retro_lab.serving.engine import Engine, Wanted, Written
 from retro_lab.serving.refusals import RefusedError
 
 TOGETHER = 256

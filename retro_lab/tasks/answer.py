@@ -40,7 +40,7 @@ from retro_lab.runs.folder import RunFolder
 from retro_lab.runs.identity import check_identity, write_identity
 from retro_lab.runs.provenance import provenance
 from retro_lab.runs.records import Parameters
-from retro_lab.runs.trained_model import TrainedModel, open_run, save_model, weights_checksum
+from retro_lab.runs.trained_model import TrainedModel, open_model, save_model, weights_checksum
 from retro_lab.tasks.assemble import build_trainer, in_folder, learning_rates, observers
 from retro_lab.tasks.checks import check_batch, check_trainer
 from retro_lab.tasks.config import AnswerConfig, RunConfig
@@ -76,7 +76,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     for file in (task.train, task.validation, *([task.test] if task.test else [])):
         next(read_questions(Path(file), 0))  # before anything that takes long
     with folder.held():
-        starts = {name: open_run(task.start, name) for name in task.models}
+        starts = {name: open_model(task.start, name) for name in task.models}
         for name, start in starts.items():
             if start.settings.backbone is not None:
                 raise ConfigurationError(
@@ -213,7 +213,7 @@ def drop_in_decoder(model: LanguageModel, rate: float) -> None:
 
 def _count(config: RunConfig, path: Path, questions: Questions, split: str, k: int) -> np.ndarray:
     """Answer all questions with the model in `path`, write the answers, and return which are right, bool [Q]."""
-    trained = open_run(path)
+    trained = open_model(path)
     console.status("answering", f"{len(questions):,} questions ({split}) with {path.name} and {k} passages")
     trainer = build_trainer(config, path, steps=1, callbacks=())
     module = AnsweringModule(trained.model, k, line_ends(trained.tokenizer))

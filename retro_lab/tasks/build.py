@@ -106,14 +106,18 @@ class Inputs:
     It is a context manager because what builds may be processes of its own.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, artifacts: ArtifactStore | None = None) -> None:
         """Keep the configuration; nothing is built yet.
+
+        Args:
+            config: Of the run.
+            artifacts: Where artifacts are; None builds them in `paths.artifacts`.
 
         Raises:
             ConfigurationError: `build.dispatcher` cannot be used here.
         """
         self._config = config
-        self._artifacts = ArtifactStore(Path(config.paths.artifacts), _dispatcher(config.build))
+        self._artifacts = artifacts or ArtifactStore(Path(config.paths.artifacts), _dispatcher(config.build))
 
     def __enter__(self) -> "Inputs":
         return self

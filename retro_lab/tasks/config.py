@@ -43,6 +43,7 @@ class Task(StrEnum):
     dashboard = "dashboard"
     evaluate = "evaluate"
     export = "export"
+    generate = "generate"
     inspect = "inspect"
     plan = "plan"
     report = "report"
@@ -161,6 +162,93 @@ class ExportConfig(TaskConfig):
         check_ranges("task", self, shard_bytes=POSITIVE)
         if self.model is not None and self.model not in MODELS:
             raise ConfigurationError(f"task.model must be one of {', '.join(MODELS)}, not {self.model}.")
+
+
+@dataclass(kw_only=True)
+class GenerateConfig(TaskConfig):
+    """Continue prompts with a model of a run folder, which retrieves from the run's database as it writes."""
+
+    name: Task = Task.generate
+    prompt: str | None = None
+    """Text to continue. `prompt=TEXT` on the command line gives it as it stands, whatever is in it."""
+    prompts: str | None = None
+    """File of prompts to continue: one a line, or JSON lines with `prompt` if it ends in .jsonl."""
+    model: str | None = None
+    """Model of the run: `retro`, `longer_baseline` or `baseline`; null takes the RETRO if there is one."""
+    max_tokens: int = 128
+    """Most tokens to add to each prompt."""
+    temperature: float = 0.0
+    """What logits are divided by before a token is drawn; 0 takes the most likely token."""
+    top_k: int | None = None
+    """Draw from this many of the most likely tokens; null draws from all."""
+    top_p: float | None = None
+    """Draw from the fewest most likely tokens that together have this probability; null draws from all."""
+    seed: int | None = None
+    """Of the draws; null is the run's."""
+    stop: list[str] = field(default_factory=list)
+    """Texts at the first of which a continuation ends, without it."""
+    k: int | None = None
+    """Neighbors of each chunk; null takes as many as in training, 0 turns retrieval off."""
+    retrieve_every: int | None = None
+    """Tokens from one retrieval to the next, up to a chunk's; null retrieves at the end of each chunk."""
+    neighbors: list[str] = field(default_factory=list)
+    """Texts that every chunk reads as its neighbors, in place of what a search finds."""
+    drafts: bool = False
+    """Propose what follows in the neighbors, and verify it in one pass: the same text, faster where it copies."""
+    show_neighbors: bool = False
+    """Show the text beside the neighbors that it was written from."""
+    output: str | None = None
+    """File of JSON lines to write, a line for each prompt, in place of printing the texts."""
+    batch_size: int = 8
+    """Texts that are written together."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ConfigurationError: A number is out of its range, there is no such model, there is not one source of
+                prompts, or settings contradict each other.
+        """
+        check_ranges(
+            "task",
+            self,
+            max_tokens=POSITIVE,
+            temperature=NOT_NEGATIVE,
+            top_k=POSITIVE,
+            top_p=SHARE,
+            seed=SEED,
+            k=NOT_NEGATIVE,
+            retrieve_every=POSITIVE,
+            batch_size=POSITIVE,
+        )
+        if self.model not in (None, *MODELS):
+            raise ConfigurationError(f"task.model must be one of {', '.join(MODELS)}, not {self.model}.")
+        if self.prompt is None and self.prompts is None:
+            raise ConfigurationError("task=generate continues a text; give one with prompt=TEXT or task.prompts=FILE.")
+        if self.prompt is not None and self.prompts is not None:
+            raise ConfigurationError("prompt and task.prompts both say what to continue; give one of them.")
+        if not _is_unicode([self.prompt or "", *self.stop, *self.neighbors]):
+            raise ConfigurationError(
+                "prompt, task.stop and task.neighbors must be UTF-8; the terminal sent other bytes."
+            )
+        if self.neighbors and self.k:
+            raise ConfigurationError(
+                "task.neighbors takes the place of a search for task.k neighbors; give one of them."
+            )
+        for name in ("stop", "neighbors"):
+            if "" in getattr(self, name):
+                raise ConfigurationError(f"task.{name} has an empty text; leave it out.")
+        for name in ("top_k", "top_p"):
+            if getattr(self, name) is not None and not self.temperature:
+                raise ConfigurationError(
+                    f"task.{name}={getattr(self, name)} chooses among tokens that are drawn, and task.temperature=0 "
+                    "takes the most likely one; set a temperature, such as 1."
+                )
+
+
+def _is_unicode(texts: list[str]) -> bool:
+    """Tell whether texts are free of the lone surrogates that Python puts for bytes that it cannot read."""
+    return not any("\ud800" <= character <= "\udfff" for text in texts for character in text)
 
 
 @dataclass(kw_only=True)

@@ -35,7 +35,7 @@ from retro_lab.runs.records import (
     scores_name,
     write_result,
 )
-from retro_lab.runs.trained_model import ModelSettings, open_run
+from retro_lab.runs.trained_model import ModelSettings, open_model
 from retro_lab.tasks import report
 from retro_lab.tasks.assemble import build_trainer, in_folder, model_identity, windows
 from retro_lab.tasks.build import HeldOutText, Inputs, ScoredRetrieval
@@ -132,7 +132,7 @@ def evaluate(config: RunConfig, folder: Path, record: ModelRecord, inputs: Input
     known = {entry.measured: entry for entry in record.evaluations if _is_complete(folder / entry.scores)}
     missing = {text: [each for each in found if each.measured not in known] for text, found in wanted.items()}
     if any(missing.values()):
-        trained = open_run(folder, base=config.backbone.model)
+        trained = open_model(folder, base=config.backbone.model)
         trainer = build_trainer(config, folder, steps=1, callbacks=())
         for text, pending in missing.items():
             words = text.words() if pending else None

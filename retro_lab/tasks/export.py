@@ -35,12 +35,12 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     # Imported here, so that what is refused above need not wait for transformers.
     from retro_lab.export.card import model_card
     from retro_lab.export.folder import check_target, write_export
-    from retro_lab.runs.trained_model import open_run
+    from retro_lab.runs.trained_model import open_model
 
     target = Path(task.folder).expanduser() if task.folder else source / EXPORT_FOLDER
     origin = {"name": folder.path.resolve().name, "model": name, "identity": _identity(source)}
     check_target(target, origin, task.overwrite)
-    trained = open_run(source)
+    trained = open_model(source)
     card = model_card(target.resolve().name if task.folder else origin["name"], record, trained.settings)
     write_export(target, trained, origin, card, shard_bytes=int(task.shard_bytes), overwrite=task.overwrite)
     console.status("exported", str(target))

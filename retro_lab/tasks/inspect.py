@@ -20,7 +20,7 @@ from retro_lab.runs.examples import Example, Passage, evenly_spaced, examples
 from retro_lab.runs.folder import RETRO, RunFolder
 from retro_lab.runs.identity import check_scored
 from retro_lab.runs.records import RESULT_NAME, load_result
-from retro_lab.runs.trained_model import open_run
+from retro_lab.runs.trained_model import open_model
 from retro_lab.tasks.assemble import build_trainer, model_identity, windows
 from retro_lab.tasks.build import Inputs
 from retro_lab.tasks.checks import check_evaluation
@@ -103,7 +103,7 @@ def _write_pages(
     database, k = inputs.database, record.k
     cut = windows(config, store, database, [0, k], float("inf"))
     retrieved, distances = database.retrieved_by(store, config.retrieval.value), database.neighbors_of(store).distances
-    model = open_run(path, base=config.backbone.model).model
+    model = open_model(path, base=config.backbone.model).model
     documents: list[InspectedDocument] = []
     for document in np.unique(store.document_of(np.array(chunks))).tolist():
         trainer = build_trainer(config, path, steps=1, callbacks=())

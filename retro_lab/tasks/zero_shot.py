@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Any
 from retro_lab import console
 from retro_lab.errors import ArtifactError, ConfigurationError
 from retro_lab.evaluation.reader import TextReader
-from retro_lab.generation.generator import Generator
 from retro_lab.report.tables import Column, Table, Value
 from retro_lab.runs.folder import MODELS, RunFolder
 from retro_lab.runs.identity import check_scored
 from retro_lab.runs.provenance import provenance
 from retro_lab.runs.records import Provenance
-from retro_lab.runs.trained_model import has_model, open_run
+from retro_lab.runs.trained_model import has_model
 from retro_lab.runs.zero_shot import RESULTS_NAME, ZERO_SHOT_FOLDER, ZeroShotScore, load_zero_shot, write_zero_shot
-from retro_lab.tasks.assemble import build_trainer, model_identity
+from retro_lab.tasks.assemble import model_identity
 from retro_lab.tasks.build import Inputs
 from retro_lab.tasks.checks import check_evaluation
 from retro_lab.tasks.config import RunConfig, ZeroShotConfig
+from retro_lab.tasks.opened import open_with_inputs
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -79,38 +79,23 @@ def _score(
 
     task = config.task
     assert isinstance(task, ZeroShotConfig)
-    trained = open_run(folder.path / name, base=config.backbone.model)
-    own = trained.settings.k
+    opened = open_with_inputs(config, folder.path / name, inputs)
+    trained, own = opened.trained, opened.trained.settings.k
     with_k = replace(config, retrieval=replace(config.retrieval, k=own))
-    check_scored(folder.path / name, model_identity(with_k, folder, inputs))
-    trainer = build_trainer(with_k, folder.path / name, steps=1, callbacks=())
-    precision = trainer.precision_plugin
-    model = precision.convert_module(trained.model).to(trainer.strategy.root_device)
-    assert isinstance(model, type(trained.model))
+    check_scored(trained.folder, model_identity(with_k, folder, inputs))
     for k in _neighbors(task, config, own):
         console.status("zero-shot", f"{name} on {', '.join(task.tasks)}; k = {k}")
-        live = inputs.database.live(k) if k else None
-        length, batch_size = config.data.sequence_length, config.evaluation.batch_size
+        generator = opened.generator(k)
         reader = TextReader(
-            model,
-            live,
+            trained.model,
+            opened.live(k) if k else None,
             trained.settings.value,
             k=k,
             marker=trained.tokenizer.document_marker,
-            length=length,
+            length=config.data.sequence_length,
             stride=config.evaluation.stride,
-            batch_size=batch_size,
-            precision=precision.forward_context,
-        )
-        generator = Generator(
-            model,
-            trained.tokenizer,
-            live=live,
-            value=trained.settings.value,
-            k=k,
-            length=length,
-            batch_size=batch_size,
-            precision=precision.forward_context,
+            batch_size=config.evaluation.batch_size,
+            precision=opened.precision,
         )
         answers = RetroLM(reader, generator, config.seed)
         with _quietly():
@@ -123,7 +108,7 @@ def _score(
                 log_samples=False,
                 task_manager=manager,
             )
-        database = inputs.database.description if k else None
+        database = opened.database.description if k else None
         yield from _scores(found, name, k, database)
 
 

@@ -5,10 +5,11 @@ import shlex
 from operator import attrgetter
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from retro_lab.config.arguments import complete
+from retro_lab.config.arguments import complete, with_prompt
 from retro_lab.config.compose import compose
 from retro_lab.config.strings import as_typed, shell_override
 from retro_lab.errors import ConfigurationError
@@ -90,3 +91,38 @@ def test_the_override_that_an_error_suggests_works_as_it_stands_in_a_shell(
 
 def test_a_suggestion_can_be_read() -> None:
     assert shell_override("corpus.path", "a,b") == '''"corpus.path='a,b'"'''
+
+
+@example("a, 'b' \"c\" {d: [e]} ${f} \\${g} \\\\${h} $(i)=j ~k\n\tl\\")
+@example("")
+@example(" two leading and trailing  ")
+@example("null")
+@example("été 漢字 🙂")
+@given(st.text("\\${}'\",:[]()=~ \n\t?aé") | st.text())
+def test_a_prompt_is_the_text_that_stands_in_the_argument(prompt: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    if prompt == "???":
+        return
+    [override] = as_typed(with_prompt(["task=generate", f"prompt={prompt}"])[1:])
+    [parsed] = OverridesParser.create().parse_overrides([override])
+    # What the configuration makes of the value, in which `${` begins a reference.
+    config = OmegaConf.create({parsed.key_or_group: parsed.value()})
+    assert OmegaConf.to_object(config) == {"task.prompt": prompt}
+
+
+def test_a_prompt_in_a_multirun_has_no_commas_that_separate_values() -> None:
+    filled = complete(["-m", "task=generate", "prompt=a,b", "task.k=0,1"])
+    assert "task.prompt='a,b'" in filled
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["task=generate", "prompt=???"], r"prompt=\?\?\? .*missing.*"),
+        (["task=evaluate", "prompt=a"], r"prompt=TEXT .*task=generate.*"),
+    ],
+)
+def test_what_cannot_be_a_prompt_is_refused(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{sentence}$"):
+        with_prompt(overrides)

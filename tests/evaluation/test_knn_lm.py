@@ -31,7 +31,7 @@ from retro_lab.model.sharding import whole_weights
 from retro_lab.report.comparison import run_table
 from retro_lab.retrieval.config import IndexConfig, Value
 from retro_lab.runs.records import ModelRecord, load_run
-from retro_lab.runs.trained_model import ModelSettings, open_run, save_model
+from retro_lab.runs.trained_model import ModelSettings, open_model, save_model
 
 M, LENGTH, STRIDE, WIDTH, K = 8, 32, 16, 8, 5
 
@@ -83,7 +83,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 def naive(lab: Lab, split: str, dtype: torch.dtype = torch.float32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return states, log-probabilities of the whole vocabulary and targets, token by token, from one window each."""
-    store, model = lab.stores[split], open_run(lab.reader.folder).model.to(dtype)
+    store, model = lab.stores[split], open_model(lab.reader.folder).model.to(dtype)
     states, levels, targets = [], [], []
     for document in range(store.documents):
         start, length = int(store.document_start[document]), int(store.document_length[document])
@@ -201,7 +201,7 @@ def test_fewer_probed_lists_than_needed_still_find_k(lab: Lab) -> None:
 
 
 def test_states_that_are_not_finite_are_refused(lab: Lab, tmp_path: Path) -> None:
-    opened = open_run(lab.reader.folder)
+    opened = open_model(lab.reader.folder)
     with torch.no_grad():
         opened.model.norm.weight[:] = 1e6
     save_model(tmp_path / "model", whole_weights(opened.model), opened.settings, opened.tokenizer)
@@ -253,7 +253,7 @@ def test_stages_travel_without_what_they_have_loaded(lab: Lab) -> None:
 
 
 def test_other_weights_are_another_datastore(lab: Lab, tmp_path: Path) -> None:
-    opened = open_run(lab.reader.folder)
+    opened = open_model(lab.reader.folder)
     with torch.no_grad():
         opened.model.norm.weight[0] += 1
     save_model(tmp_path, whole_weights(opened.model), opened.settings, opened.tokenizer)

@@ -19,7 +19,7 @@ from retro_lab.export.folder import write_export
 from retro_lab.runs.folder import RunFolder
 from retro_lab.runs.identity import write_identity
 from retro_lab.runs.records import write_result
-from retro_lab.runs.trained_model import open_run, save_model
+from retro_lab.runs.trained_model import open_model, save_model
 from retro_lab.tasks import export as task
 from retro_lab.tasks.config import ExportConfig
 
@@ -181,4 +181,4 @@ def test_the_task_writes_the_baseline_when_asked_and_refuses_what_is_not_there(r
     with pytest.raises(ArtifactError, match=r"identity\.json cannot be read"):
         run(folder="new")
     assert not (tmp_path / "new").exists()
-    assert open_run(tmp_path / "my_run").settings.k == 2
+    assert open_model(tmp_path / "my_run").settings.k == 2

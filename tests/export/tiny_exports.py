@@ -14,7 +14,7 @@ from retro_lab.export.folder import write_export
 from retro_lab.model.config import ModelConfig, Positions, SizeConfig
 from retro_lab.model.sharding import whole_weights
 from retro_lab.retrieval.config import Value
-from retro_lab.runs.trained_model import ModelSettings, TrainedModel, open_run, save_model
+from retro_lab.runs.trained_model import ModelSettings, TrainedModel, open_model, save_model
 
 M, K, R = 4, 2, 8
 SIZE = SizeConfig(
@@ -42,7 +42,7 @@ RUN = {"name": "tiny", "model": "retro", "identity": "0123"}
 
 @dataclass(frozen=True)
 class Exported:
-    """A trained model as `open_run` opens it, and the folder of its export."""
+    """A trained model as `open_model` opens it, and the folder of its export."""
 
     trained: TrainedModel
     folder: Path
@@ -67,7 +67,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export
             )
             torch.manual_seed(0)
             save_model(root / name / "run", whole_weights(settings.build()), settings, tokenizer)
-            trained = open_run(root / name / "run")
+            trained = open_model(root / name / "run")
             write_export(root / name / "exported", trained, RUN, "# A card", shard_bytes=5_000_000_000)
             made[name] = Exported(trained, root / name / "exported")
         return made[name]

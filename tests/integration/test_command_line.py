@@ -22,8 +22,12 @@ from in_process import REPOSITORY
 from local_experiment import command, furnish, run, run_apart
 
 from retro_lab import open_run
+from retro_lab.config.compose import compose
+from retro_lab.generation.sampling import Sampling
 from retro_lab.runs.chunk_scores import load_chunk_scores
 from retro_lab.runs.examples import load_examples
+from retro_lab.tasks.build import Inputs
+from retro_lab.tasks.opened import open_with_inputs
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +135,7 @@ def test_a_trained_run_is_served(workplace, compared):
         assert ask("generate", body | {"retrieve_every": 8})["texts"][0] == on  # the tokens of a chunk
         finish = ask("generate", body | {"k": 0, "stop": expected[3:5]})["texts"][0]
         assert (finish["text"], finish["finish_reason"]) == (expected[: expected.find(expected[3:5])], "stop")
+        assert "".join(part["text"] for part in finish["stretches"]) == finish["text"]
         sampled = body | {"temperature": 1.0, "seed": 3, "top_k": 40, "top_p": 0.9}
         assert ask("generate", sampled) == ask("generate", sampled)
 
@@ -153,6 +158,95 @@ def test_a_trained_run_is_served(workplace, compared):
     log = (workplace / "serve.txt").read_text()
     assert "Traceback" not in log
     assert log.rstrip().endswith("stopped")
+
+
+PROMPT = " import numpy, ${x} \\\\${y} 'a' \"b\" {c: [d]}=?\n  def forward(self, été): "
+"""A text that a shell hands over as it is, and that Hydra would take apart."""
+
+
+def generate(workplace, *arguments, check=0):
+    """Continue texts with the trained run; standard output has nothing but texts."""
+    return run(workplace, "name=whole", "task=generate", "task.max_tokens=20", *arguments, check=check)
+
+
+def test_a_text_is_continued_and_shown_beside_its_neighbors(workplace, compared):
+    printed = generate(workplace, f"prompt={PROMPT}", "task.drafts=true", "task.show_neighbors=true")
+    assert printed.stdout.startswith(PROMPT)
+    assert printed.stdout.endswith("\n")
+    (workplace / "prompts.jsonl").write_text(json.dumps({"prompt": PROMPT}) + '\n{"prompt": "import"}\n')
+    quiet = generate(workplace, "task.prompts=prompts.jsonl", "task.output=texts.jsonl")
+    assert quiet.stdout == ""
+    first, second = map(json.loads, (workplace / "texts.jsonl").read_text(encoding="utf-8").splitlines())
+    assert PROMPT + first["text"] + "\n" == printed.stdout  # with drafts or without, alone or beside another
+    assert (second["prompt"], second["tokens"], second["finish_reason"]) == ("import", 20, "length")
+    assert (first["draft_tokens"], first["accepted_draft_tokens"]) == (0, 0)
+    assert re.search(r"20 tokens in [\d.]+ s: .*; \d+ of \d+ draft tokens accepted", printed.stderr)
+    found = [stretch["neighbors"] for stretch in first["stretches"]]
+    assert [len(neighbors) for neighbors in found] == [2] * (len(found) - 1) + [0]
+    shown = " ".join(row.split("│")[2].strip() for row in printed.stderr.splitlines() if row.count("│") == 3)
+    for neighbor in (neighbor for neighbors in found for neighbor in neighbors):
+        assert f"{neighbor['document']}, chunk {neighbor['chunk']}, distance {neighbor['distance']:.3f}:" in shown
+    assert max(map(len, printed.stderr.partition("┏")[2].partition("┘")[0].splitlines())) <= 80
+
+
+def test_what_is_generated_is_what_the_generator_writes_as_far_as_it_gets(workplace, compared, monkeypatch):
+    settings = ["temperature=1.0", "top_k=50", "top_p=0.9", "seed=3", "retrieve_every=4", "k=1", "stop=[qz]"]
+    whole = generate(workplace, "prompt=def ", *(f"task.{setting}" for setting in settings))
+    copied = "x = 1  # import numpy as np"
+    by_hand = generate(
+        workplace, f"prompt={copied}", "task.neighbors=['a, b','import numpy']", "task.show_neighbors=true"
+    )
+    choose, calls = Sampling.choose, iter(range(100))
+
+    def interrupted(*arguments):
+        if next(calls) == 12:
+            raise KeyboardInterrupt
+        return choose(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampling, "choose", interrupted)
+        part = generate(workplace, "prompt=def ", "task.k=0", check=130)
+    monkeypatch.chdir(workplace)
+    config = compose([*command("name=whole"), "task=serve"])
+    with Inputs(config) as inputs:
+        opened = open_with_inputs(config, workplace / "outputs" / "whole" / "retro", inputs)
+        prompts = opened.trained.tokenizer.encode(["def "])
+        sampling = Sampling(1.0, 50, 0.9, 3)
+        [sampled] = opened.generator(1).generate(
+            prompts, max_tokens=20, sampling=sampling, stop=["qz"], retrieve_every=4
+        )
+        [greedy] = opened.generator(0).generate(prompts, max_tokens=20)
+        [given] = opened.generator(0).generate(
+            opened.trained.tokenizer.encode([copied]), max_tokens=20, neighbors=["a, b", "import numpy"]
+        )
+    assert whole.stdout == f"def {sampled.text}\n"
+    assert by_hand.stdout == f"{copied}{given.text}\n"
+    columns = zip(*(row.split("│")[1:3] for row in by_hand.stderr.splitlines() if row.count("│") == 3), strict=True)
+    text, neighbors = (re.sub(r"\s{2,}", " ", "".join(column)) for column in columns)
+    assert part.stdout.startswith("def ")
+    assert f"def {greedy.text}".startswith(part.stdout.removesuffix("\n"))
+    assert "12 tokens in " in part.stderr
+    assert part.stderr.endswith("Interrupted; this is what was written until then.\n")
+    assert "1. given by hand: a, b 2. given by hand: " in neighbors
+    for column, whole in ((text, copied), (neighbors, "import numpy")):  # what they have in common is marked
+        common = re.findall("«(.*?)»", column)
+        assert common
+        assert all(part in whole for part in common)
+    assert "neighbors given by hand" in by_hand.stderr
+
+
+def test_what_cannot_be_generated_is_said_in_one_sentence(workplace, compared):
+    missing = generate(workplace, "name=nothing", "prompt=a", check=2)
+    sentence = missing.stderr.splitlines()[-1]
+    assert "/outputs/nothing holds no trained model; train one with: python -m retro_lab +experiment=" in sentence
+    assert "task" not in sentence  # whose settings the experiment's own task does not have
+    assert not (workplace / "outputs" / "nothing").exists()
+    every = generate(workplace, "prompt=a", "task.retrieve_every=9", check=2)
+    assert every.stderr.splitlines()[-1] == "error: retrieve_every must be from 1 to 8, the tokens of a chunk, not 9."
+    baseline = generate(workplace, "prompt=a", "task.model=baseline", "task.k=1", check=2)
+    assert re.fullmatch(r"error: A baseline .*k=1 or take a RETRO\.", baseline.stderr.splitlines()[-1])
+    for refused in (missing, every, baseline):
+        assert refused.stdout == ""
 
 
 def test_no_library_chatter(compared):

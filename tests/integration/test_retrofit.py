@@ -10,7 +10,7 @@ from in_process import furnish, run
 from safetensors.torch import load_file, save_file
 
 from retro_lab.errors import ArtifactError
-from retro_lab.runs.trained_model import open_run
+from retro_lab.runs.trained_model import open_model
 
 COMMAND = [
     "backbone=hf", "corpus=local", "corpus.path=my.jsonl", "corpus.max_bytes=3e4", "corpus.validation_fraction=0.2",
@@ -64,19 +64,19 @@ def test_only_new_weights_are_saved_and_the_base_is_known_by_its_hash(
     saved = load_file(fitted / "retro" / "model.safetensors").keys()
     assert saved
     assert all(name.startswith(("cca.", "encoder.")) for name in saved)
-    opened = open_run(fitted)
+    opened = open_model(fitted)
     base = load_file(workplace / "llama" / "model.safetensors")
     assert all(torch.equal(value, opened.model.state_dict()[f"base.{name}"]) for name, value in base.items())
     away = shutil.move(workplace / "llama", tmp_path / "moved")
     try:
         with pytest.raises(ArtifactError, match=r"a RETROfit of .*llama, which is not there; say where it is now"):
-            open_run(fitted)
+            open_model(fitted)
         assert torch.equal(
-            open_run(fitted, base=str(away)).model.state_dict()["base.lm_head.weight"], base["lm_head.weight"]
+            open_model(fitted, base=str(away)).model.state_dict()["base.lm_head.weight"], base["lm_head.weight"]
         )
         other = shutil.copytree(away, tmp_path / "other")
         save_file({name: value + 1 for name, value in base.items()}, other / "model.safetensors", {"format": "pt"})
         with pytest.raises(ArtifactError, match=r"a RETROfit of other weights than those of .*other \(SHA-256"):
-            open_run(fitted, base=str(other))
+            open_model(fitted, base=str(other))
     finally:
         shutil.move(away, workplace / "llama")

@@ -16,7 +16,7 @@ from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.retrieval.config import Value
 from retro_lab.runs.answers import AnswerRecord, load_answers
 from retro_lab.runs.folder import RunFolder
-from retro_lab.runs.trained_model import ModelSettings, open_run, save_model
+from retro_lab.runs.trained_model import ModelSettings, open_model, save_model
 from retro_lab.tasks import answer
 from retro_lab.tasks.answer import drop_in_decoder
 from retro_lab.training.module import RetroModule
@@ -119,7 +119,7 @@ def test_models_learn_the_answers(workplace: Path, answered: RunFolder) -> None:
 
 
 def test_the_fine_tuned_model_opens_like_any_other(answered: RunFolder) -> None:
-    trained = open_run(answered.path / "questions")
+    trained = open_model(answered.path / "questions")
     assert trained.folder.name == "retro"
     assert trained.settings.k == 2
 
@@ -167,7 +167,7 @@ def test_an_interrupted_training_goes_on_exactly(workplace: Path, monkeypatch: p
 
 
 def test_dropout_is_in_the_decoder_alone(workplace: Path) -> None:
-    model = open_run(workplace / "run").model
+    model = open_model(workplace / "run").model
     drop_in_decoder(model, 0.3)
     rates = {name: module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)}
     assert {rate for name, rate in rates.items() if name.startswith("encoder.")} == {0}

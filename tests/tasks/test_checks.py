@@ -38,6 +38,7 @@ def test_no_setting_takes_what_is_no_number_of_its_kind(key: str, value: str) ->
         "zero_shot": ("k", "limit", "few_shot"),
         "answer": ("passages", "steps", "dropout"),
         "export": ("shard_bytes",),
+        "generate": ("temperature", "top_k", "top_p", "seed", "k", "retrieve_every", "batch_size"),
         "serve": ("port", "max_texts", "max_characters", "max_tokens", "max_body_bytes", "max_waiting"),
     }
     task = {f"task.{name}": task for task, names in tasks.items() for name in names}
