@@ -116,6 +116,16 @@ def quiet_loggers() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+@contextmanager
+def silence() -> Iterator[None]:
+    """Print no messages: for a caller who is not at the command line."""
+    before, messages.quiet = messages.quiet, True
+    try:
+        yield
+    finally:
+        messages.quiet = before
+
+
 def error(sentence: str) -> None:
     """Print an error, with the rank if there are several processes."""
     rank = ranks.current().rank

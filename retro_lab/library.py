@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
+from retro_lab import console
 from retro_lab.corpus.tokenizer import DocumentTokenizer
 from retro_lab.errors import ConfigurationError
 from retro_lab.model.language_model import LanguageModel
@@ -22,8 +23,8 @@ from retro_lab.runs.trained_model import ModelSettings, TrainedModel, open_model
 
 if TYPE_CHECKING:
     from retro_lab.generation.generator import Generated
+    from retro_lab.generation.stretches import Stretch
     from retro_lab.retrieval.database import Database
-    from retro_lab.runs.examples import FoundPassage
     from retro_lab.runs.search import Neighbor
     from retro_lab.tasks.opened import OpenedModel
 
@@ -176,18 +177,19 @@ class Run:
         )
         return written[0] if isinstance(prompts, str) else written
 
-    def passages(self, written: "Generated") -> "list[list[FoundPassage]]":
-        """Return the neighbors of each of a text's `chunks` that the database holds, nearest first, as text.
+    def stretches(self, written: "Generated") -> "list[Stretch]":
+        """Cut a text where something was retrieved: each stretch has what the next one attends to as `neighbors`.
+
+        Neighbors that were given by hand are left out.
 
         Raises:
-            ArtifactError: The database is not there.
+            ArtifactError: The database, which the text retrieved from, is not there any more.
         """
-        from retro_lab.runs.search import found_passages
+        from retro_lab.generation.stretches import stretches
+        from retro_lab.retrieval.neighbors import NO_NEIGHBOR
 
-        return [
-            found_passages(self._opened.database.store, chunk.found.ids, chunk.found.distances)
-            for chunk in written.chunks
-        ]
+        found = any((chunk.found.ids != NO_NEIGHBOR).any() for chunk in written.chunks)
+        return stretches(written, self.tokenizer, self._opened.database.store if found else None)
 
     def retrieve(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Find the neighbors of chunks, as many as in training: what `RetroForCausalLM.generate(retrieve=)` takes.
@@ -229,7 +231,8 @@ class Run:
             "artifacts=PATH), or generate with k=0 or neighbors of your own"
         )
         root = self._artifacts or Path(config.paths.artifacts)
-        return Inputs(config, FinishedArtifacts(root, advice)).database
+        with console.silence():  # which documents were dropped was said when they were
+            return Inputs(config, FinishedArtifacts(root, advice)).database
 
 
 def _texts(name: str, given: str | Sequence[str]) -> list[str]:

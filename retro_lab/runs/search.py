@@ -1,4 +1,4 @@
-"""Texts of any length searched for in a database, and what was found as text that can be shown."""
+"""Texts of any length searched for in a database."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from retro_lab.corpus.tokens import TokenStore
 from retro_lab.retrieval.live import LiveRetrieval
 from retro_lab.retrieval.neighbors import NO_NEIGHBOR
 from retro_lab.runs.examples import FoundPassage, passages
@@ -59,22 +58,6 @@ def search(live: LiveRetrieval, texts: Sequence[str], k: int) -> list[Searched]:
         texts_of_chunks = ["".join(pieces[start:end]) for start, end in pairwise(ends)]
         found.append(Searched(chunks=texts_of_chunks, neighbors=neighbors))
     return found
-
-
-def found_passages(store: TokenStore, ids: np.ndarray, distances: np.ndarray) -> list[FoundPassage]:
-    """Read the neighbors of a chunk, nearest first; those that are missing are left out.
-
-    Args:
-        store: Of the database.
-        ids: Its chunks, int64 [k], `NO_NEIGHBOR` for one that is missing.
-        distances: Of them, float32 [k].
-    """
-    real = ids != NO_NEIGHBOR
-    near = passages(store, ids[real].tolist())
-    return [
-        FoundPassage(**vars(passage), distance=distance)
-        for passage, distance in zip(near, distances[real].tolist(), strict=True)
-    ]
 
 
 def _cut(tokens: np.ndarray, m: int) -> list[np.ndarray]:

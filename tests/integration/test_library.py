@@ -78,15 +78,21 @@ def test_a_run_writes_what_the_task_writes(lab: SimpleNamespace) -> None:
     assert same(single, alone), "drafts change no text"
 
 
-def test_the_neighbors_of_a_text_are_read_as_text(lab: SimpleNamespace) -> None:
+def test_the_neighbors_of_a_text_are_read_as_text(lab: SimpleNamespace, capfd: pytest.CaptureFixture[str]) -> None:
     opened = open_run(lab.folder)
     written = opened.generate(PROMPTS[1], max_tokens=4)
+    assert "documents" not in "".join(capfd.readouterr()), "what a build says was said at the build"
     store = lab.task.database.store
-    for chunk, passages in zip(written.chunks, opened.passages(written), strict=True):
-        assert [passage.text for passage in passages] == store.texts(chunk.found.ids)
-        assert [passage.distance for passage in passages] == chunk.found.distances.tolist()
-    by_hand = opened.generate(PROMPTS[1], max_tokens=4, neighbors=["def mean"])
-    assert opened.passages(by_hand) == [[] for _ in by_hand.chunks]
+    store = lab.task.database.store
+    parts = opened.stretches(written)
+    for chunk, part in zip(written.chunks, parts, strict=False):
+        assert [neighbor.text for neighbor in part.neighbors] == store.texts(chunk.found.ids)
+        assert [neighbor.distance for neighbor in part.neighbors] == chunk.found.distances.tolist()
+    assert len(parts) == len(written.chunks) + 1
+    assert "".join(part.prompt for part in parts) == PROMPTS[1]
+    assert "".join(part.text for part in parts) == written.text
+    by_hand = open_run(lab.folder, artifacts="none").generate(PROMPTS[1], max_tokens=4, neighbors=["def mean"])
+    assert [part.neighbors for part in open_run(lab.folder, artifacts="none").stretches(by_hand)] == [[]] * len(parts)
 
 
 def test_a_chunk_of_the_database_finds_itself(lab: SimpleNamespace) -> None:
