@@ -77,7 +77,7 @@ def _check_output(output: str | None) -> None:
 
 def _retrieval(task: GenerateConfig, k: int, opened: OpenedModel) -> str:
     if task.neighbors:
-        return f"{len(task.neighbors)} neighbors given by hand"
+        return f"neighbors given by hand: {len(task.neighbors)}"
     return f"k = {k}, from {opened.database.description}" if k else "no retrieval"
 
 

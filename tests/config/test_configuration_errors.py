@@ -17,7 +17,7 @@ WRONG_OVERRIDES = {
     "retrieval.K=3": "There is no setting retrieval.K",
     "k=3": "There is no setting k; did you mean retrieval.k?",
     "+retrieval.kk=3": "There is no setting retrieval.kk; did you mean retrieval.k?",
-    "+anything=1": "There is no setting anything. There are build, callbacks, cca, cluster, compute, corpora, corpus,",
+    "+anything=1": "There is no setting anything. There are backbone, build, callbacks, cca, cluster, compute,",
     "retrieval.zzz=1": "There are retrieval.bm25_b, retrieval.bm25_k1, retrieval.candidates, retrieval.control,",
     "trainer.acelerator=gpu": "did you mean trainer.accelerator?",
     "trainer.max_time=1": "+trainer.max_time=... adds it all the same.",
