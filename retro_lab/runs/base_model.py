@@ -268,13 +268,13 @@ def _on_hub(model: str, revision: str | None) -> BaseModel:
     return BaseModel(model, hub_commit(model, revision, "backbone"))
 
 
-def base_of(settings: Mapping[str, Any]) -> PreTrainedModel:
-    """Build a decoder from the fields of its configuration, with random weights in float32 and in evaluation mode.
+def base_of(settings: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Build a decoder from the fields of its configuration, with random weights and in evaluation mode.
 
     Raises:
         Exception: There is no such configuration; transformers passes on errors of many libraries.
     """
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=dtype)
     assert isinstance(model, PreTrainedModel)
     return model.eval()
 

@@ -58,6 +58,11 @@ class BackboneSettings:
     matrices: Matrices
     """What its FLOPs are counted from."""
 
+    @property
+    def short_name(self) -> str:
+        """Its name on the hub, or that of its folder or file without where this is, which is no one else's business."""
+        return self.model if self.commit else Path(self.model).name
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
