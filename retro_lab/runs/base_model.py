@@ -180,6 +180,9 @@ class BaseModel:
                 "is not a whole causal language model."
             )
         assert isinstance(model, PreTrainedModel)
+        # Where files hold two tables, transformers leaves them apart, whatever the configuration says.
+        tables = [part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())]
+        model.config.tie_word_embeddings = tables[0] is tables[1]
         return model.eval()
 
     def without_weights(self) -> PreTrainedModel:

@@ -147,7 +147,7 @@ def test_a_retrofit_takes_its_decoder_from_the_base_and_its_encoder_from_the_siz
 
 
 def test_a_retrofit_of_an_unknown_architecture_or_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"The configuration of backbone\.model=.* cannot be read"):
+    with pytest.raises(ConfigurationError, match=r"backbone\.model=.* holds no model: there is no config\.json in it"):
         compose(["backbone=hf", f"backbone.model={tmp_path}"])
     other = tmp_path / "bert"
     other.mkdir()

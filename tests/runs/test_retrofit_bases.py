@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, LlamaConfig, LlamaForCausalLM
 
 from retro_lab.errors import ConfigurationError
-from retro_lab.runs.base_model import BaseModel
+from retro_lab.runs.base_model import BaseModel, base_of
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,23 @@ def test_names_that_lead_nowhere_are_refused(saved: Path, tmp_path: Path) -> Non
     (tmp_path / "broken.gguf").write_bytes(b"GGUF no")
     with pytest.raises(ConfigurationError, match=r"broken.gguf (cannot be read by transformers|needs packages)"):
         BaseModel.of(str(tmp_path / "broken.gguf")).load()
+
+
+def test_two_tables_in_the_files_of_a_tied_model_are_two(saved: Path, tmp_path: Path) -> None:
+    """So says the configuration, too, that a run is saved and opened with."""
+    folder = Path(shutil.copytree(saved / "one", tmp_path / "base"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    base = BaseModel.of(str(folder)).load()
+    assert not torch.equal(base.lm_head.weight, base.model.embed_tokens.weight)
+    twin = base_of(base.config.to_dict())
+    twin.load_state_dict(base.state_dict())
+    assert torch.equal(twin.lm_head.weight, base.lm_head.weight)
+    weights = {name: value for name, value in load_file(folder / "model.safetensors").items() if "lm_head" not in name}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    tied = BaseModel.of(str(folder)).load()
+    assert tied.config.tie_word_embeddings
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
 
 
 def test_what_changes_on_disk_is_read_again(saved: Path, tmp_path: Path) -> None:
