@@ -122,6 +122,7 @@ CONTRADICTIONS = {
     "init=scratch": r"init=scratch contradicts backbone=hf",
     "init.checkpoint=x": r"init\.checkpoint names a baseline of the paper's decoder; with backbone=hf, name the base",
     "model.document_masks=true": r"model\.document_masks=true is impossible with backbone=hf",
+    "compute.compile=true": r"compute\.compile=true is impossible with backbone=hf",
     "model.tied_readout=false": r"model\.tied_readout=false is impossible with backbone=hf",
     "tokenizer=byte_bpe": r"needs its base's own tokenizer.*set tokenizer=backbone",
     "backbone.model=null": r"backbone\.model has no value; give it one: backbone\.model=",
