@@ -30,11 +30,13 @@ def model_card(name: str, record: ModelRecord, settings: ModelSettings) -> str:
         for entry in record.evaluations
         if entry.knn is None and (entry.retrieved is None or entry.retrieved.is_whole)
     ]
+    backbone = settings.backbone
     data = ModelCardData(
         model_name=name,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["retro_lab", "retro", "retrieval"],
+        base_model=backbone.model if backbone and backbone.commit else None,
         eval_results=results or None,
     )
     card = ModelCard.from_template(
@@ -45,7 +47,7 @@ def model_card(name: str, record: ModelRecord, settings: ModelSettings) -> str:
         retrieval=_retrieval(settings),
         scores=[[_cell(value) for value in row] for row in _scores(record)],
         windows=settings.sequence_length if record.main_text is None else record.main_text.sequence_length,
-        facts=[[_cell(value) for value in row] for row in _facts(record)],
+        facts=[[_cell(value) for value in row] for row in [*_base(settings), *_facts(record)]],
         command=" ".join(record.provenance.command.splitlines()),
         limitations=_limitations(record, settings),
     )
@@ -54,6 +56,17 @@ def model_card(name: str, record: ModelRecord, settings: ModelSettings) -> str:
 
 def _summary(record: ModelRecord, settings: ModelSettings) -> str:
     size = f"{record.parameters.total:,} parameters ({record.parameters.non_embedding:,} without embeddings)"
+    backbone = settings.backbone
+    if backbone is not None and not settings.k:
+        trained = "as it is" if backbone.frozen else "trained further with retro_lab"
+        return f"The pretrained model {backbone.short_name}, {trained}, the baseline of a RETROfit: {size}."
+    if backbone is not None:
+        weights = "left as they are" if backbone.frozen else "trained further"
+        return (
+            f"A RETROfit ([Borgeaud et al. 2022](https://arxiv.org/abs/2112.04426)) of {backbone.short_name}, made "
+            f"with retro_lab: that model, its weights {weights}, with an encoder of neighbors and chunked "
+            f"cross-attention, {size}, {settings.k} neighbors for each chunk of {settings.model.chunk_length} tokens."
+        )
     if not settings.k:
         return f"A decoder without retrieval, the baseline of a RETRO, trained with retro_lab: {size}."
     return (
@@ -84,6 +97,17 @@ def _scores(record: ModelRecord) -> list[tuple[str, str, str, str]]:
             source += f" ({entry.retrieved.share:.2%} of it{filtered})"
         rows.append((entry.text.description, str(entry.k), source, f"{entry.bits_per_byte:.4f}"))
     return rows
+
+
+def _base(settings: ModelSettings) -> list[tuple[str, str]]:
+    backbone = settings.backbone
+    if backbone is None:
+        return []
+    commit = f", commit {backbone.commit}" if backbone.commit else ""
+    return [
+        ("base", f"{backbone.short_name}{commit}, weights with the SHA-256 {backbone.sha256}"),
+        ("license", "that of the base holds for its weights, which are in this folder"),
+    ]
 
 
 def _facts(record: ModelRecord) -> list[tuple[str, str]]:

@@ -15,6 +15,8 @@ class RetroConfig(PreTrainedConfig):
 
     settings: dict[str, Any] | None = None
     """Fields of `retro_lab.runs.trained_model.ModelSettings`."""
+    base: dict[str, Any] | None = None
+    """Configuration of the pretrained decoder that the model is a RETROfit of; None for the paper's decoder."""
     run: dict[str, str] | None = None
     """The run's name, the model's, and the fingerprint of what decided it."""
     use_cache: bool = True

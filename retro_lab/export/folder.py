@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -41,8 +41,14 @@ def exported_model(trained: TrainedModel, run: Mapping[str, str] | None = None) 
         run: Where it comes from, for its configuration.
     """
     marker = trained.tokenizer.document_marker
+    settings, base = trained.settings, None
+    if settings.backbone is not None:
+        settings = replace(settings, backbone=replace(settings.backbone, model=settings.backbone.short_name))
+        base = trained.model.base.config.to_dict()  # type: ignore[union-attr, operator]
+        base.pop("_name_or_path", None)  # of this machine
     config = RetroConfig(
-        settings=json.loads(json.dumps(asdict(trained.settings))),
+        settings=json.loads(json.dumps(asdict(settings))),
+        base=base,
         run=None if run is None else dict(run),
         bos_token_id=marker,
         eos_token_id=marker,

@@ -4,6 +4,7 @@ The model inside is the one that `open_run` opens, and computes what it computes
 text of its own, with the document marker first; its chunks begin with the marker, after padding on the left.
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +25,7 @@ from retro_lab.export.configuration import RetroConfig
 from retro_lab.export.neighbors import Retrieve, neighbors_of_new_chunks
 from retro_lab.export.past import Past
 from retro_lab.model.language_model import LanguageModel
+from retro_lab.runs.base_model import base_of
 from retro_lab.runs.trained_model import ModelSettings
 
 
@@ -33,7 +35,8 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = RetroConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    _no_split_modules: ClassVar[list[str]] = ["RetroModel"]  # neighbors pass between layers beside the hidden states
+    # Neighbors pass between layers beside the hidden states.
+    _no_split_modules: ClassVar[list[str]] = ["RetroModel", "RetrofittedModel"]
     _is_stateful = True  # a cache never goes back over the end of a chunk, so assisted generation is refused
 
     def __init__(self, config: RetroConfig) -> None:
@@ -47,15 +50,20 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
         """
         super().__init__(config)
         settings = TypeAdapter(ModelSettings).validate_python(config.settings)
-        self.model: LanguageModel = settings.build()
+        if settings.backbone is not None:  # here, as for any model of transformers, all weights are trained
+            settings = replace(settings, backbone=replace(settings.backbone, frozen=False))
+        # In the type of numbers that transformers has set, rather than in the one that the base was saved in.
+        base = None if config.base is None else base_of(config.base, torch.get_default_dtype())
+        self.model: LanguageModel = settings.build(base)
         if self.device.type != "meta":
             self._mark_initialized()  # as they are drawn already
         self.post_init()
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)  # of the base, too
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Draw the weights that no file gave; transformers asks for it once for each module that has such weights."""
-        parameters = [*self.model.parameters()]
+        parameters = self._drawn()
         given = [values.clone() if getattr(values, "_is_hf_initialized", False) else None for values in parameters]
         self.model.reset_parameters()
         for parameter, values in zip(parameters, given, strict=True):
@@ -64,8 +72,14 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
         self._mark_initialized()
 
     def _mark_initialized(self) -> None:
-        for parameter in self.model.parameters():
+        for parameter in self._drawn():
             parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+
+    def _drawn(self) -> list[nn.Parameter]:
+        """Return the parameters that the model inside draws; a pretrained decoder in it is drawn by transformers."""
+        if self.config.base is None:
+            return [*self.model.parameters()]
+        return [parameter for _, parameter in self.model.retrieval_parameters()]
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the embedding of the decoder's tokens."""
@@ -73,6 +87,8 @@ class RetroForCausalLM(PreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> nn.Module | None:
         """Return the read-out; None if it is the table of the input embedding."""
+        if self.config.base is not None:
+            return self.model.base.get_output_embeddings()  # type: ignore[union-attr, operator]
         readout = getattr(self.model, "readout", None)
         return readout if isinstance(readout, nn.Module) else None
 

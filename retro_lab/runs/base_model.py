@@ -1,67 +1,94 @@
-"""The pretrained decoder that a RETROfit is of: from the Hugging Face hub, a folder, or a .gguf file.
+"""The pretrained decoder that a RETROfit is of: from the Hugging Face hub, a folder, or a GGUF file.
 
 Its configuration is enough to plan with; its weights are read once they are needed, and are known by their checksum.
+They are read from safetensors or GGUF files alone, which hold numbers and no code.
 """
 
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from retro_lab.artifacts.fingerprint import file_checksum
-from retro_lab.corpus.hub_models import hub_commit
+from retro_lab.corpus.hub_models import HUB_TIMEOUT_SECONDS, hub_commit
 from retro_lab.corpus.pretrained_tokenizer import GGUF
 from retro_lab.errors import ConfigurationError
-from retro_lab.model.backbones.layouts import size_of
+from retro_lab.model.backbones.layouts import layout_of, size_of
 from retro_lab.model.backbones.retrofitted import RetrofittedModel
 from retro_lab.model.config import Matrices, ModelConfig, SizeConfig
 
-SAFETENSORS = "*.safetensors"
+CONFIGURATION = "config.json"
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIGURATION_FILES = [CONFIGURATION, "generation_config.json"]
+WEIGHTS_FILES = [WEIGHTS, WEIGHTS_INDEX, "model-*.safetensors"]
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A pretrained decoder."""
+    """Where a pretrained decoder is; nothing of it is read, or downloaded, before it is asked for."""
 
     name: str
-    """Name on the hub, or the absolute path of a folder or a .gguf file."""
+    """Name on the hub, or the absolute path of a folder or a GGUF file."""
     commit: str | None
     """Of a model on the hub; None on disk."""
 
     @classmethod
-    @cache
     def of(cls, model: str, revision: str | None = None) -> "BaseModel":
         """Find a model; nothing but the commit of its revision is asked for.
 
         Args:
-            model: Name on the hub, a folder, or a .gguf file.
+            model: Name on the hub, a folder, or a GGUF file.
             revision: Commit, tag or branch on the hub; None is the main branch.
 
         Raises:
-            ConfigurationError: There is no such model, or it cannot be reached.
+            ConfigurationError: There is no such model or revision, or the hub cannot be reached.
         """
         path = Path(model).expanduser()
-        if path.exists():
-            return cls(str(path.resolve()), None)
-        return cls(model, hub_commit(model, revision, "backbone"))
+        if model.endswith(GGUF) and not path.is_file():
+            raise ConfigurationError(f"There is no file backbone.model={model}.")
+        if not path.exists():
+            return _on_hub(model, revision)
+        if path.is_file() and not model.endswith(GGUF):
+            raise ConfigurationError(
+                f"backbone.model={model} is a file, but no {GGUF} file; name the folder that holds the model."
+            )
+        if revision is not None:
+            raise ConfigurationError(
+                f"backbone.revision={revision} names a revision on the hub, and backbone.model={model} is on this "
+                "machine; leave backbone.revision out."
+            )
+        return _on_disk(path.resolve(), _state(path))
 
     @cached_property
     def config(self) -> PretrainedConfig:
         """Its configuration, which is read without its weights.
 
         Raises:
-            ConfigurationError: It cannot be read.
+            ConfigurationError: There is none, or its architecture cannot be RETROfitted.
         """
-        try:
-            return AutoConfig.from_pretrained(self._folder, **self._arguments)
-        except Exception as error:  # transformers passes on errors of many libraries
-            raise self._unreadable("configuration", error) from error
+        folder = self._folder(CONFIGURATION_FILES)
+        if self._gguf is None and not (folder / CONFIGURATION).is_file():
+            raise ConfigurationError(f"backbone.model={self.name} holds no model: there is no {CONFIGURATION} in it.")
+        with self._explained():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **self._gguf_file)
+        layout_of(config)
+        if getattr(config, "quantization_config", None) is not None:
+            raise ConfigurationError(
+                f"backbone.model={self.name} is quantized, and RETROfit needs whole weights: name the model that it "
+                "was made from."
+            )
+        assert isinstance(config, PretrainedConfig)
+        return config
 
     @cached_property
     def size(self) -> SizeConfig:
@@ -96,38 +123,67 @@ class BaseModel:
         return getattr(self.config, "max_position_embeddings", None)
 
     @cached_property
-    def sha256(self) -> str:
-        """SHA-256 of its weights, in hexadecimal; of several files, that of their names and checksums.
+    def weights_files(self) -> tuple[Path, ...]:
+        """The files with its weights, which are downloaded if they have not been.
 
         Raises:
-            ConfigurationError: It has no weights, or only pickled ones.
+            ConfigurationError: There are none that can be read without running code.
         """
-        if Path(self.name).is_file():
-            return file_checksum(Path(self.name))
-        files = sorted(self._files().glob(SAFETENSORS))
-        if not files:
+        if self._gguf is not None:
+            return (self._gguf,)
+        folder = self._folder(CONFIGURATION_FILES + WEIGHTS_FILES)
+        index, names = folder / WEIGHTS_INDEX, [WEIGHTS]
+        if index.is_file() and not (folder / WEIGHTS).is_file():
+            with self._explained():
+                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
             raise ConfigurationError(
-                f"backbone.model={self.name} has no weights in the format safetensors, the only one that is read "
-                "besides GGUF; pickled ones can run code of their own."
+                f"backbone.model={self.name} has no weights as safetensors ({missing[0]}); weights in .bin files can "
+                "run code and are not read, so convert them with save_pretrained, or name another revision."
             )
+        return tuple(folder / name for name in names)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the file with its weights, in hexadecimal; of several, that of their names and checksums."""
+        files = self.weights_files
         if len(files) == 1:
             return file_checksum(files[0])
-        return hashlib.sha256("".join(f"{file.name} {file_checksum(file)}\n" for file in files).encode()).hexdigest()
+        return hashlib.sha256("".join(f"{file_checksum(file)}  {file.name}\n" for file in files).encode()).hexdigest()
 
-    def load(self) -> PreTrainedModel:
-        """Read the model with its weights, in float32 and evaluation mode.
+    def load(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        """Read the model with its weights, in evaluation mode.
+
+        Args:
+            dtype: Of its parameters, whatever the files hold.
 
         Raises:
-            ConfigurationError: It cannot be read.
+            ConfigurationError: It cannot be read, or weights are missing.
         """
-        try:
-            found = AutoModelForCausalLM.from_pretrained(
-                self._folder, dtype=torch.float32, use_safetensors=True, config=self.config, **self._arguments
+        config, files = self.config, self.weights_files
+        with self._explained():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                files[0].parent,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **self._gguf_file,
+                **self._whole_weights,
             )
-        except Exception as error:  # transformers passes on errors of many libraries
-            raise self._unreadable("weights", error) from error
-        assert isinstance(found, PreTrainedModel)
-        return found.eval()
+        missing = sorted(found["missing_keys"])
+        if missing:
+            raise ConfigurationError(
+                f"backbone.model={self.name} lacks {len(missing)} of the model's weights, {missing[0]} among them: it "
+                "is not a whole causal language model."
+            )
+        assert isinstance(model, PreTrainedModel)
+        # Where files hold two tables, transformers leaves them apart, whatever the configuration says.
+        tables = [part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())]
+        model.config.tie_word_embeddings = tables[0] is tables[1]
+        return model.eval()
 
     def without_weights(self) -> PreTrainedModel:
         """Return the model on the meta device."""
@@ -152,46 +208,80 @@ class BaseModel:
                 found["attn" in name or "attention" in name] += weight.numel()
         return Matrices(attention=found[True], feed_forward=found[False])
 
-    def _files(self) -> Path:
-        """Return the folder of its weights, which are downloaded if they have not been."""
+    @property
+    def _gguf(self) -> Path | None:
+        return Path(self.name) if self.commit is None and self.name.endswith(GGUF) else None
+
+    @property
+    def _gguf_file(self) -> dict[str, str]:
+        return {} if self._gguf is None else {"gguf_file": self._gguf.name}
+
+    @property
+    def _whole_weights(self) -> dict[str, Any]:
+        """Newer versions of transformers leave the weights of a GGUF file quantized if they can."""
+        quantization = getattr(transformers, "GgufConfig", None)
+        if self._gguf is None or quantization is None:
+            return {}
+        return {"quantization_config": quantization(dequantize=True)}
+
+    def _folder(self, patterns: list[str]) -> Path:
         if self.commit is None:
-            return Path(self.name)
+            return Path(self.name) if self._gguf is None else self._gguf.parent
         try:
             return Path(
                 huggingface_hub.snapshot_download(
-                    self.name, revision=self.commit, allow_patterns=[SAFETENSORS, "*.json"]
+                    self.name, revision=self.commit, allow_patterns=patterns, etag_timeout=HUB_TIMEOUT_SECONDS
                 )
             )
         except Exception as error:  # the client passes on errors of its HTTP library
-            raise self._unreadable("weights", error) from error
+            raise ConfigurationError(
+                f"backbone.model={self.name} cannot be downloaded ({_first_line(error)}); connect to the network, or "
+                "name a folder that holds a copy."
+            ) from error
 
-    @property
-    def _folder(self) -> str:
-        path = Path(self.name)
-        return str(path.parent) if path.is_file() else self.name
-
-    @property
-    def _arguments(self) -> dict[str, str]:
-        if Path(self.name).is_file():
-            return {"gguf_file": Path(self.name).name}
-        return {"revision": self.commit} if self.commit else {}
-
-    def _unreadable(self, part: str, error: Exception) -> ConfigurationError:
-        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
-        return ConfigurationError(
-            f"The {part} of backbone.model={self.name} cannot be read ({reason}); name a model of the hub, a folder "
-            "with config.json and safetensors, or a .gguf file."
-        )
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what transformers raises into one sentence."""
+        try:
+            yield
+        except ImportError as error:
+            raise ConfigurationError(
+                f"backbone.model={self.name} needs packages that are not installed ({_first_line(error)}); for a GGUF "
+                "file: pip install 'retro_lab[gguf]'."
+            ) from error
+        except Exception as error:  # transformers passes on errors of many libraries
+            raise ConfigurationError(
+                f"backbone.model={self.name} cannot be read by transformers ({_first_line(error)})."
+            ) from error
 
 
-def from_configuration(path: Path) -> PreTrainedModel:
-    """Build a decoder with random weights from the file of its configuration.
+@cache
+def _on_disk(path: Path, state: tuple[tuple[str, int, int], ...]) -> BaseModel:
+    """Return the same object, which remembers what it has read, as long as the files are the same."""
+    return BaseModel(str(path), None)
+
+
+def _state(path: Path) -> tuple[tuple[str, int, int], ...]:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return tuple((file.name, (of := file.stat()).st_size, of.st_mtime_ns) for file in files if file.is_file())
+
+
+@cache
+def _on_hub(model: str, revision: str | None) -> BaseModel:
+    return BaseModel(model, hub_commit(model, revision, "backbone"))
+
+
+def base_of(settings: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Build a decoder from the fields of its configuration, with random weights and in evaluation mode.
 
     Raises:
-        OSError: The file cannot be read.
-        ValueError: It holds something else.
+        Exception: There is no such configuration; transformers passes on errors of many libraries.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
-    found = AutoModelForCausalLM.from_config(AutoConfig.for_model(**content), dtype=torch.float32)
-    assert isinstance(found, PreTrainedModel)
-    return found.eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=dtype)
+    assert isinstance(model, PreTrainedModel)
+    return model.eval()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

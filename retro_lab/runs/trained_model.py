@@ -58,6 +58,11 @@ class BackboneSettings:
     matrices: Matrices
     """What its FLOPs are counted from."""
 
+    @property
+    def short_name(self) -> str:
+        """Its name on the hub, or that of its folder or file without where this is, which is no one else's business."""
+        return self.model if self.commit else Path(self.model).name
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
@@ -205,20 +210,21 @@ def _open(folder: Path, base: str | None) -> TrainedModel:
 
 def _base(folder: Path, backbone: BackboneSettings, place: str | None) -> "PreTrainedModel":
     """Return the pretrained decoder of a model; if its weights are saved in the folder, with any weights."""
-    from retro_lab.runs.base_model import BaseModel, from_configuration  # which loads much of transformers
+    from retro_lab.runs.base_model import BaseModel, base_of  # which loads much of transformers
 
     if backbone.saved:
         try:
-            return from_configuration(folder / BASE_NAME)
-        except (OSError, ValueError, KeyError) as error:
-            raise _damaged(folder / BASE_NAME, str(error)) from error
+            return base_of(json.loads((folder / BASE_NAME).read_text(encoding="utf-8")))
+        except Exception as error:  # transformers passes on errors of many libraries
+            raise _damaged(folder / BASE_NAME, next(iter(str(error).splitlines()), type(error).__name__)) from error
     name = place or backbone.model
-    if backbone.commit is None and not Path(name).expanduser().exists():
+    on_disk = Path(name).expanduser().exists()
+    if backbone.commit is None and not on_disk:
         raise ArtifactError(
             f"{folder} is a RETROfit of {name}, which is not there; say where it is now, with backbone.model=PATH or "
             "open_run(folder, base=PATH)."
         )
-    base = BaseModel.of(name, backbone.commit)
+    base = BaseModel.of(name, None if on_disk else backbone.commit)
     if base.sha256 != backbone.sha256:
         raise ArtifactError(
             f"{folder} is a RETROfit of other weights than those of {name} (SHA-256 {backbone.sha256[:12]}, not "

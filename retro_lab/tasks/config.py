@@ -565,6 +565,11 @@ class RunConfig:
             raise ConfigurationError(
                 "model.document_masks=true is impossible with backbone=hf, whose base masks its attention itself."
             )
+        if self.compute.compile:
+            raise ConfigurationError(
+                "compute.compile=true is impossible with backbone=hf, whose layers get their neighbors from functions "
+                "that no compiled graph holds; set it to false."
+            )
         if not self.model.tied_readout:
             raise ConfigurationError(
                 "model.tied_readout=false is impossible with backbone=hf, whose base has a read-out of its own."

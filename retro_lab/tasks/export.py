@@ -40,7 +40,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     target = Path(task.folder).expanduser() if task.folder else source / EXPORT_FOLDER
     origin = {"name": folder.path.resolve().name, "model": name, "identity": _identity(source)}
     check_target(target, origin, task.overwrite)
-    trained = open_model(source)
+    trained = open_model(source, base=config.backbone.model)
     card = model_card(target.resolve().name if task.folder else origin["name"], record, trained.settings)
     write_export(target, trained, origin, card, shard_bytes=int(task.shard_bytes), overwrite=task.overwrite)
     console.status("exported", str(target))

@@ -170,8 +170,8 @@ def _train(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, logg
     )
     weights = whole_weights(module.model, settings.saved_names(module.model))
     if trainer.is_global_zero:
-        base = base_model(config)
-        save_model(path, weights, settings, tokenizer, base.config if base else None)
+        base = getattr(module.model, "base", None)
+        save_model(path, weights, settings, tokenizer, base.config if base is not None else None)
         write_result(path / RESULT_NAME, record)
     trainer.strategy.barrier()  # before other ranks read what rank 0 wrote
     return record
@@ -206,7 +206,8 @@ def _take_base(name: str, config: RunConfig, folder: RunFolder, inputs: Inputs, 
     )
     if console.is_main_process():
         write_identity(path, identity)
-        save_model(path, whole_weights(model, settings.saved_names(model)), settings, tokenizer, base.config)
+        weights = whole_weights(model, settings.saved_names(model))
+        save_model(path, weights, settings, tokenizer, model.base.config)  # type: ignore[union-attr]
         write_result(path / RESULT_NAME, record)
     return record
 

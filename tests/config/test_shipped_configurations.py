@@ -122,6 +122,7 @@ CONTRADICTIONS = {
     "init=scratch": r"init=scratch contradicts backbone=hf",
     "init.checkpoint=x": r"init\.checkpoint names a baseline of the paper's decoder; with backbone=hf, name the base",
     "model.document_masks=true": r"model\.document_masks=true is impossible with backbone=hf",
+    "compute.compile=true": r"compute\.compile=true is impossible with backbone=hf",
     "model.tied_readout=false": r"model\.tied_readout=false is impossible with backbone=hf",
     "tokenizer=byte_bpe": r"needs its base's own tokenizer.*set tokenizer=backbone",
     "backbone.model=null": r"backbone\.model has no value; give it one: backbone\.model=",
@@ -147,7 +148,7 @@ def test_a_retrofit_takes_its_decoder_from_the_base_and_its_encoder_from_the_siz
 
 
 def test_a_retrofit_of_an_unknown_architecture_or_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"The configuration of backbone\.model=.* cannot be read"):
+    with pytest.raises(ConfigurationError, match=r"backbone\.model=.* holds no model: there is no config\.json in it"):
         compose(["backbone=hf", f"backbone.model={tmp_path}"])
     other = tmp_path / "bert"
     other.mkdir()

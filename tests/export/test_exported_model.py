@@ -6,15 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_exports import CHOICES, K, M, R, neighbors_of
+from tiny_exports import CHOICES, K, M, R, found_for, neighbors_of, our_own
 from transformers import AutoConfig, AutoModelForCausalLM, pipeline
 
 from retro_lab.export.configuration import RetroConfig
 from retro_lab.export.modeling import RetroForCausalLM
 from retro_lab.export.neighbors import as_arrays
-from retro_lab.generation.decoder import Decoder, Writing
-from retro_lab.generation.retrieved import Found
-from retro_lab.generation.sampling import Sampling
 
 
 def load(exported, name, **options):
@@ -114,20 +111,6 @@ def test_masks_with_holes_and_of_other_shapes_are_refused(double):
         double(some_tokens(1, 4), output_attentions=True)
     with pytest.raises(NotImplementedError, match="cannot be resized"):
         double.resize_token_embeddings(400)
-
-
-def found_for(chunks):
-    tokens, lengths = neighbors_of(np.stack(chunks))
-    return [Found(np.zeros(K), np.zeros(K), *one) for one in zip(tokens, lengths, strict=True)]
-
-
-def our_own(model, prompts, count, retrieve):
-    """What retro_lab's own loop writes, without anything that ends a text."""
-    sampling = Sampling()
-    texts = [Writing(prompt.tolist(), sampling.draws(number)) for number, prompt in enumerate(prompts)]
-    most = {id(text): len(text.tokens) + count for text in texts}
-    Decoder(model, sampling, retrieve, length=64).write(texts, lambda text: len(text.tokens) == most[id(text)])
-    return [text.tokens for text in texts]
 
 
 def padded(prompts):

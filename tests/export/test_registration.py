@@ -25,14 +25,19 @@ neighbors = torch.arange(64).view(1, 2, 2, 16)[..., :8]
 with torch.no_grad():
     found = [model(**prompt).logits, model(**prompt, neighbors=neighbors.expand(1, 2, 2, 8)).logits]
 torch.save([prompt["input_ids"], neighbors, *found, model.generate(**prompt, max_new_tokens=6)], "found.pt")
+retrofit = AutoModelForCausalLM.from_pretrained({retrofit!r})
+with torch.no_grad():
+    found = [retrofit(**prompt).logits, retrofit(**prompt, neighbors=neighbors.expand(1, 2, 2, 8)).logits]
+torch.save([*found, retrofit.generate(**prompt, max_new_tokens=6)], "retrofit.pt")
 """
 
 
-def test_a_fresh_process_with_transformers_alone(exported, tmp_path: Path):
-    export = exported("paper")
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH.format(folder=str(export.folder))], cwd=tmp_path, capture_output=True, text=True
-    )
+def test_a_fresh_process_with_transformers_alone_loads_a_retro_and_a_retrofit(
+    exported, exported_retrofit, tmp_path: Path
+):
+    export, retrofit = exported("paper"), exported_retrofit("llama, tied")
+    code = FRESH.format(folder=str(export.folder), retrofit=str(retrofit.folder))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     tokens, neighbors, off, on, generated = torch.load(tmp_path / "found.pt", weights_only=True)
     own = export.trained
@@ -41,6 +46,13 @@ def test_a_fresh_process_with_transformers_alone(exported, tmp_path: Path):
     with torch.no_grad():
         assert torch.equal(off, own.model.logits(own.model(tokens)))
         assert torch.equal(on, own.model.logits(own.model(tokens, neighbors)))
+    assert not torch.equal(off, on)
+    assert generated.shape[1] == tokens.shape[1] + 6
+    model = retrofit.trained.model
+    off, on, generated = torch.load(tmp_path / "retrofit.pt", weights_only=True)
+    with torch.no_grad():
+        assert torch.equal(off, model.base(tokens).logits)
+        assert torch.equal(on, model.logits(model(tokens, neighbors)))
     assert not torch.equal(off, on)
     assert generated.shape[1] == tokens.shape[1] + 6
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_bases import retrofitted, tiny_base
 
 from retro_lab.generation.decoder import Decoder, Writing
 from retro_lab.generation.retrieved import Found
@@ -125,6 +126,42 @@ def test_each_token_is_chosen_from_the_logits_of_a_whole_pass(models, positions,
                 text.draws.logits[place], whole_pass(model, before, retrieve), rtol=0, atol=1e-10
             )
             assert text.tokens[len(prompt) + place] == int(text.draws.logits[place].argmax())
+
+
+@pytest.fixture(scope="module", params=["gemma3_text", "gpt2", "gpt_neox", "llama"])
+def retrofit(request):
+    """RETROfits of learned, rotary and sliding positions, and of parallel residuals."""
+    return retrofitted(tiny_base(request.param, torch.float64), opened=True)
+
+
+def test_a_retrofit_writes_from_the_logits_of_whole_passes(retrofit):
+    """With prompts of unequal length, sequences that move, and drafts, some of which are wrong."""
+    count = 14
+    plain = write(retrofit, PROMPTS, count)
+    for prompt, text in zip(PROMPTS, plain, strict=True):
+        for place, start in enumerate(sequence_starts(len(prompt), count)):
+            before = text.tokens[start : len(prompt) + place]
+            torch.testing.assert_close(
+                text.draws.logits[place], whole_pass(retrofit, before, retrieve), rtol=0, atol=1e-10
+            )
+    texts = [text.tokens for text in plain]
+    drafted = write(retrofit, PROMPTS, count, drafters=[Prophet(text, 0.3) for text in texts])
+    assert [text.tokens for text in drafted] == texts
+    assert sum(text.accepted for text in drafted) > 0
+    assert texts != [text.tokens for text in write(retrofit, PROMPTS, count, retrieve=None)]
+
+
+def test_windows_of_a_retrofit_do_not_depend_on_batch_or_drafts(retrofit):
+    plain = write(retrofit, PROMPTS, 14, retrieve_every=2)
+    texts = [text.tokens for text in plain]
+    drafted = write(retrofit, PROMPTS, 14, retrieve_every=2, drafters=[Prophet(text, 0.3) for text in texts])
+    for number, (prompt, text, other) in enumerate(zip(PROMPTS, plain, drafted, strict=True)):
+        [alone] = write(retrofit, [prompt], 14, retrieve_every=2, numbers=[number])
+        assert alone.tokens == text.tokens == other.tokens
+        assert alone.found.keys() == text.found.keys() == other.found.keys()
+        for one, two in zip(alone.draws.logits, text.draws.logits, strict=True):
+            torch.testing.assert_close(one, two, rtol=0, atol=1e-10)
+    assert any(end % M for text in plain for end in text.found), "windows within chunks retrieved"
 
 
 @given(st.lists(st.lists(st.integers(1, VOCABULARY - 1), max_size=20), min_size=2, max_size=4), st.integers(0, 3))

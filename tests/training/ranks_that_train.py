@@ -258,6 +258,8 @@ def on_two(root: Path) -> dict[str, Any]:
     for steps in (2, 3):
         resumed = train(root / "retrofit resumed", "fsdp", steps, start=root / "baseline" / CHECKPOINT)
     done["retrofit resumed"] = resumed
+    done["frozen base ddp"] = train(root / "frozen base ddp", "ddp", 3, backbone="frozen")
+    done["free base ddp"] = train(root / "free base ddp", "ddp", 3, backbone="free")
     done["frozen base fsdp"] = train(root / "frozen base fsdp", "fsdp", 3, backbone="frozen", checkpointed=True)
     done["free base fsdp"] = train(root / "free base fsdp", "fsdp", 3, backbone="free")
     train(root / "sharded baseline", "fsdp", 3, k=0)

@@ -89,6 +89,11 @@ def test_a_sharded_retrofit_resumes_exactly_from_parts_of_new_weights_alone(
 
 
 @pytest.mark.parametrize("kind", ["frozen", "free"])
+def test_ddp_trains_the_retrofit_of_a_base(trained: dict[str, Any], kind: str) -> None:
+    assert_same(trained[f"{kind} base ddp"], trained[f"{kind} base one"])
+
+
+@pytest.mark.parametrize("kind", ["frozen", "free"])
 def test_fsdp_trains_the_retrofit_of_a_base(folder: Path, trained: dict[str, Any], kind: str) -> None:
     """A frozen base with checkpointing and a trained one, each layer of which is gathered by itself."""
     found, expected = trained[f"{kind} base fsdp"], trained[f"{kind} base one"]

@@ -145,7 +145,7 @@ def size_of(config: PretrainedConfig, encoder: SizeConfig, cca_layers: list[int]
     if cca_layers is None and not chosen:
         raise ConfigurationError(
             f"The base has {layers} layers, and chunked cross-attention needs at least one of them: set "
-            f"backbone.cca_layers to numbers from 1 to {layers}."
+            f"size.cca_layers to numbers from 1 to {layers}."
         )
     return SizeConfig(
         **(

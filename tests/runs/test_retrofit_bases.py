@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, LlamaConfig, LlamaForCausalLM
 
 from retro_lab.errors import ConfigurationError
-from retro_lab.runs.base_models import find_base, load_base
+from retro_lab.runs.base_model import BaseModel, base_of
 
 
 @pytest.fixture(scope="module")
@@ -19,29 +19,29 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes)).to(torch.bfloat16).save_pretrained(folder / "one")
-    load_base(str(folder / "one")).save_pretrained(folder / "many", max_shard_size="8KB")
+    BaseModel.of(str(folder / "one")).load().save_pretrained(folder / "many", max_shard_size="8KB")
     return folder
 
 
 def test_a_folder_is_read_in_float32_whatever_it_holds(saved: Path) -> None:
-    base = load_base(str(saved / "one"))
+    base = BaseModel.of(str(saved / "one")).load()
     assert base.dtype == torch.float32
     assert not base.training
     for name, value in load_file(saved / "one" / "model.safetensors").items():
         assert torch.equal(base.state_dict()[name], value.float())
-    assert load_base(str(saved / "one"), dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert BaseModel.of(str(saved / "one")).load(torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_the_hash_names_the_weights(saved: Path, tmp_path: Path) -> None:
-    one, many = (find_base(str(saved / name)) for name in ("one", "many"))
+    one, many = (BaseModel.of(str(saved / name)) for name in ("one", "many"))
     assert one.commit is None
     assert len(many.weights_files) > 1
     assert all(torch.equal(a, b) for a, b in zip(one.load().parameters(), many.load().parameters(), strict=True))
     copied = Path(shutil.copytree(saved / "many", tmp_path / "copy"))
-    assert find_base(str(copied)).sha256 == many.sha256
-    part = find_base(str(copied)).weights_files[1]
+    assert BaseModel.of(str(copied)).sha256 == many.sha256
+    part = BaseModel.of(str(copied)).weights_files[1]
     save_file({name: value + 1 for name, value in load_file(part).items()}, part, metadata={"format": "pt"})
-    assert find_base(str(copied)).sha256 != many.sha256
+    assert BaseModel.of(str(copied)).sha256 != many.sha256
 
 
 @pytest.mark.parametrize(
@@ -83,15 +83,45 @@ def test_what_is_no_base_is_refused_in_a_sentence(saved: Path, tmp_path: Path, c
         (folder / "mine.py").write_text("raise SystemExit('this code ran')\n")
         config.write_text(json.dumps(json.loads(config.read_text()) | changed))
     with pytest.raises(ConfigurationError, match=message) as refused:
-        load_base(str(folder))
+        BaseModel.of(str(folder)).load()
     assert "\n" not in str(refused.value)
 
 
 def test_names_that_lead_nowhere_are_refused(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"There is no file backbone.model=.*x\.gguf\.$"):
-        find_base(str(tmp_path / "x.gguf"))
+        BaseModel.of(str(tmp_path / "x.gguf"))
     with pytest.raises(ConfigurationError, match=r"backbone.revision=main names a revision on the hub"):
-        find_base(str(saved / "one"), "main")
+        BaseModel.of(str(saved / "one"), "main")
     (tmp_path / "broken.gguf").write_bytes(b"GGUF no")
     with pytest.raises(ConfigurationError, match=r"broken.gguf (cannot be read by transformers|needs packages)"):
-        load_base(str(tmp_path / "broken.gguf"))
+        BaseModel.of(str(tmp_path / "broken.gguf")).load()
+
+
+def test_two_tables_in_the_files_of_a_tied_model_are_two(saved: Path, tmp_path: Path) -> None:
+    """So says the configuration, too, that a run is saved and opened with."""
+    folder = Path(shutil.copytree(saved / "one", tmp_path / "base"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    base = BaseModel.of(str(folder)).load()
+    assert not torch.equal(base.lm_head.weight, base.model.embed_tokens.weight)
+    twin = base_of(base.config.to_dict())
+    twin.load_state_dict(base.state_dict())
+    assert torch.equal(twin.lm_head.weight, base.lm_head.weight)
+    weights = {name: value for name, value in load_file(folder / "model.safetensors").items() if "lm_head" not in name}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    tied = BaseModel.of(str(folder)).load()
+    assert tied.config.tie_word_embeddings
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+
+
+def test_what_changes_on_disk_is_read_again(saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved / "one", tmp_path / "base"))
+    before = BaseModel.of(str(folder))
+    assert BaseModel.of(str(folder)) is before, "so that its checksum is computed once"
+    (folder / "notes.txt").write_text("")
+    weights = {name: value + 1 for name, value in load_file(folder / "model.safetensors").items()}
+    first = before.sha256
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert BaseModel.of(str(folder)).sha256 != first
+    with pytest.raises(ConfigurationError, match=r"notes\.txt is a file, but no \.gguf file"):
+        BaseModel.of(str(folder / "notes.txt"))
