@@ -219,6 +219,20 @@ def test_drafts_save_passes(model):
     assert text.proposed == text.accepted == 9
 
 
+def test_texts_that_are_written_together_have_no_drafts(model):
+    """The last of them that is left has; and it knows what was retrieved before."""
+    plain = write(model, PROMPTS[1:3], 12)
+    texts = [Text(prompt, None, lambda tokens, most=most: len(tokens) == most)
+             for prompt, most in zip(PROMPTS[1:3], (6, 16), strict=True)]  # fmt: skip
+    for text, known in zip(texts, plain, strict=True):
+        text.drafter = Prophet(known.tokens, all_of_it=True)
+    first, left = texts
+    Decoder(model, Sampling(), retrieve, length=LENGTH).write(texts)
+    assert (first.tokens, left.tokens) == (plain[0].tokens[:6], plain[1].tokens)
+    assert (first.proposed, left.accepted) == (0, left.proposed)
+    assert left.proposed > 0
+
+
 def test_all_searches_of_a_step_are_one(model):
     asked = []
 
