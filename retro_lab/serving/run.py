@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from retro_lab.corpus.tokenizer import DocumentTokenizer
+from retro_lab.generation.drafts import Drafter
 from retro_lab.generation.generator import Generated, Generator
 from retro_lab.generation.retrieved import Found
 from retro_lab.generation.sampling import Sampling
@@ -69,6 +70,7 @@ class ServedRun:
             sampling=Sampling(wanted.temperature, wanted.top_k, wanted.top_p, wanted.seed),
             stop=wanted.stop,
             retrieve_every=wanted.retrieve_every,
+            drafter=Drafter if wanted.drafts else None,
         )
         return [
             Written(
