@@ -4,14 +4,17 @@
     python benchmarks/generate.py --peer             beside retro-pytorch, in the environment of README.md
     python benchmarks/generate.py --run FOLDER       drafts too, with a trained run and its database
 
-Contestants take turns in one process, on one thread; a ratio is of medians of seconds of that thread's work. Neighbors
-are given by hand where retrieval is not measured. A text is written to the end, whatever tokens come.
+Contestants take turns in one process, on one thread; a ratio is of medians of seconds of that thread's work. The peer
+takes minutes for one text and writes it once, between turns of ours. Neighbors are given by hand where retrieval is not
+measured. A text is written to the end, whatever tokens come.
 """
 
 import argparse
 import contextlib
 import io
+import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,8 +46,8 @@ from retro_lab.tasks.build import Inputs
 PROMPT, LENGTH = 128, 512
 PLACES = (128, 512, 1024, 1984)
 """Tokens before those whose cost is measured."""
-MORE = 32
-"""Tokens written there."""
+MORE = CHUNK
+"""Tokens written there, with one retrieval among them."""
 DATABASE_BYTES = 1e6
 PEER = "retro-pytorch"
 GREEDY, LIVE, GIVEN = "greedy", "ours, live retrieval", "ours"
@@ -60,7 +63,7 @@ def main() -> None:
     parser.add_argument("--peer", action="store_true", help="beside retro-pytorch")
     parser.add_argument("--run", type=Path, help="folder of a trained run, for drafts")
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="folder with the run's database")
-    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--widths", type=int, nargs="+", default=[256, 512], help="of the models")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="folder for generate.md")
     arguments = parser.parse_args()
@@ -69,7 +72,8 @@ def main() -> None:
     clock = Clock(torch.device("cpu"))
     sections = [f"# Generation\n\n{origin(clock.device)}"]
     rows: list[Row] = []
-    measures = [partial(speeds, peer=arguments.peer, width=arguments.width), partial(lengths, width=arguments.width)]
+    measures = [partial(speeds, peer=arguments.peer, width=width) for width in arguments.widths]
+    measures.append(partial(lengths, width=max(arguments.widths)))
     if arguments.run:
         measures.append(partial(drafts, folder=arguments.run, artifacts=arguments.artifacts))
     for measure in measures:
@@ -85,12 +89,14 @@ def main() -> None:
 
 
 class Text(Writing):
-    """A text that ends when it is long enough."""
+    """A text that ends when it is long enough, and notes down when its tokens came."""
 
     most: int
+    times: list[float]
 
     def ends(self) -> bool:
         """Return whether it is."""
+        self.times.append(time.process_time())
         return len(self.tokens) >= self.most
 
 
@@ -99,7 +105,7 @@ def write(
 ) -> Text:
     """Write one text greedily, up to `stop` tokens."""
     text = Text(list(prompt), np.random.default_rng(0), drafter)
-    text.most = stop
+    text.most, text.times = stop, []
     Decoder(model, Sampling(), retrieve, length=max(stop, LENGTH)).write([text])
     return text
 
@@ -120,9 +126,11 @@ def speeds(clock: Clock, *, rounds: int, width: int, peer: bool) -> tuple[str, l
             GIVEN: lambda: write(model, by_hand, prompt, LENGTH),
             LIVE: lambda: write(model, live, prompt, LENGTH),
         }
-        if peer:
-            contestants[PEER] = peer_writing(shape, prompt)
         seconds = clock.in_turns(contestants, rounds)
+        if peer:
+            taken = clock.seconds(peer_writing(shape, prompt))
+            again = clock.in_turns(contestants, rounds)
+            seconds = {name: (before + again[name]) / 2 for name, before in seconds.items()} | {PEER: taken}
         chunks = database.chunks
     # retro-pytorch writes one token more, from the logits after the last one of a sequence.
     written = {name: LENGTH - PROMPT + (name == PEER) for name in seconds}
@@ -182,20 +190,17 @@ def peer_writing(shape: Shape, prompt: Sequence[int]) -> Callable[[], object]:
     return work
 
 
-def lengths(clock: Clock, *, rounds: int, width: int) -> tuple[str, list[Row]]:
+def lengths(_: Clock, *, rounds: int, width: int) -> tuple[str, list[Row]]:
     """Measure what a token costs after texts of several lengths."""
     shape = Shape(width, PLACES[-1] + CHUNK)
     model, retrieve = our_model(shape), given_by_hand(shape)
     tokens = np.random.default_rng(0).integers(1, shape.vocabulary, shape.length).tolist()
-    seconds = clock.in_turns(
-        {
-            f"{place} {more}": partial(write, model, retrieve, tokens[:place], place + 1 + more)
-            for place in PLACES
-            for more in (0, MORE)  # one token is written in the pass over the prompt
-        },
-        rounds,
-    )
-    cost = {place: (seconds[f"{place} {MORE}"] - seconds[f"{place} 0"]) / MORE for place in PLACES}
+    taken: dict[int, list[float]] = {place: [] for place in PLACES}
+    for _ in range(rounds):
+        for place in PLACES:
+            times = write(model, retrieve, tokens[:place], place + 1 + MORE).times
+            taken[place].append((times[-1] - times[0]) / MORE)  # the first token comes with the pass over the prompt
+    cost = {place: statistics.median(of_rounds) for place, of_rounds in taken.items()}
     lines = [
         f"## A token after a text of that length: d = {width}, {shape.layers} layers, V = {shape.vocabulary:,}",
         "",
@@ -204,7 +209,10 @@ def lengths(clock: Clock, *, rounds: int, width: int) -> tuple[str, list[Row]]:
         *(f"| {place:,} | {1000 * taken:.2f} |" for place, taken in cost.items()),
     ]
     ratio = cost[PLACES[-1]] / cost[PLACES[0]]
-    return "\n".join(lines), [Row("length", f"a token after {PLACES[-1]:,}", f"after {PLACES[0]}", ratio, None, None)]
+    against = f"after {PLACES[0]}, cost"
+    return "\n".join(lines), [
+        Row("length", f"a token after {PLACES[-1]:,}", against, ratio, 1.5, smaller_is_better=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -218,13 +226,12 @@ class Case:
     length: int
     must: float | None
 
-    def write(self, drafter: Callable[[], Drafter | None]) -> list[Text]:
-        """Write the texts."""
-        return [write(self.model, self.retrieve, prompt, self.length, drafter()) for prompt in self.prompts]
-
 
 def drafts(clock: Clock, *, rounds: int, folder: Path, artifacts: Path) -> tuple[str, list[Row]]:
-    """Measure drafts on text with much overlap with its neighbors, and on text with little or none."""
+    """Measure drafts on text with much overlap with its neighbors, and on text with little or none.
+
+    Writers take turns at each text: what a drafter costs that proposes nothing is less than a machine's moods.
+    """
     drafters: dict[str, Callable[[], Drafter | None]] = {
         GREEDY: lambda: None,
         "drafts from neighbors": lambda: Drafter(own_text=False),
@@ -238,12 +245,19 @@ def drafts(clock: Clock, *, rounds: int, folder: Path, artifacts: Path) -> tuple
     ]
     rows = []
     for case in cases(folder, artifacts):
-        texts: dict[str, list[Text]] = {}
-        work = {
-            name: lambda name=name, drafter=drafter: texts.update({name: case.write(drafter)})  # noqa: B023, used here
-            for name, drafter in drafters.items()
-        }
-        seconds = clock.in_turns(work, rounds)
+        texts: dict[str, list[Text]] = {name: [] for name in drafters}
+        seconds = dict.fromkeys(drafters, 0.0)
+        for prompt in case.prompts:
+            last: dict[str, Text] = {}
+            work = {
+                name: lambda name=name, drafter=drafter: last.update(  # noqa: B023, used here
+                    {name: write(case.model, case.retrieve, prompt, case.length, drafter())}  # noqa: B023
+                )
+                for name, drafter in drafters.items()
+            }
+            for name, taken in clock.in_turns(work, 2 * rounds + 1).items():
+                seconds[name] += taken
+                texts[name].append(last[name])
         count = sum(case.length - len(prompt) for prompt in case.prompts)
         for name, written in texts.items():
             proposed, accepted = (sum(getattr(text, what) for text in written) for what in ("proposed", "accepted"))

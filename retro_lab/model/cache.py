@@ -47,7 +47,10 @@ class DecoderState(Protocol):
 
     @classmethod
     def join(cls, caches: Sequence[Self], shifts: Sequence[int]) -> Self:
-        """Return one cache of all sequences; those of a cache move by its shift to higher places."""
+        """Return one cache of all sequences; those of a cache move by its shift to higher places.
+
+        A negative shift leaves out as many tokens at the beginning, which are padding in all of its sequences.
+        """
 
 
 class Cache:
@@ -77,6 +80,7 @@ class Cache:
         self.length = 0
         self.padding: list[int] = []
         self._padding_tensor: Tensor | None = None
+        self._device: torch.device | None = None  # of the tokens
 
     def completed(self, count: int, padding: Sequence[int] | None = None) -> list[int]:
         """Return how many chunks of each sequence the next `count` tokens complete.
@@ -110,7 +114,7 @@ class Cache:
             raise ValueError("With a cache, a sequence is one document: give no documents.")
         if self.length == 0:
             self.padding = [0] * len(tokens) if padding is None else padding.tolist()
-            self._padding_tensor = padding if any(self.padding) else None
+            self._device, self._padding_tensor = tokens.device, padding if any(self.padding) else None
             if not 0 <= min(self.padding) <= max(self.padding) <= tokens.shape[1]:
                 raise ValueError(f"The first call of {tokens.shape[1]} tokens must hold all padding: {self.padding}.")
         elif padding is not None:
@@ -120,13 +124,21 @@ class Cache:
         return self._padding_tensor
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep the sequences `rows`, in this order; a sequence may come more than once."""
+        """Keep the sequences `rows`, in this order; a sequence may come more than once.
+
+        Padding that all of them begin with is left out, unless it is a part of chunks.
+        """
         self.padding = [self.padding[row] for row in rows]
-        if self._padding_tensor is not None:
-            self._padding_tensor = self._padding_tensor[torch.tensor(rows, device=self._padding_tensor.device)]
         self.decoder.select(rows)
         if self.neighbors is not None:
             self.neighbors.select(rows)
+        if spare := self._spare_padding:
+            self.decoder = type(self.decoder).join([self.decoder], [-spare])
+            if self.neighbors is not None:
+                self.neighbors = type(self.neighbors).join([self.neighbors], [-spare])
+            self.length -= spare
+            self.padding = [pad - spare for pad in self.padding]
+        self._remember_padding()
 
     def truncate(self, length: int) -> None:
         """Forget the tokens of all sequences after the first `length` (rejected drafts).
@@ -144,12 +156,15 @@ class Cache:
 
     @classmethod
     def join(cls, caches: Sequence[Self]) -> Self:
-        """Return one cache of all sequences, in order; those of shorter caches get more padding.
+        """Return one cache of all sequences, in order, with no more padding than the shorter ones need.
 
         Raises:
-            ValueError: The padding is a part of chunks, so that it can't change.
+            ValueError: A cache has read nothing, or the padding is a part of chunks, so that it can't change.
         """
-        length, first = max(cache.length for cache in caches), caches[0]
+        if not all(cache.length for cache in caches):
+            raise ValueError("A cache that has read nothing can't be joined to others; read a token with it first.")
+        first = caches[0]
+        length = max(cache.length - cache._spare_padding for cache in caches)
         shifts = [length - cache.length for cache in caches]
         if first.padding_in_grid and any(shifts):
             raise ValueError("Caches whose padding is a part of chunks can be joined only if they are equally long.")
@@ -159,7 +174,14 @@ class Cache:
         joined = cls(first.chunk_length, decoder, neighbors, padding_in_grid=first.padding_in_grid)
         joined.length = length
         joined.padding = [pad + shift for cache, shift in zip(caches, shifts, strict=True) for pad in cache.padding]
-        if any(joined.padding):
-            device = next((c._padding_tensor.device for c in caches if c._padding_tensor is not None), None)
-            joined._padding_tensor = torch.tensor(joined.padding, device=device)
+        joined._device = first._device
+        joined._remember_padding()
         return joined
+
+    @property
+    def _spare_padding(self) -> int:
+        """Tokens at the beginning that are padding in all sequences, and no part of chunks."""
+        return 0 if self.padding_in_grid else min([*self.padding, max(0, self.length - 1)])
+
+    def _remember_padding(self) -> None:
+        self._padding_tensor = torch.tensor(self.padding, device=self._device) if any(self.padding) else None

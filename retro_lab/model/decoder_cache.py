@@ -106,7 +106,7 @@ class DecoderCache:
 
     @classmethod
     def join(cls, caches: Sequence[Self], shifts: Sequence[int]) -> Self:
-        """Return one cache of all sequences; those of a cache move by its shift to higher places."""
+        """Return one cache of all sequences; those of a cache move by its shift, as `DecoderState` says."""
         joined = cls(caches[0]._encoder, len(caches[0].layers))
         for number, layer in enumerate(joined.layers):
             layers = [cache.layers[number] for cache in caches]

@@ -369,7 +369,7 @@ class NeighborCache:
 
     @classmethod
     def join(cls, caches: Sequence[Self], shifts: Sequence[int]) -> Self:
-        """Return one cache of all sequences; those of a cache move by its shift to higher places.
+        """Return one cache of all sequences; those of a cache move by its shift, as `DecoderState` says.
 
         Raises:
             ValueError: The shapes of the neighbors differ.

@@ -54,6 +54,8 @@ class Wanted:
     """Neighbors of each chunk; 0 turns retrieval off."""
     retrieve_every: int | None
     """Tokens from one search to the next; None searches at the end of each chunk."""
+    drafts: bool
+    """Whether a prompt that is sent alone is continued with drafts from its neighbors, which change no text."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from retro_lab.corpus.tokenizer import DocumentTokenizer
+from retro_lab.generation.drafts import Drafter
 from retro_lab.generation.generator import Generator
 from retro_lab.generation.sampling import Sampling
 from retro_lab.generation.stretches import stretches
@@ -45,6 +46,7 @@ class ServedRun:
             sampling=Sampling(wanted.temperature, wanted.top_k, wanted.top_p, wanted.seed),
             stop=wanted.stop,
             retrieve_every=wanted.retrieve_every,
+            drafter=Drafter if wanted.drafts else None,
         )
         return [
             Written(

@@ -231,6 +231,18 @@ def test_drafts_change_no_text(model, sampling, mistakes):
             assert all(np.array_equal(*pair) for pair in zip(found, other.found[place], strict=True))
 
 
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_windows_depend_neither_on_the_batch_nor_on_drafts(model, every):
+    together, accepted = write(model, PROMPTS, 12, retrieve_every=every), 0
+    for number, (prompt, text) in enumerate(zip(PROMPTS, together, strict=True)):
+        drafters = [Prophet(text.tokens, 0.2)]
+        [alone] = write(model, [prompt], 12, numbers=[number], drafters=drafters, retrieve_every=every)
+        assert alone.tokens == text.tokens
+        assert alone.found.keys() == text.found.keys()
+        accepted += alone.accepted
+    assert accepted > 0
+
+
 def test_drafts_save_passes(model):
     calls = []
     hook = model.register_forward_pre_hook(lambda _, __, given: calls.append(given), with_kwargs=True)
@@ -244,6 +256,20 @@ def test_drafts_save_passes(model):
     assert text.proposed == text.accepted == 9
 
 
+def test_texts_that_are_written_together_have_no_drafts(model):
+    """The last of them that is left has; and it knows what was retrieved before."""
+    plain = write(model, PROMPTS[1:3], 12)
+    texts = [Text(prompt, None, lambda tokens, most=most: len(tokens) == most)
+             for prompt, most in zip(PROMPTS[1:3], (6, 16), strict=True)]  # fmt: skip
+    for text, known in zip(texts, plain, strict=True):
+        text.drafter = Prophet(known.tokens, all_of_it=True)
+    first, left = texts
+    Decoder(model, Sampling(), retrieve, length=LENGTH).write(texts)
+    assert (first.tokens, left.tokens) == (plain[0].tokens[:6], plain[1].tokens)
+    assert (first.proposed, left.accepted) == (0, left.proposed)
+    assert left.proposed > 0
+
+
 def test_all_searches_of_a_step_are_one(model):
     asked = []
 
@@ -253,6 +279,21 @@ def test_all_searches_of_a_step_are_one(model):
 
     write(model, [[0, 1, 2], [0, 3, 4], [0, 5, 6]], 11, retrieve=counted)
     assert asked == [3, 3, 3]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 4])
+def test_a_window_retrieves_within_a_chunk(model, every):
+    """Its m tokens, wherever in a chunk it ends; and each window is searched for once."""
+    [text] = write(model, PROMPTS[1:2], 20, retrieve_every=every)
+    starts = list(sequence_starts(3, 20))
+    due = [end for end in range(M, 23) if end % M == 0 or end % M % every == 0]
+    read = [end for end in due if end - M >= starts[min(end - 3, 19)]]
+    assert set(read) <= set(text.found)
+    assert set(text.found) <= set(due)
+    for end, found in text.found.items():
+        assert np.array_equal(found.tokens, retrieve([np.array(text.tokens[end - M : end])])[0].tokens)
+    [plain] = write(model, PROMPTS[1:2], 20)
+    assert (text.tokens == plain.tokens) == (every == M)
 
 
 def test_a_text_ends_when_it_is_told_to(model):

@@ -30,13 +30,14 @@ def drafter(*neighbors: list[int], own_text: bool = False) -> Drafter:
 
 
 def test_what_follows_the_last_tokens_in_a_neighbor_is_proposed() -> None:
-    neighbor = [1, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert list(drafter(neighbor).propose([0, 3, 4], 8)) == [5, 6]
-    assert list(drafter(neighbor).propose([2, 3, 4], 8)) == [5, 6, 7]  # a longer match says more
+    neighbor = list(range(1, 20))
+    assert list(drafter(neighbor).propose([0, 3, 4], 20)) == [5, 6, 7, 8]
+    assert list(drafter(neighbor).propose([2, 3, 4], 20)) == [5, 6, 7, 8, 9, 10, 11]  # a longer match says more
     assert list(drafter(neighbor).propose([2, 3, 4], 1)) == [5]
+    assert list(drafter(neighbor).propose([0, 3, 4], 1)) == []  # one token would not pay
     assert list(drafter(neighbor).propose([2, 3, 4], 0)) == []
     assert list(drafter(neighbor).propose([0, 0, 4], 8)) == []  # one token alone says too little
-    assert list(drafter(neighbor).propose([7, 8, 9], 8)) == []  # nothing follows
+    assert list(drafter(neighbor).propose([17, 18, 19], 8)) == []  # nothing follows
     assert list(drafter(neighbor).propose([4], 8)) == list(drafter(neighbor).propose([], 8)) == []
 
 
@@ -52,7 +53,7 @@ def test_the_own_text_comes_after_neighbors_and_may_repeat_itself() -> None:
     text = [1, 2, 3, 7, 1, 2, 3]
     assert list(drafter([1, 2, 3, 4], own_text=True).propose(text, 1)) == [4]
     assert list(drafter([9, 2, 3, 4], own_text=True).propose(text, 1)) == [7]
-    assert list(drafter([9, 2, 3, 4]).propose(text, 1)) == [4]
+    assert list(drafter([9, 2, 3, 4, 5]).propose(text, 2)) == [4, 5]
     assert list(drafter(own_text=True).propose([5] * 9, 6)) == [5] * 6
     assert list(drafter(own_text=True).propose([5, 6] * 5, 5)) == [5, 6, 5, 6, 5]
 

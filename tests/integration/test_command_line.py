@@ -133,6 +133,14 @@ def test_a_trained_run_is_served(workplace, compared):
         counts = [len(part["neighbors"]) for part in on["stretches"]]
         assert counts == [2] * ((begun + on["tokens"] - 1) // 8) + [0]  # the last token was not read
         assert ask("generate", body | {"retrieve_every": 8})["texts"][0] == on  # the tokens of a chunk
+        assert ask("generate", body | {"drafts": True})["texts"][0] == on  # the same text, but faster
+        often = ask("generate", body | {"retrieve_every": 4})["texts"][0]
+        counts = [len(part["neighbors"]) for part in often["stretches"]]
+        windows = [
+            end for end in range(8, begun + often["tokens"]) if end % 4 == 0 and (end % 8 == 0 or end > begun - 4)
+        ]
+        assert counts == [2] * len(windows) + [0]
+        assert "".join(part["text"] for part in often["stretches"]) == often["text"]
         finish = ask("generate", body | {"k": 0, "stop": expected[3:5]})["texts"][0]
         assert (finish["text"], finish["finish_reason"]) == (expected[: expected.find(expected[3:5])], "stop")
         assert "".join(part["text"] for part in finish["stretches"]) == finish["text"]

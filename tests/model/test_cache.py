@@ -151,10 +151,14 @@ def test_rows_are_kept_repeated_and_reordered(data: st.DataObject) -> None:
     cache, rows = batch.model.empty_cache(), data.draw(st.lists(st.integers(0, len(batch.lengths) - 1), min_size=1))
     batch.read(cache, cut)
     cache.select(rows)
-    if cut == longest:
-        return
     for name in ("tokens", "padding", "all_neighbors", "all_real"):
         setattr(batch, name, getattr(batch, name)[rows])
+    shared = int(batch.padding.min())  # padding of all rows goes
+    batch.tokens, batch.padding = batch.tokens[:, shared:], batch.padding - shared
+    cut, longest = cut - shared, longest - shared
+    assert (cache.length, cache.padding) == (cut, batch.padding.tolist())
+    if cut == longest:
+        return
     batch.assert_equal_to_alone(read_in_calls(batch, cache, list(range(cut + 1, longest + 1))), cut)
 
 
@@ -198,6 +202,33 @@ def test_prompts_that_are_read_apart_are_continued_together(data: st.DataObject)
         start = cache.length
         stops = list(range(start + 1, start + behind + 1))
         batch.assert_equal_to_alone(read_in_calls(batch, cache, stops), start)
+
+
+@pytest.mark.parametrize("positions", ["transformer_xl", "rotary"])
+def test_joined_caches_keep_no_padding_that_all_begin_with(positions: str) -> None:
+    """A batch in which texts end and others begin does not grow with each join."""
+    model = small_model(model=small_choices(positions=positions))
+    tokens, padded, neighbors = random_tokens(2, 9), random_tokens(2, 12), random_tokens(2, 2, 2, 8, seed=2)
+    padded[:, 3:] = tokens
+    long, short = model.empty_cache(), model.empty_cache()
+    with torch.no_grad():
+        whole = model(tokens, neighbors)
+        model(padded[:1, :11], neighbors[:1], padding=torch.tensor([3]), cache=long)
+        model(tokens[1:, :7], neighbors[1:, :1], cache=short)
+        joined = Cache.join([long, short])
+        assert (joined.length, joined.padding) == (8, [0, 1])
+        next_tokens = torch.stack([tokens[0, 8:9], tokens[1, 7:8]])
+        hidden = model(next_tokens, neighbors[:, 1:], torch.tensor([[[0, 0]], [[8, 8]]]), cache=joined)
+    torch.testing.assert_close(hidden[:, 0], torch.stack([whole[0, 8], whole[1, 7]]), rtol=1e-10, atol=1e-10)
+
+
+def test_a_cache_that_has_read_nothing_is_not_joined() -> None:
+    model = small_model()
+    cache = model.empty_cache()
+    with torch.no_grad():
+        model(random_tokens(1, 3), cache=cache)
+    with pytest.raises(ValueError, match="read nothing"):
+        Cache.join([cache, model.empty_cache()])
 
 
 def test_chunks_may_begin_with_the_padding() -> None:

@@ -48,7 +48,8 @@ def test_one_neighbor_is_found_where_nothing_is_said(client: TestClient) -> None
 
 
 def test_generate_passes_on_what_is_wanted(client: TestClient, engine: FakeEngine) -> None:
-    wanted = {"max_tokens": 20, "temperature": 0.5, "top_k": 3, "top_p": 0.25, "seed": 7, "k": 1, "retrieve_every": 8}
+    wanted = {"max_tokens": 20, "temperature": 0.5, "top_k": 3, "top_p": 0.25, "seed": 7, "k": 1, "retrieve_every": 8,
+              "drafts": True}  # fmt: skip
     content = client.post("/generate", json={"prompt": ["abc", "de"], "stop": "\n", **wanted}).json()
     assert vars(engine.wanted[0]) == {**wanted, "stop": ["\n"]}
     assert [text["text"] for text in content["texts"]] == ["cba", "ed"]
@@ -67,7 +68,7 @@ def test_generation_is_greedy_with_the_models_own_neighbors_where_nothing_is_sai
     assert client.post("/generate", json={"prompt": "a"}).status_code == 200
     assert vars(engine.wanted[0]) == {
         "max_tokens": 20, "temperature": 0.0, "top_k": None, "top_p": None, "seed": 0, "stop": [], "k": 2,
-        "retrieve_every": None,
+        "retrieve_every": None, "drafts": False,
     }  # fmt: skip
     assert client.post("/generate", json={"prompt": "a", "k": 0}).json()["texts"][0]["stretches"][0]["neighbors"] == []
 

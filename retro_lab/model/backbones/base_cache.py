@@ -35,7 +35,7 @@ class BaseCache:
 
     @classmethod
     def join(cls, caches: Sequence[Self], shifts: Sequence[int]) -> Self:
-        """Return one cache of all sequences; those of a cache move by its shift to higher places."""
+        """Return one cache of all sequences; those of a cache move by its shift, as `DecoderState` says."""
         joined = cls()
         for number in range(len(caches[0].past.layers)):
             layers = [cache.past.layers[number] for cache in caches]
