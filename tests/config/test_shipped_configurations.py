@@ -19,6 +19,7 @@ GIVEN = {
     "wikipedia_september_2021": ["corpus.path=enwiki.xml.bz2"],
     "pretrained": ["tokenizer.name=gpt2"],
     "every_3_from_6": ["size=172m"],
+    "generate": ["prompt=import"],
 }
 """What some options leave to the user, or need."""
 OF_A_BASE = {
@@ -47,7 +48,8 @@ def test_every_option_composes_into_typed_settings(group: str, option: str, tmp_
     if (group, option) in OF_A_BASE:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 7}))
         config = compose([f"{group}={option}", *OF_A_BASE[group, option], f"backbone.model={tmp_path}"])
-        assert (config.size.layers, config.size.cca_layers, config.init.name) == (7, [6], "retrofit")
+        layers = [15, 21, 27] if group == "experiment" else [6]  # an experiment may name its own
+        assert (config.size.layers, config.size.cca_layers, config.init.name) == (7, layers, "retrofit")
         assert config.tokenizer.name == str(tmp_path)  # type: ignore[attr-defined]
         return
     config = compose([f"{group}={option}", *GIVEN.get(option, [])])

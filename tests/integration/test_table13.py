@@ -110,7 +110,7 @@ def default_counts(small):
 
 def build_model(config, inputs):
     """Create the model of a configuration."""
-    return model_settings(config, inputs.corpus.stores["train"].tokenizer.vocabulary_size).build()
+    return model_settings(config, inputs.corpus.stores["train"].tokenizer).build()
 
 
 @pytest.mark.parametrize("name", ROWS)

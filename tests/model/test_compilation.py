@@ -112,5 +112,17 @@ def test_the_loss_in_the_graph_knows_the_shapes_of_its_results(trained: bool) ->
 
     hidden, weight, targets = torch.randn(7, 3), torch.randn(11, 3), torch.arange(7)
     for dtype in (torch.float32, torch.bfloat16):
-        arguments = [hidden, weight, targets, targets > 2, dtype, trained]
-        torch.library.opcheck(_loss_and_gradients_in_graph, arguments)
+        for bias, cap in ((None, None), (torch.randn(11), 3.0)):
+            arguments = [
+                hidden,
+                targets,
+                targets > 2,
+                weight,
+                bias,
+                2.0,
+                cap,
+                dtype,
+                trained,
+                trained and bias is not None,
+            ]
+            torch.library.opcheck(_loss_and_gradients_in_graph, arguments)
