@@ -15,7 +15,8 @@ retrieves. Proposed tokens never complete a chunk.
 
 Only a text that is written alone has drafts. Texts that are written together share the cost of a pass already, and
 would have to wait for the one whose proposals are worst: six of them are written 1.7 times as fast together without
-drafts as one after the other with them, and no faster together with drafts.
+drafts as one after the other with them, and no faster together with drafts. (Texts that repeat themselves without end,
+as those of an untrained model do, would be.)
 
 Texts of unequal length are read together once each has been read up to its last token. What is longer than a sequence
 moves: whole chunks are left out on the left, so that half a sequence is left, which is read again:

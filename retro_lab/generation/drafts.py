@@ -130,9 +130,7 @@ class Drafter:
         """Return how many tokens to propose: as long as the next is right often enough, if all of them pay."""
         # In code that two small models wrote, what followed a match of n tokens was right about 1 - 1/n of the time.
         right = (self._kept[match] + DOUBT * (1 - 1 / match)) / (self._tried[match] + DOUBT)
-        count = min(
-            most, int(math.log(EACH) / math.log(right))
-        )  # the last is right with a probability of at least EACH
+        count = min(most, int(math.log(EACH) / math.log(right)))  # the last is right with probability EACH or more
         accepted = right * (1 - right**count) / (1 - right)
         return count if accepted > FIRST + EACH * count else 0
 
