@@ -22,7 +22,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,dashboards,eval,ray,serve,trackio,wikipedia]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,dashboards,eval,gguf,ray,serve,trackio,wikipedia]'
 	@touch $@
 
 quickstart: $(VENV)/.run ## Train a small RETRO and its baseline on real code and compare them (under ten minutes)
