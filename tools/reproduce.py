@@ -18,8 +18,9 @@ from retro_lab.config.roots import PACKAGE
 from retro_lab.config.session import session
 from retro_lab.config.sweeps import cells, fixed
 from retro_lab.cost.flops import TRAINING_TO_FORWARD, device_hours
-from retro_lab.tasks.config import CompareConfig, PlanConfig, RunConfig
+from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.plan import Plan
+from retro_lab.tasks.task_config import CompareConfig, PlanConfig
 from retro_lab.training.config import Init
 
 DOCUMENT = PACKAGE.parent / "docs" / "reproduce.md"

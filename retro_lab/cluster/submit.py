@@ -31,7 +31,8 @@ from retro_lab.errors import ClusterError, ConfigurationError
 from retro_lab.runs.command import typed_command
 from retro_lab.runs.naming import slug
 from retro_lab.runs.sweeps import by_key, write_plan
-from retro_lab.tasks.config import RunConfig, Task
+from retro_lab.tasks.config import RunConfig
+from retro_lab.tasks.task_config import Task
 
 DRY_RUN = "--dry-run"
 LOCK_NAME = ".submit.lock"

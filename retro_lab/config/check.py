@@ -10,7 +10,8 @@ from retro_lab.config.catalog import FREE_GROUPS
 from retro_lab.config.explain import no_setting
 from retro_lab.errors import ConfigurationError
 from retro_lab.runs.naming import FOLDER_NAME, RESERVED
-from retro_lab.tasks.config import RunConfig, Task
+from retro_lab.tasks.config import RunConfig
+from retro_lab.tasks.task_config import Task
 
 KNOWN_CALLBACKS = ("retro_lab.", "pytorch_lightning.", "lightning.")
 """Prefixes of callback classes that log no metrics of their own; a user's callback may."""

@@ -15,14 +15,14 @@ from retro_lab.corpus.config import (
     WikipediaConfig,
     WikipediaDumpConfig,
 )
-from retro_lab.tasks.config import (
+from retro_lab.tasks.config import RunConfig
+from retro_lab.tasks.task_config import (
     AnswerConfig,
     CompareConfig,
     ExportConfig,
     GenerateConfig,
     InspectConfig,
     PlanConfig,
-    RunConfig,
     ServeConfig,
     ZeroShotConfig,
 )

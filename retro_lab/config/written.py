@@ -16,7 +16,8 @@ from retro_lab.config.schema import KINDS
 from retro_lab.errors import ArtifactError, ConfigurationError
 from retro_lab.runs.folder import CONFIG_NAME, RunFolder, read_config
 from retro_lab.runs.trained_model import ModelSettings
-from retro_lab.tasks.config import RunConfig, Task, TaskConfig
+from retro_lab.tasks.config import RunConfig
+from retro_lab.tasks.task_config import Task, TaskConfig
 from retro_lab.training.config import Init, InitConfig
 
 DECIDE_DATABASE = (

@@ -43,8 +43,9 @@ from retro_lab.runs.records import Parameters
 from retro_lab.runs.trained_model import TrainedModel, open_model, save_model, weights_checksum
 from retro_lab.tasks.assemble import build_trainer, in_folder, learning_rates, observers
 from retro_lab.tasks.checks import check_batch, check_trainer
-from retro_lab.tasks.config import AnswerConfig, RunConfig
+from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.evaluate import mean_token_flops
+from retro_lab.tasks.task_config import AnswerConfig
 from retro_lab.training.batches import accumulated_batches
 from retro_lab.training.checkpoints import resumable
 from retro_lab.training.data import RetroDataModule

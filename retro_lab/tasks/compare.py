@@ -12,8 +12,9 @@ from retro_lab.tasks import train
 from retro_lab.tasks.assemble import model_settings, without_retrieval
 from retro_lab.tasks.build import Inputs
 from retro_lab.tasks.checks import check_start, check_training
-from retro_lab.tasks.config import CompareConfig, RunConfig
+from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.evaluate import mean_token_flops
+from retro_lab.tasks.task_config import CompareConfig
 from retro_lab.training.config import Init
 
 

@@ -9,7 +9,8 @@ from retro_lab.errors import ArtifactError, RetroLabError
 from retro_lab.runs.folder import BASELINE, RETRO, RunFolder
 from retro_lab.runs.identity import IDENTITY_NAME
 from retro_lab.runs.records import RESULT_NAME, load_result
-from retro_lab.tasks.config import ExportConfig, RunConfig
+from retro_lab.tasks.config import RunConfig
+from retro_lab.tasks.task_config import ExportConfig
 
 EXPORT_FOLDER = "export"
 

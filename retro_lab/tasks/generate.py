@@ -25,10 +25,11 @@ from retro_lab.retrieval.config import Value
 from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks.build import Inputs
 from retro_lab.tasks.checks import check_evaluation
-from retro_lab.tasks.config import GenerateConfig, RunConfig
+from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.generated_text import PROMPT, WRITTEN, beside_neighbors
 from retro_lab.tasks.opened import OpenedModel, chosen_model, open_with_inputs
 from retro_lab.tasks.prompts import read_prompts
+from retro_lab.tasks.task_config import GenerateConfig
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:

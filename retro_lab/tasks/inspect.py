@@ -24,7 +24,8 @@ from retro_lab.runs.trained_model import open_model
 from retro_lab.tasks.assemble import build_trainer, model_identity, windows
 from retro_lab.tasks.build import Inputs
 from retro_lab.tasks.checks import check_evaluation
-from retro_lab.tasks.config import InspectConfig, RunConfig
+from retro_lab.tasks.config import RunConfig
+from retro_lab.tasks.task_config import InspectConfig
 
 LONGEST = 500
 """Chunks of a document that its page shows at most: a browser takes about a second for as many."""

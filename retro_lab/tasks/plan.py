@@ -19,10 +19,11 @@ from retro_lab.model.config import Matrices, ModelConfig, SizeConfig
 from retro_lab.runs.folder import RunFolder
 from retro_lab.tasks.assemble import base_model, model_parameters
 from retro_lab.tasks.checks import check_base, check_batch, check_trainer
-from retro_lab.tasks.config import PlanConfig, RunConfig
+from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.plan_database import database_sections, datastore_section
 from retro_lab.tasks.plan_fit import Gpus, fitting
 from retro_lab.tasks.plan_tables import BYTES, SI_PREFIXES, scaled, section
+from retro_lab.tasks.task_config import PlanConfig
 from retro_lab.training.config import Init
 from retro_lab.training.devices import device_count
 from retro_lab.training.precision import PRECISIONS, SHARDED_PRECISIONS, checked_precision

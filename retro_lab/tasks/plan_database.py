@@ -6,8 +6,9 @@ from retro_lab.cost.database import BuildLayout, DatabaseSizes
 from retro_lab.evaluation.knn_lm import STATE_BYTES
 from retro_lab.retrieval.factory import choose_factory, index_bytes
 from retro_lab.retrieval.neighbors import SHARD_QUERIES
-from retro_lab.tasks.config import PlanConfig, RunConfig
+from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.plan_tables import BYTES, scaled, section
+from retro_lab.tasks.task_config import PlanConfig
 
 
 def database_sizes(config: RunConfig, task: PlanConfig, vocabulary: int) -> DatabaseSizes:

@@ -16,8 +16,9 @@ from retro_lab.serving.run import ServedRun
 from retro_lab.serving.worker import Worker
 from retro_lab.tasks.build import Inputs
 from retro_lab.tasks.checks import check_evaluation
-from retro_lab.tasks.config import RunConfig, ServeConfig
+from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.opened import OpenedModel, chosen_model, open_with_inputs
+from retro_lab.tasks.task_config import ServeConfig
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:

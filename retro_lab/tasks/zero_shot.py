@@ -27,8 +27,9 @@ from retro_lab.runs.zero_shot import RESULTS_NAME, ZERO_SHOT_FOLDER, ZeroShotSco
 from retro_lab.tasks.assemble import model_identity
 from retro_lab.tasks.build import Inputs
 from retro_lab.tasks.checks import check_evaluation
-from retro_lab.tasks.config import RunConfig, ZeroShotConfig
+from retro_lab.tasks.config import RunConfig
 from retro_lab.tasks.opened import open_with_inputs
+from retro_lab.tasks.task_config import ZeroShotConfig
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

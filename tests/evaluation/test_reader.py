@@ -5,21 +5,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipeline import CHUNK_LENGTH, build_chunks
+from pipeline import CHUNK_LENGTH, SMALL_SIZE, bm25_database, build_chunks
 
 from retro_lab.evaluation.reader import Scored, TextReader
 from retro_lab.evaluation.windows import Windows
-from retro_lab.model.config import ModelConfig, SizeConfig
+from retro_lab.model.config import ModelConfig
 from retro_lab.model.retro import RetroModel
-from retro_lab.retrieval.config import DatabaseConfig, EmbedderConfig, IndexConfig, RetrievalConfig, Value
-from retro_lab.retrieval.database import Database
+from retro_lab.retrieval.config import Value
 from retro_lab.retrieval.sequences import Sequences, documents_of, neighbors_of, to_int64
 
 LENGTH, STRIDE, K = 3 * CHUNK_LENGTH, CHUNK_LENGTH, 2
-SIZE = SizeConfig(
-    name="small", width=16, ffw_width=32, heads=2, head_size=8, layers=2, cca_layers=[1, 2], encoder_width=16,
-    encoder_ffw_width=32, encoder_heads=2, encoder_head_size=8, encoder_layers=1,
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +24,7 @@ def chunks(tmp_path_factory, tiny_bert):
 
 @pytest.fixture(scope="module")
 def database(chunks):
-    """Searched by BM25, whose scores do not depend on what else is searched for."""
-    return Database(
-        chunks.artifacts, "random", chunks.stores["train"], chunks.stores["test"], DatabaseConfig(),
-        RetrievalConfig(method="bm25", stored=4), IndexConfig(), EmbedderConfig(model="there is none"), k=K,
-    )  # fmt: skip
+    return bm25_database(chunks, K)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +34,7 @@ def models(chunks):
     for masks in (False, True):
         torch.manual_seed(0)
         config = ModelConfig(chunk_length=CHUNK_LENGTH, document_masks=masks, init_std=0.3)
-        built[masks] = RetroModel(SIZE, config, chunks.stores["train"].tokenizer.vocabulary_size).eval()
+        built[masks] = RetroModel(SMALL_SIZE, config, chunks.stores["train"].tokenizer.vocabulary_size).eval()
     return built
 
 

@@ -21,7 +21,7 @@ from retro_lab.runs.identity import write_identity
 from retro_lab.runs.records import write_result
 from retro_lab.runs.trained_model import open_model, save_model
 from retro_lab.tasks import export as task
-from retro_lab.tasks.config import ExportConfig
+from retro_lab.tasks.task_config import ExportConfig
 
 FILES = ["README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
 FILES += ["tokenizer_config.json"]

@@ -3,22 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from pipeline import CHUNK_LENGTH, build_chunks
+from pipeline import CHUNK_LENGTH, SMALL_SIZE, bm25_database, build_chunks
 
 from retro_lab.errors import ConfigurationError
 from retro_lab.generation.generator import Finish, GenerationInterrupted, Generator
 from retro_lab.generation.sampling import Sampling
 from retro_lab.model.config import ModelConfig, SizeConfig
 from retro_lab.model.retro import RetroModel
-from retro_lab.retrieval.config import DatabaseConfig, EmbedderConfig, IndexConfig, RetrievalConfig, Value
-from retro_lab.retrieval.database import Database
+from retro_lab.retrieval.config import Value
 from retro_lab.retrieval.neighbors import NO_NEIGHBOR
 
 LENGTH, K = 6 * CHUNK_LENGTH, 2
-SIZE = SizeConfig(
-    name="small", width=16, ffw_width=32, heads=2, head_size=8, layers=2, cca_layers=[1, 2], encoder_width=16,
-    encoder_ffw_width=32, encoder_heads=2, encoder_head_size=8, encoder_layers=1,
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +28,12 @@ def tokenizer(chunks):
 
 @pytest.fixture(scope="module")
 def live(chunks):
-    """Searched by BM25, whose scores do not depend on what else is searched for."""
-    return Database(
-        chunks.artifacts, "random", chunks.stores["train"], chunks.stores["test"], DatabaseConfig(),
-        RetrievalConfig(method="bm25", stored=4), IndexConfig(), EmbedderConfig(model="there is none"), k=K,
-    ).live(K)  # fmt: skip
+    return bm25_database(chunks, K).live(K)
 
 
 def build(vocabulary, cca_layers, dtype=torch.float64):
     torch.manual_seed(0)
-    size = SizeConfig(**vars(SIZE) | {"cca_layers": cca_layers})
+    size = SizeConfig(**vars(SMALL_SIZE) | {"cca_layers": cca_layers})
     return RetroModel(size, ModelConfig(chunk_length=CHUNK_LENGTH, init_std=0.3), vocabulary).to(dtype).eval()
 
 

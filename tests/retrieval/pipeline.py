@@ -14,8 +14,10 @@ from retro_lab.corpus.near_copies import NearCopiesStage
 from retro_lab.corpus.tokenizer import ByteBPE
 from retro_lab.corpus.tokenizer_stage import TokenizerStage
 from retro_lab.corpus.tokens import TokensStage, TokenStore
+from retro_lab.model.config import SizeConfig
 from retro_lab.retrieval.bm25 import BM25
-from retro_lab.retrieval.config import IndexConfig
+from retro_lab.retrieval.config import DatabaseConfig, EmbedderConfig, IndexConfig, RetrievalConfig
+from retro_lab.retrieval.database import Database
 from retro_lab.retrieval.embedder import Embedder
 from retro_lab.retrieval.embeddings import Embeddings, EmbeddingsStage
 from retro_lab.retrieval.index import Index, IndexStage
@@ -23,6 +25,11 @@ from retro_lab.retrieval.neighbors import Neighbors, NeighborsStage, Ranking, Se
 from retro_lab.retrieval.searchers import BM25Searcher, DenseSearcher
 
 CHUNK_LENGTH = 8
+SMALL_SIZE = SizeConfig(
+    name="small", width=16, ffw_width=32, heads=2, head_size=8, layers=2, cca_layers=[1, 2], encoder_width=16,
+    encoder_ffw_width=32, encoder_heads=2, encoder_head_size=8, encoder_layers=1,
+)  # fmt: skip
+"""Of a model that reads the corpus."""
 WORDS = [
     "the",
     "frozen",
@@ -114,3 +121,11 @@ def search(chunks, split, stored, cuts=(), method="dense", candidates=12, **sett
         stage = SearchStage(searcher, store, chunks.stores["train"], stored, 40, ranking)
         searches.append(chunks.artifacts.build(stage))
     return Neighbors(chunks.artifacts.build(NeighborsStage(searches)))
+
+
+def bm25_database(chunks, k):
+    """Return a database of the chunks; BM25's scores do not depend on what else is searched for."""
+    return Database(
+        chunks.artifacts, "random", chunks.stores["train"], chunks.stores["test"], DatabaseConfig(),
+        RetrievalConfig(method="bm25", stored=4), IndexConfig(), EmbedderConfig(model="there is none"), k=k,
+    )  # fmt: skip

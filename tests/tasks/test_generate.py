@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from retro_lab.errors import ConfigurationError, CorpusError
-from retro_lab.tasks.config import GenerateConfig
 from retro_lab.tasks.prompts import read_prompts
+from retro_lab.tasks.task_config import GenerateConfig
 
 
 @pytest.mark.parametrize(
